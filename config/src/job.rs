@@ -1,0 +1,509 @@
+//! `job.toml`: what the operator asks for, as data. Its canonical text is what sites see and policies judge.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::error::Problems;
+use crate::load::Document;
+use crate::units::Span;
+
+/// The longest accepted name of a job or label, in bytes.
+const MAX_NAME: usize = 200;
+
+/// A federated fine-tuning job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Job {
+    /// What people call it.
+    pub name: String,
+    /// The pre-trained model.
+    pub model: Model,
+    /// What is learnt.
+    pub task: Task,
+    /// How each site fine-tunes.
+    #[serde(default)]
+    pub training: Training,
+    /// How often, with whom, how long.
+    #[serde(default)]
+    pub rounds: Rounds,
+    /// How updates become the next state.
+    #[serde(default)]
+    pub aggregation: Aggregation,
+    /// Who evaluates each state, and which counts as best.
+    #[serde(default)]
+    pub evaluation: Evaluation,
+}
+
+/// The base model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// A folder in Hugging Face layout; relative to the job's file.
+    pub path: PathBuf,
+}
+
+/// The kind of task. More kinds come with the fine-tuning engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TaskKind {
+    /// One label for each text.
+    TextClassification,
+}
+
+/// What is learnt from which columns.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Task {
+    /// The kind of task.
+    pub kind: TaskKind,
+    /// Every label, in the order of the classifier's outputs.
+    pub labels: Vec<String>,
+    /// The column with the text, unless a site maps another.
+    #[serde(default = "default_text_column")]
+    pub text_column: String,
+    /// The column with the label, unless a site maps another.
+    #[serde(default = "default_label_column")]
+    pub label_column: String,
+    /// Longest sequence in tokens, special tokens counted; longer texts are cut.
+    #[serde(default = "default_max_length")]
+    pub max_length: usize,
+}
+
+fn default_text_column() -> String {
+    "text".into()
+}
+fn default_label_column() -> String {
+    "label".into()
+}
+fn default_max_length() -> usize {
+    128
+}
+
+/// Which tensors are trained; the others stay as they are in the base model and are never sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trainable {
+    /// Every tensor.
+    Full,
+    /// Pooler and classifier only.
+    Head,
+    /// Pooler, classifier and the last so many encoder layers.
+    Last(usize),
+}
+
+impl fmt::Display for Trainable {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full => out.write_str("full"),
+            Self::Head => out.write_str("head"),
+            Self::Last(layers) => write!(out, "last-{layers}"),
+        }
+    }
+}
+
+impl FromStr for Trainable {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "full" => Ok(Self::Full),
+            "head" => Ok(Self::Head),
+            _ => text
+                .strip_prefix("last-")
+                .and_then(|layers| layers.parse().ok())
+                .filter(|layers| *layers > 0)
+                .map(Self::Last)
+                .ok_or_else(|| {
+                    format!("found {text:?}; expected \"full\", \"head\" or \"last-N\" with N of at least 1")
+                }),
+        }
+    }
+}
+
+impl Serialize for Trainable {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Trainable {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// The optimiser of a site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Optimizer {
+    /// Adam with decoupled weight decay (Loshchilov and Hutter 2019, 1711.05101).
+    Adamw,
+}
+
+/// How the learning rate goes after warm-up, over the job's global steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// Stays at the peak.
+    Constant,
+    /// Falls in a straight line to zero.
+    Linear,
+    /// Falls along half a cosine to zero.
+    Cosine,
+}
+
+/// How each site fine-tunes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Training {
+    /// Which tensors are trained.
+    pub trainable: Trainable,
+    /// The optimiser.
+    pub optimizer: Optimizer,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// How the learning rate goes after warm-up.
+    pub schedule: Schedule,
+    /// Fraction of the job's global steps in which the learning rate rises from zero.
+    pub warmup: f64,
+    /// Rows per step.
+    pub batch_size: usize,
+    /// Passes over the site's data in each round; give this or `steps`. Neither means 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<usize>,
+    /// Optimiser steps in each round; give this or `epochs`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<usize>,
+    /// Decoupled weight decay, not applied to biases and norms.
+    pub weight_decay: f64,
+    /// Largest L2 norm of the whole gradient; 0 turns clipping off.
+    pub clip_norm: f64,
+    /// Dropout probability of embeddings, attention, hidden states and classifier.
+    pub dropout: f64,
+    /// Seed of initialisation, shuffling and dropout.
+    pub seed: u64,
+}
+
+impl Default for Training {
+    fn default() -> Self {
+        Self {
+            trainable: Trainable::Full,
+            optimizer: Optimizer::Adamw,
+            learning_rate: 5e-5,
+            schedule: Schedule::Linear,
+            warmup: 0.1,
+            batch_size: 16,
+            epochs: None,
+            steps: None,
+            weight_decay: 0.01,
+            clip_norm: 1.0,
+            dropout: 0.1,
+            seed: 42,
+        }
+    }
+}
+
+/// How much a site works in one round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LocalWork {
+    /// Passes over its training rows.
+    Epochs(usize),
+    /// Optimiser steps.
+    Steps(usize),
+}
+
+impl Training {
+    /// Epochs or steps, one epoch where neither is given.
+    pub fn local_work(&self) -> LocalWork {
+        match (self.steps, self.epochs) {
+            (Some(steps), _) => LocalWork::Steps(steps),
+            (None, epochs) => LocalWork::Epochs(epochs.unwrap_or(1)),
+        }
+    }
+
+    /// Optimiser steps of one round at a site with so many training rows.
+    pub fn steps_per_round(&self, rows: usize) -> usize {
+        match self.local_work() {
+            LocalWork::Steps(steps) => steps,
+            LocalWork::Epochs(epochs) => epochs * rows.div_ceil(self.batch_size),
+        }
+    }
+}
+
+/// Who takes part in a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cohort {
+    /// Every training site that is online when the round opens.
+    All,
+    /// So many of them, drawn by the job's seed and the round.
+    Count(usize),
+}
+
+impl Serialize for Cohort {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::All => serializer.serialize_str("all"),
+            Self::Count(count) => serializer.serialize_u64(*count as u64),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Cohort {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Cohort;
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("\"all\" or a number of sites")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Cohort, E> {
+                match text {
+                    "all" => Ok(Cohort::All),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+                }
+            }
+            fn visit_u64<E: de::Error>(self, count: u64) -> Result<Cohort, E> {
+                Ok(Cohort::Count(usize::try_from(count).unwrap_or(usize::MAX)))
+            }
+            fn visit_i64<E: de::Error>(self, count: i64) -> Result<Cohort, E> {
+                match u64::try_from(count) {
+                    Ok(count) => self.visit_u64(count),
+                    Err(_) => Err(E::invalid_value(de::Unexpected::Signed(count), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// How many rounds, with whom, how long.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rounds {
+    /// Number of rounds.
+    pub count: u32,
+    /// Who takes part.
+    pub cohort: Cohort,
+    /// A round starts when so many training sites are online, and counts when so many updates are in.
+    pub quorum: usize,
+    /// How long a round waits for its updates once it is open. A site that is still moving bytes or taking steps
+    /// is waited for; one that is silent is not.
+    pub deadline: Span,
+    /// How often a round below quorum is tried before the job fails.
+    pub attempts: u32,
+}
+
+impl Default for Rounds {
+    fn default() -> Self {
+        Self { count: 3, cohort: Cohort::All, quorum: 2, deadline: Span::seconds(2 * 3600), attempts: 3 }
+    }
+}
+
+/// The rule that turns the updates of a round into the next state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Strategy {
+    /// Weighted mean of the deltas (McMahan et al. 2017, 1602.05629).
+    Fedavg,
+}
+
+/// The weight of a site's update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Weighting {
+    /// By the number of examples it trained on.
+    Examples,
+    /// The same for every site.
+    Uniform,
+}
+
+/// How updates become the next state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Aggregation {
+    /// The rule.
+    pub strategy: Strategy,
+    /// The weights.
+    pub weighting: Weighting,
+}
+
+impl Default for Aggregation {
+    fn default() -> Self {
+        Self { strategy: Strategy::Fedavg, weighting: Weighting::Examples }
+    }
+}
+
+/// Who evaluates a new state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Evaluator {
+    /// The sites whose role is `evaluator`, each on its test file.
+    Evaluator,
+    /// The sites that trained, each on its validation split.
+    Sites,
+    /// Nobody; the last state counts as best.
+    None,
+}
+
+/// What is compared between rounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// Share of examples labelled rightly; larger is better.
+    Accuracy,
+    /// Unweighted mean of the labels' F1; larger is better.
+    MacroF1,
+    /// Mean cross-entropy; smaller is better.
+    Loss,
+}
+
+/// Who evaluates each state, which counts as best, and when to stop early.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Evaluation {
+    /// Who evaluates.
+    pub by: Evaluator,
+    /// What decides which state is best.
+    pub metric: Metric,
+    /// Stop after so many rounds without a better state; 0 never stops early.
+    pub patience: u32,
+    /// A state is better when the metric improves by more than this.
+    pub min_delta: f64,
+}
+
+impl Default for Evaluation {
+    fn default() -> Self {
+        Self { by: Evaluator::Evaluator, metric: Metric::Accuracy, patience: 0, min_delta: 0.0 }
+    }
+}
+
+impl Job {
+    /// A job with every default, for these labels on this base model.
+    pub fn classify(name: &str, model: &Path, labels: Vec<String>) -> Self {
+        Self {
+            name: name.into(),
+            model: Model { path: model.to_path_buf() },
+            task: Task {
+                kind: TaskKind::TextClassification,
+                labels,
+                text_column: default_text_column(),
+                label_column: default_label_column(),
+                max_length: default_max_length(),
+            },
+            training: Training::default(),
+            rounds: Rounds::default(),
+            aggregation: Aggregation::default(),
+            evaluation: Evaluation::default(),
+        }
+    }
+
+    /// The canonical text: every field written out. [`crate::parse`] of it gives the same job.
+    ///
+    /// # Panics
+    /// Never: every field has a TOML form.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("every field of a job has a TOML form")
+    }
+}
+
+impl Document for Job {
+    // A job is one text that every site sees; an environment must not change it unseen.
+    const ENV_PREFIX: Option<&'static str> = None;
+
+    fn validate(&self, problems: &mut Problems) {
+        let p = problems;
+        p.check(!self.name.trim().is_empty() && self.name.len() <= MAX_NAME, "name", || {
+            format!("found {:?}; expected 1 to {MAX_NAME} bytes", self.name)
+        });
+        p.check(!self.model.path.as_os_str().is_empty(), "model.path", || {
+            "is empty; expected a folder with config.json, tokenizer.json and model.safetensors".into()
+        });
+        self.validate_task(p);
+        self.validate_training(p);
+        let Rounds { count, cohort, quorum, deadline, attempts } = &self.rounds;
+        range(p, "rounds.count", *count, 1, 100_000);
+        range(p, "rounds.quorum", *quorum, 1, 100_000);
+        range(p, "rounds.attempts", *attempts, 1, 1_000);
+        p.check(deadline.0.as_secs() >= 1, "rounds.deadline", || format!("found {deadline}; expected at least \"1s\""));
+        if let Cohort::Count(cohort) = cohort {
+            p.check(cohort >= quorum, "rounds.cohort", || {
+                format!("found {cohort}; expected at least rounds.quorum, which is {quorum}")
+            });
+        }
+        let min_delta = self.evaluation.min_delta;
+        p.check(min_delta.is_finite() && min_delta >= 0.0, "evaluation.min_delta", || {
+            format!("found {min_delta}; expected 0 or more")
+        });
+    }
+
+    fn resolve(&mut self, folder: &Path) {
+        self.model.path = folder.join(&self.model.path);
+    }
+}
+
+impl Job {
+    fn validate_task(&self, p: &mut Problems) {
+        let Task { kind: TaskKind::TextClassification, labels, text_column, label_column, max_length } = &self.task;
+        p.check((2..=10_000).contains(&labels.len()), "task.labels", || {
+            format!("found {} labels; expected 2 to 10000", labels.len())
+        });
+        let mut seen = BTreeSet::new();
+        for (i, label) in labels.iter().enumerate() {
+            let field = format!("task.labels[{i}]");
+            p.check(!label.trim().is_empty() && label.len() <= MAX_NAME, &field, || {
+                format!("found {label:?}; expected 1 to {MAX_NAME} bytes")
+            });
+            p.check(seen.insert(label), &field, || format!("found {label:?} a second time; every label stands once"));
+        }
+        p.check(!text_column.is_empty(), "task.text_column", || "is empty; expected a column name".into());
+        p.check(!label_column.is_empty(), "task.label_column", || "is empty; expected a column name".into());
+        p.check(text_column != label_column, "task.label_column", || {
+            format!("found {label_column:?}, which is the text column too; expected another column")
+        });
+        range(p, "task.max_length", *max_length, 4, 8192);
+    }
+
+    fn validate_training(&self, p: &mut Problems) {
+        let t = &self.training;
+        p.check(
+            t.learning_rate.is_finite() && t.learning_rate > 0.0 && t.learning_rate <= 10.0,
+            "training.learning_rate",
+            || format!("found {}; expected more than 0 and at most 10", t.learning_rate),
+        );
+        unit(p, "training.warmup", t.warmup, true);
+        unit(p, "training.weight_decay", t.weight_decay, true);
+        unit(p, "training.dropout", t.dropout, false);
+        range(p, "training.batch_size", t.batch_size, 1, 65_536);
+        if let Some(epochs) = t.epochs {
+            range(p, "training.epochs", epochs, 1, 10_000);
+        }
+        if let Some(steps) = t.steps {
+            range(p, "training.steps", steps, 1, 100_000_000);
+        }
+        p.check(t.epochs.is_none() || t.steps.is_none(), "training.steps", || {
+            "stands beside training.epochs; give one of the two".into()
+        });
+        p.check(t.clip_norm.is_finite() && t.clip_norm >= 0.0, "training.clip_norm", || {
+            format!("found {}; expected 0 (off) or more", t.clip_norm)
+        });
+        // TOML integers are i64, so a larger seed could not be written back.
+        p.check(i64::try_from(t.seed).is_ok(), "training.seed", || {
+            format!("found {}; expected at most {}", t.seed, i64::MAX)
+        });
+    }
+}
+
+fn range<N: PartialOrd + fmt::Display>(problems: &mut Problems, field: &str, found: N, least: N, most: N) {
+    problems.check(found >= least && found <= most, field, || {
+        format!("found {found}; expected a whole number from {least} to {most}")
+    });
+}
+
+fn unit(problems: &mut Problems, field: &str, found: f64, one_allowed: bool) {
+    let fits = found >= 0.0 && (found < 1.0 || (one_allowed && found <= 1.0));
+    problems.check(fits, field, || {
+        format!("found {found}; expected 0 {} 1", if one_allowed { "to" } else { "or more and less than" })
+    });
+}

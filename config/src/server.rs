@@ -1,0 +1,153 @@
+//! `server.toml`: what the operator writes to run the aggregator.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Problems;
+use crate::load::Document;
+use crate::units::Span;
+
+/// The configuration of the aggregator.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Where it listens.
+    #[serde(default)]
+    pub listen: Listen,
+    /// Its certificates.
+    pub tls: Tls,
+    /// Where it keeps records and artifacts.
+    pub storage: Storage,
+    /// Sessions of sites.
+    #[serde(default)]
+    pub sessions: Sessions,
+    /// What it accepts at most.
+    #[serde(default)]
+    pub limits: Limits,
+    /// What it writes to standard error.
+    #[serde(default)]
+    pub log: Log,
+}
+
+/// Where the aggregator listens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Listen {
+    /// Address and port; port 0 takes a free one.
+    pub address: SocketAddr,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self { address: SocketAddr::from(([0, 0, 0, 0], 7443)) }
+    }
+}
+
+/// PEM files; relative to the file they are named in.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// The federation's authority, which signed every site.
+    pub ca: PathBuf,
+    /// The server's certificate.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// The data folder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Storage {
+    /// Holds records.sqlite and artifacts/.
+    pub data: PathBuf,
+}
+
+/// Sessions of sites.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sessions {
+    /// How often a site says that it is there.
+    pub heartbeat: Span,
+    /// A site silent for so long counts as offline.
+    pub timeout: Span,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self { heartbeat: Span::seconds(10), timeout: Span::seconds(60) }
+    }
+}
+
+/// What the aggregator accepts at most.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Largest artifact, in bytes.
+    pub artifact_bytes: u64,
+    /// Largest example count an update may claim.
+    pub examples_per_update: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { artifact_bytes: 64 << 30, examples_per_update: 100_000_000 }
+    }
+}
+
+/// The form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What is logged.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// Text or JSON.
+    pub format: LogFormat,
+    /// `error`, `warn`, `info`, `debug` or `trace`, or a filter such as `info,fedtune_server=debug`.
+    pub level: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, level: "info".into() }
+    }
+}
+
+impl Document for ServerConfig {
+    const ENV_PREFIX: Option<&'static str> = Some("FEDTUNE_SERVER");
+
+    fn validate(&self, p: &mut Problems) {
+        let Sessions { heartbeat, timeout } = &self.sessions;
+        p.check(heartbeat.0.as_millis() >= 100, "sessions.heartbeat", || {
+            format!("found {heartbeat}; expected at least \"100ms\"")
+        });
+        p.check(timeout.0 >= heartbeat.0 * 2, "sessions.timeout", || {
+            format!("found {timeout}; expected at least twice sessions.heartbeat, which is {heartbeat}")
+        });
+        let Limits { artifact_bytes, examples_per_update } = &self.limits;
+        p.check(*artifact_bytes >= 1 << 20, "limits.artifact_bytes", || {
+            format!("found {artifact_bytes}; expected at least 1048576")
+        });
+        p.check(*examples_per_update >= 1, "limits.examples_per_update", || "found 0; expected at least 1".into());
+        p.check(!self.log.level.trim().is_empty(), "log.level", || {
+            "is empty; expected a level such as \"info\"".into()
+        });
+    }
+
+    fn resolve(&mut self, folder: &Path) {
+        let Tls { ca, certificate, key } = &mut self.tls;
+        for path in [ca, certificate, key, &mut self.storage.data] {
+            *path = folder.join(&path);
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! `site.toml`: what the site engineer writes. Where the aggregator is, which data to train on, what may leave.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Problems;
+use crate::load::Document;
+
+/// The configuration of one site.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SiteConfig {
+    /// The aggregator.
+    pub aggregator: Aggregator,
+    /// The site's data.
+    pub data: Data,
+    /// Where tensors live.
+    #[serde(default)]
+    pub device: Device,
+    /// Where the site keeps models and unsent updates.
+    #[serde(default)]
+    pub storage: Storage,
+    /// What may leave the site.
+    #[serde(default)]
+    pub policy: Policy,
+}
+
+/// How the aggregator is reached.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Aggregator {
+    /// `https://host:port`
+    pub address: String,
+    /// The folder that `fedtune-server site add` wrote: ca.pem, site.pem, site-key.pem.
+    pub bundle: PathBuf,
+}
+
+/// The labelled files of a site. A training site has `train`, an evaluator has `test`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Data {
+    /// CSV or JSONL (by its ending) with the rows to train on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train: Option<PathBuf>,
+    /// CSV or JSONL with the rows an evaluator scores states on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test: Option<PathBuf>,
+    /// Column with the text, where it differs from the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_column: Option<String>,
+    /// Column with the label, where it differs from the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label_column: Option<String>,
+    /// Local names of labels, mapped to the job's.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Share of the training rows kept for validation, chosen by a hash of the row.
+    pub validation_fraction: f64,
+}
+
+/// The kind of device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceKind {
+    /// The processor.
+    Cpu,
+    /// An NVIDIA GPU; needs a program built with the `cuda` feature.
+    Cuda,
+}
+
+/// Where the site trains.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Device {
+    /// CPU or CUDA.
+    pub kind: DeviceKind,
+    /// Which GPU, counted from 0.
+    pub index: usize,
+    /// CPU threads; 0 means one per core.
+    pub threads: usize,
+}
+
+impl Default for Device {
+    fn default() -> Self {
+        Self { kind: DeviceKind::Cpu, index: 0, threads: 0 }
+    }
+}
+
+/// The site's own folder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Storage {
+    /// Downloaded models and states, and updates not yet acknowledged.
+    pub work: PathBuf,
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self { work: "work".into() }
+    }
+}
+
+/// What may leave the site beside the update itself.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Policy {
+    /// Whether the number of examples per label is told to the aggregator.
+    pub share_label_counts: bool,
+}
+
+impl Document for SiteConfig {
+    const ENV_PREFIX: Option<&'static str> = Some("FEDTUNE_SITE");
+
+    fn validate(&self, p: &mut Problems) {
+        let address = &self.aggregator.address;
+        p.check(address.starts_with("https://") && address.len() > 8, "aggregator.address", || {
+            format!("found {address:?}; expected \"https://host:port\" (there is no plaintext mode)")
+        });
+        p.check(self.data.train.is_some() || self.data.test.is_some(), "data", || {
+            "names neither `train` nor `test`; a training site needs `train`, an evaluator needs `test`".into()
+        });
+        let fraction = self.data.validation_fraction;
+        p.check((0.0..0.9).contains(&fraction), "data.validation_fraction", || {
+            format!("found {fraction}; expected 0 or more and less than 0.9")
+        });
+        let threads = self.device.threads;
+        p.check(threads <= 1024, "device.threads", || format!("found {threads}; expected 0 (all cores) to 1024"));
+    }
+
+    fn resolve(&mut self, folder: &Path) {
+        self.aggregator.bundle = folder.join(&self.aggregator.bundle);
+        self.storage.work = folder.join(&self.storage.work);
+        for file in [&mut self.data.train, &mut self.data.test].into_iter().flatten() {
+            *file = folder.join(&file);
+        }
+    }
+}

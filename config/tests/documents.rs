@@ -1,0 +1,194 @@
+//! Every document: its example parses, defaults are what the examples say, and each fault is named with its place.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::path::Path;
+
+use fedtune_config::{ConfigError, Document, Job, ServerConfig, SiteConfig, examples, parse};
+use proptest::prelude::*;
+
+fn read<T: Document>(text: &str) -> Result<T, ConfigError> {
+    parse(Path::new("file.toml"), text, std::iter::empty())
+}
+
+fn job_with(section: &str, line: &str) -> String {
+    let marker = format!("[{section}]\n");
+    format!("name = \"n\"\n[model]\npath = \"m\"\n[task]\nkind = \"text-classification\"\nlabels = [\"a\", \"b\"]\n[training]\n[rounds]\n[aggregation]\n[evaluation]\n")
+        .replace(&marker, &format!("{marker}{line}\n"))
+}
+
+/// The example with its commented defaults switched on.
+fn uncommented(text: &str, skip: &[&str]) -> String {
+    text.lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(rest)
+                if rest
+                    .split_once(" = ")
+                    .is_some_and(|(key, _)| key.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
+                    && !skip.iter().any(|s| rest.starts_with(s)) =>
+            {
+                rest
+            }
+            _ => line,
+        })
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[test]
+fn examples_parse_and_state_the_true_defaults() {
+    let job: Job = read(examples::JOB).unwrap();
+    assert_eq!(job, read(&uncommented(examples::JOB, &["steps"])).unwrap());
+    let site: SiteConfig = read(examples::SITE).unwrap();
+    assert_eq!(site, read(&uncommented(examples::SITE, &["test", "text_column", "label_column"])).unwrap());
+    let server: ServerConfig = read(examples::SERVER).unwrap();
+    assert_eq!(server, read(&uncommented(examples::SERVER, &[])).unwrap());
+}
+
+#[test]
+fn the_canonical_text_of_a_job_gives_the_same_job() {
+    let job: Job = read(examples::JOB).unwrap();
+    assert_eq!(job, read(&job.to_toml()).unwrap());
+}
+
+/// Each row: the fault, the line it must be reported on, and what the message must hold.
+#[test]
+fn every_fault_of_a_job_names_line_field_found_and_allowed() {
+    for (section, line, at, expected) in [
+        ("training", "learning_rte = 1.0", 8, vec!["training.learning_rte", "did you mean `learning_rate`"]),
+        ("training", "learning_rate = \"fast\"", 8, vec!["training.learning_rate", "\"fast\"", "expected f64"]),
+        ("training", "learning_rate = -1.0", 8, vec!["training.learning_rate", "found -1", "more than 0"]),
+        ("training", "learning_rate = nan", 8, vec!["training.learning_rate", "NaN"]),
+        ("training", "trainable = \"last-0\"", 8, vec!["training.trainable", "last-N"]),
+        ("training", "optimizer = \"adam\"", 8, vec!["training.optimizer", "did you mean `adamw`"]),
+        ("training", "schedule = \"step\"", 8, vec!["training.schedule", "`step`", "cosine"]),
+        ("training", "batch_size = 0", 8, vec!["training.batch_size", "found 0", "from 1 to"]),
+        ("training", "batch_size = -3", 8, vec!["training.batch_size", "-3"]),
+        ("training", "dropout = 1.0", 8, vec!["training.dropout", "less than 1"]),
+        ("training", "warmup = 1.5", 8, vec!["training.warmup", "1.5"]),
+        ("training", "weight_decay = -0.1", 8, vec!["training.weight_decay"]),
+        ("training", "clip_norm = -1.0", 8, vec!["training.clip_norm"]),
+        ("training", "epochs = 2\nsteps = 3", 9, vec!["training.steps", "one of the two"]),
+        ("training", "epochs = 0", 8, vec!["training.epochs"]),
+        ("task", "max_length = 2", 5, vec!["task.max_length", "from 4"]),
+        ("task", "label_column = \"text\"", 5, vec!["task.label_column", "text column too"]),
+        ("rounds", "count = 0", 9, vec!["rounds.count"]),
+        ("rounds", "quorum = 0", 9, vec!["rounds.quorum"]),
+        ("rounds", "cohort = \"some\"", 9, vec!["rounds.cohort", "\"all\" or a number"]),
+        ("rounds", "cohort = 1", 9, vec!["rounds.cohort", "rounds.quorum"]),
+        ("rounds", "deadline = \"soon\"", 9, vec!["rounds.deadline", "\"soon\"", "2h"]),
+        ("rounds", "deadline = 30", 9, vec!["rounds.deadline", "30"]),
+        ("rounds", "attempts = 0", 9, vec!["rounds.attempts"]),
+        ("aggregation", "strategy = \"fedagv\"", 10, vec!["aggregation.strategy", "fedavg"]),
+        ("aggregation", "weighting = \"size\"", 10, vec!["aggregation.weighting", "uniform"]),
+        ("evaluation", "by = \"me\"", 11, vec!["evaluation.by", "evaluator"]),
+        ("evaluation", "metric = \"f1\"", 11, vec!["evaluation.metric", "macro_f1"]),
+        ("evaluation", "min_delta = -1.0", 11, vec!["evaluation.min_delta"]),
+    ] {
+        let error = read::<Job>(&job_with(section, line)).expect_err(line);
+        let text = error.to_string();
+        assert_eq!(error.problems[0].line, Some(at), "{line}: {text}");
+        for part in expected {
+            assert!(text.contains(part), "{line}: {text:?} lacks {part:?}");
+        }
+    }
+}
+
+#[test]
+fn labels_are_checked_one_by_one() {
+    let two = job_with("task", "").replace("[\"a\", \"b\"]", "[\"a\",\n\"a\",\n\" \"]");
+    let error = read::<Job>(&two).unwrap_err();
+    let places: Vec<_> = error.problems.iter().map(|p| (p.field.as_str(), p.line)).collect();
+    assert_eq!(places, [("task.labels[1]", Some(8)), ("task.labels[2]", Some(9))]);
+    let one = job_with("task", "").replace("[\"a\", \"b\"]", "[\"a\"]");
+    assert!(read::<Job>(&one).unwrap_err().to_string().contains("found 1 labels"));
+}
+
+#[test]
+fn a_missing_field_and_broken_toml_are_named() {
+    let error = read::<Job>("name = \"x\"\n[model]\n").unwrap_err();
+    assert_eq!(error.to_string(), "file.toml:2: model.path: is missing and has no default; add it");
+    let error = read::<Job>("name = \"x\"\n[model\n").unwrap_err();
+    assert_eq!(error.problems[0].line, Some(2), "{error}");
+    assert!(error.to_string().contains("not valid TOML"));
+}
+
+#[test]
+fn every_fault_of_a_site_is_named() {
+    let good = "[aggregator]\naddress = \"https://a:1\"\nbundle = \"b\"\n[data]\ntrain = \"t.csv\"\n";
+    read::<SiteConfig>(good).unwrap();
+    for (from, to, expected) in [
+        ("https://", "http://", "no plaintext"),
+        ("train =", "trian =", "did you mean `train`"),
+        ("train = \"t.csv\"", "", "neither `train` nor `test`"),
+        ("train = \"t.csv\"", "train = \"t.csv\"\nvalidation_fraction = 0.95", "less than 0.9"),
+        ("[data]", "[device]\nkind = \"gpu\"\n[data]", "allowed: cpu, cuda"),
+        ("[data]", "[device]\nthreads = 5000\n[data]", "to 1024"),
+        ("bundle = \"b\"", "", "aggregator.bundle: is missing"),
+    ] {
+        let error = read::<SiteConfig>(&good.replace(from, to)).expect_err(to).to_string();
+        assert!(error.contains(expected), "{error:?} lacks {expected:?}");
+    }
+}
+
+#[test]
+fn every_fault_of_a_server_is_named() {
+    let good = "[tls]\nca = \"c\"\ncertificate = \"d\"\nkey = \"k\"\n[storage]\ndata = \"x\"\n";
+    read::<ServerConfig>(good).unwrap();
+    for (line, expected) in [
+        ("[listen]\naddress = \"here\"", "listen.address"),
+        ("[sessions]\nheartbeat = \"1ms\"", "at least \"100ms\""),
+        ("[sessions]\ntimeout = \"11s\"", "twice sessions.heartbeat"),
+        ("[limits]\nartifact_bytes = 5", "at least 1048576"),
+        ("[limits]\nexamples_per_update = 0", "at least 1"),
+        ("[log]\nformat = \"xml\"", "allowed: text, json"),
+        ("[log]\nlevel = \"\"", "log.level"),
+        ("[telemetry]", "unknown key `telemetry`"),
+    ] {
+        let error = read::<ServerConfig>(&format!("{good}{line}\n")).expect_err(line).to_string();
+        assert!(error.contains(expected), "{error:?} lacks {expected:?}");
+    }
+}
+
+#[test]
+fn the_environment_overrides_by_the_type_of_the_field() {
+    let good = "[aggregator]\naddress = \"https://a:1\"\nbundle = \"b\"\n[data]\ntrain = \"t.csv\"\n";
+    let set = |name: &str, value: &str| {
+        let variable = (format!("FEDTUNE_SITE__{name}"), value.to_owned());
+        parse::<SiteConfig>(Path::new("site.toml"), good, std::iter::once(variable))
+    };
+    assert_eq!(set("DEVICE__THREADS", "8").unwrap().device.threads, 8);
+    assert_eq!(set("DATA__TEXT_COLUMN", "123").unwrap().data.text_column.unwrap(), "123");
+    assert!(set("POLICY__SHARE_LABEL_COUNTS", "true").unwrap().policy.share_label_counts);
+    let error = set("DEVICE__THREADS", "many").unwrap_err().to_string();
+    assert!(error.contains("device.threads") && error.contains("FEDTUNE_SITE__DEVICE__THREADS"), "{error}");
+    let error = set("DEVICE__THREDS", "1").unwrap_err().to_string();
+    assert!(error.contains("did you mean `threads`") && error.contains("FEDTUNE_SITE__DEVICE__THREDS"), "{error}");
+}
+
+#[test]
+fn files_that_are_absent_huge_or_not_text_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("job.toml");
+    assert!(fedtune_config::load::<Job>(&path).unwrap_err().to_string().contains("cannot be read"));
+    std::fs::write(&path, b"name = \"x\"\n\xff\xfe").unwrap();
+    let error = fedtune_config::load::<Job>(&path).unwrap_err();
+    assert!(error.problems[0].line == Some(2) && error.to_string().contains("UTF-8"), "{error}");
+    std::fs::write(&path, vec![b'#'; 5 << 20]).unwrap();
+    assert!(fedtune_config::load::<Job>(&path).unwrap_err().to_string().contains("at most"));
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_the_loader_panic(text in "\\PC{0,200}") {
+        let _ = read::<Job>(&text);
+        let _ = read::<SiteConfig>(&text);
+    }
+
+    #[test]
+    fn no_value_makes_the_loader_panic(value in "[-0-9a-z\"\\[\\]{}.]{0,20}") {
+        for field in ["batch_size", "trainable", "seed", "dropout"] {
+            let _ = read::<Job>(&job_with("training", &format!("{field} = {value}")));
+        }
+    }
+}

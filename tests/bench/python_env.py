@@ -1,0 +1,42 @@
+"""Runs a benchmark script inside a Python environment of its own.
+
+The scripts of this folder need PyTorch and transformers. Calling `enter(DIR)`
+first makes sure that they are installed in the virtual environment DIR, which
+is created when missing, and starts the script anew in it. An environment that
+already holds the packages is used as it is.
+"""
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DEFAULT_VENV = REPOSITORY / "target" / "bench-python"
+DEFAULT_FEDTUNE = REPOSITORY / "target" / "release" / "fedtune-client"
+PACKAGES = ["torch", "transformers", "safetensors", "tokenizers", "numpy"]
+
+
+def add_arguments(parser):
+    """The arguments that every script of this folder has."""
+    parser.add_argument("--venv", type=Path, default=DEFAULT_VENV,
+                        help="virtual environment to create or reuse (default: target/bench-python)")
+    parser.add_argument("--fedtune", type=Path, default=DEFAULT_FEDTUNE,
+                        help="the client's binary (default: target/release/fedtune-client)")
+
+
+def enter(folder):
+    """Continue in the virtual environment `folder`; returns once inside it."""
+    folder = Path(folder).resolve()
+    if Path(sys.prefix).resolve() == folder:
+        return
+    python = folder / "bin" / "python"
+    if not python.exists():
+        print(f"creating {folder}", file=sys.stderr)
+        venv.create(folder, with_pip=True)
+    if subprocess.run([python, "-c", "import " + ", ".join(PACKAGES)], capture_output=True).returncode != 0:
+        print(f"installing {' '.join(PACKAGES)}", file=sys.stderr)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
+    sys.stdout.flush()
+    os.execv(python, [str(python), *sys.argv])
