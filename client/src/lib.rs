@@ -1,1 +1,11 @@
-//! fedtune-client
+//! The site's side of fedtune: reads labelled text, fine-tunes a pre-trained model on it, and evaluates.
+//!
+//! Read in this order: [`data`] (files to rows), [`model`] (folders to a trainable classifier), [`finetune`] (the loop,
+//! optimiser and metrics), [`device`], and the edge [`cli`] with its [`exit`] codes.
+
+pub mod cli;
+pub mod data;
+pub mod device;
+pub mod exit;
+pub mod finetune;
+pub mod model;

@@ -94,6 +94,28 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
+/// An artifact's name and size, checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArtifactRef {
+    /// Its name.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+impl TryFrom<&crate::v1::Artifact> for ArtifactRef {
+    type Error = NotADigest;
+    fn try_from(wire: &crate::v1::Artifact) -> Result<Self, NotADigest> {
+        Ok(Self { digest: wire.digest.parse()?, size: wire.size })
+    }
+}
+
+impl From<ArtifactRef> for crate::v1::Artifact {
+    fn from(artifact: ArtifactRef) -> Self {
+        Self { digest: artifact.digest.to_string(), size: artifact.size }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

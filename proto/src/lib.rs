@@ -2,11 +2,14 @@
 //!
 //! Read in this order: [`v1`] (the generated messages and services), [`version`] (which programs work together),
 //! [`digest`] (how artifacts are named), [`layout`] (how states and updates lie in a file), [`recipe`] (how a whole
-//! model is written from a base model and a state).
+//! model is written from a base model and a state), [`channel`] (dialling the aggregator with mutual TLS), [`transfer`]
+//! (moving artifacts, resumable both ways).
 
+pub mod channel;
 pub mod digest;
 pub mod layout;
 pub mod recipe;
+pub mod transfer;
 pub mod version;
 
 /// Messages and services generated from `fedtune/v1/*.proto`, which hold their documentation.
@@ -24,5 +27,9 @@ pub const CHUNK_BYTES: usize = 1 << 20;
 /// The largest gRPC message either side decodes: a chunk and its envelope, or a job with its records.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
-/// HTTP/2 flow-control windows for bulk transfer, in bytes: one stream, and the connection.
-pub const WINDOW_BYTES: (u32, u32) = (8 << 20, 16 << 20);
+/// HTTP/2 flow-control window of one stream, in bytes: two chunks in flight, so bulk transfer does not wait for
+/// acknowledgements, while an aggregator with many sites stays small.
+pub const STREAM_WINDOW_BYTES: u32 = 2 << 20;
+
+/// HTTP/2 flow-control window of a connection, in bytes.
+pub const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;

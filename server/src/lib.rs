@@ -1,1 +1,20 @@
-//! fedtune-server
+//! The aggregator: holds the federation, never sees data, never runs a model.
+//!
+//! Read in this order: [`round`] (the pure state machine of a job), [`aggregate`] (the streaming pass and what is
+//! checked before an update counts), [`store`] (records and artifacts), [`coordinator`] (drives the machine),
+//! [`pki`] (certificates), [`api`] (the gRPC edge). Around them the operator's side: [`operator`] (calls to an
+//! aggregator), [`simulate`] (a whole federation on this machine), [`cli`].
+
+pub mod aggregate;
+pub mod api;
+//SIM pub mod cli;
+pub mod coordinator;
+//SIM pub mod exit;
+//SIM pub mod operator;
+pub mod pki;
+pub mod round;
+//SIM pub mod simulate;
+pub mod store;
+
+/// This program and its version, as it tells its peers.
+pub const PROGRAM: &str = concat!("fedtune-server ", env!("CARGO_PKG_VERSION"));

@@ -1,0 +1,70 @@
+//! `fedtune-client evaluate`: a fine-tuned model on a labelled file.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::progress::Display;
+use super::{CliError, Output, processor, table};
+use crate::data::{self, Columns, LabelMap};
+use crate::finetune;
+use crate::model::Classifier;
+
+const EXAMPLES: &str = "\
+Examples:
+  fedtune-client evaluate --model tuned --data test.csv
+  fedtune-client evaluate --model tuned --data notes.jsonl --text-column sentence --label-column category --output json";
+
+/// Evaluate a fine-tuned model on a labelled file.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Arguments {
+    /// Folder of the fine-tuned model.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// CSV or JSONL file with text and label.
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Column with the text.
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    text_column: String,
+    /// Column with the label.
+    #[arg(long, value_name = "NAME", default_value = "label")]
+    label_column: String,
+    /// Rows computed together.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = super::predict::batch_size)]
+    batch_size: usize,
+    /// CPU threads; 0 means one per core.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+    /// How results are printed.
+    #[arg(long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+impl Arguments {
+    pub(super) fn run(self) -> Result<(), CliError> {
+        let device = processor(self.threads)?;
+        let classifier = Classifier::load_exported(&self.model, &device)?;
+        let columns = Columns { text: self.text_column, label: self.label_column };
+        let labels = LabelMap::new(classifier.labels(), &BTreeMap::new())?;
+        let (rows, report) = data::read(&self.data, &columns, &labels)?;
+        eprintln!("{report}");
+        let evaluation = finetune::evaluate(&classifier, &rows, self.batch_size, &mut Display::new("evaluating"))?;
+        match self.output {
+            Output::Text => println!("{}", table::text(&evaluation, classifier.labels())),
+            Output::Json => {
+                let document = json!({
+                    "model": self.model,
+                    "evaluation": table::totals(&evaluation),
+                    "per_label": table::per_label(&evaluation, classifier.labels()),
+                    "confusion": table::confusion(&evaluation),
+                });
+                println!("{document}");
+            }
+        }
+        Ok(())
+    }
+}

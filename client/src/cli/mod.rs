@@ -1,0 +1,59 @@
+//! The command line: one module per command, each with its arguments and what it does.
+
+mod error;
+mod evaluate;
+mod finetune;
+mod predict;
+mod progress;
+mod table;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use fedtune_config::site::Device as DeviceConfig;
+
+pub use error::CliError;
+
+/// The site's program of a fedtune federation: fine-tunes a pre-trained text classifier on data that stays here.
+///
+/// `finetune`, `evaluate` and `predict` work on this machine alone and need no aggregator.
+#[derive(Debug, Parser)]
+#[command(name = "fedtune-client", version, after_help = crate::exit::HELP)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+// `run` (a site's life in a federation) joins here with the session module.
+#[derive(Debug, Subcommand)]
+enum Command {
+    Finetune(finetune::Arguments),
+    Evaluate(evaluate::Arguments),
+    Predict(predict::Arguments),
+}
+
+impl Cli {
+    /// Does what was asked.
+    ///
+    /// # Errors
+    /// [`CliError`] says what went wrong and knows its exit code.
+    pub fn run(self) -> Result<(), CliError> {
+        match self.command {
+            Command::Finetune(arguments) => arguments.run(),
+            Command::Evaluate(arguments) => arguments.run(),
+            Command::Predict(arguments) => arguments.run(),
+        }
+    }
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// Tables for people.
+    Text,
+    /// The last line of standard output is one JSON object.
+    Json,
+}
+
+/// Opens the processor with so many threads.
+fn processor(threads: usize) -> Result<candle_core::Device, CliError> {
+    Ok(crate::device::open(&DeviceConfig { threads, ..DeviceConfig::default() })?)
+}

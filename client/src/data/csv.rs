@@ -1,0 +1,229 @@
+//! CSV by RFC 4180 with bounded memory: a cell above the limit is counted and not kept, however large it is.
+
+use std::io::BufRead;
+use std::path::Path;
+
+use csv_core::{ReadFieldResult, Reader};
+
+use super::columns;
+use super::error::{DataError, Fault};
+use super::{MAX_TEXT, RawRow};
+
+/// Columns of a header, and bytes of a column's name, that are looked at.
+const MAX_COLUMNS: usize = 4096;
+const MAX_NAME: usize = 1024;
+
+/// A cell, cut at a limit.
+#[derive(Debug, Default)]
+struct Cell {
+    bytes: Vec<u8>,
+    length: usize,
+}
+
+/// Reads records cell by cell.
+struct Records<'a, R> {
+    path: &'a Path,
+    input: R,
+    reader: Reader,
+    line: u64,
+    ended: bool,
+}
+
+/// One record: where it begins, and how many cells it has.
+struct Record {
+    line: u64,
+    cells: usize,
+}
+
+impl<R: BufRead> Records<'_, R> {
+    fn fill(&mut self) -> Result<bool, DataError> {
+        let path = self.path;
+        self.input
+            .fill_buf()
+            .map(|buffer| !buffer.is_empty())
+            .map_err(|source| DataError::Read { path: path.into(), source })
+    }
+
+    fn consume(&mut self, count: usize) -> Result<(), DataError> {
+        let path = self.path;
+        let buffer = self.input.fill_buf().map_err(|source| DataError::Read { path: path.into(), source })?;
+        self.line += buffer[..count].iter().filter(|byte| **byte == b'\n').count() as u64;
+        self.input.consume(count);
+        Ok(())
+    }
+
+    /// Passes over blank lines, so that the line of the next record is known.
+    fn skip_blank(&mut self) -> Result<bool, DataError> {
+        while self.fill()? {
+            let path = self.path;
+            let buffer = self.input.fill_buf().map_err(|source| DataError::Read { path: path.into(), source })?;
+            let blank = buffer.iter().take_while(|byte| matches!(byte, b'\n' | b'\r')).count();
+            let more = blank < buffer.len();
+            self.consume(blank)?;
+            if more {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The next record; `keep` gives for each place the cell to fill and how many bytes to keep of it.
+    fn next(
+        &mut self,
+        mut keep: impl FnMut(usize) -> Option<usize>,
+        mut cell: impl FnMut(usize, &[u8]),
+    ) -> Result<Option<Record>, DataError> {
+        if self.ended || !self.skip_blank()? {
+            return Ok(None);
+        }
+        let line = self.line;
+        let mut cells = 0;
+        let mut output = [0; 4096];
+        let mut kept = 0;
+        loop {
+            let at_end = !self.fill()?;
+            let (result, read, written) = if at_end {
+                // A line end closes the record, unless a quote is open.
+                self.ended = true;
+                self.reader.read_field(b"\n", &mut output)
+            } else {
+                let path = self.path;
+                let buffer = self.input.fill_buf().map_err(|source| DataError::Read { path: path.into(), source })?;
+                self.reader.read_field(buffer, &mut output)
+            };
+            if let Some(limit) = keep(cells) {
+                let more = written.min(limit.saturating_sub(kept));
+                cell(cells, &output[..more]);
+                kept += written;
+            }
+            if !at_end {
+                self.consume(read)?;
+            }
+            match result {
+                ReadFieldResult::InputEmpty if at_end => {
+                    return Err(DataError::OpenQuote { path: self.path.into(), line });
+                }
+                ReadFieldResult::InputEmpty | ReadFieldResult::OutputFull => {}
+                ReadFieldResult::Field { record_end } => {
+                    cells += 1;
+                    kept = 0;
+                    if record_end {
+                        return Ok(Some(Record { line, cells }));
+                    }
+                }
+                ReadFieldResult::End => return Ok(None),
+            }
+        }
+    }
+}
+
+/// Calls `each` with every row; see [`super::scan`].
+pub(super) fn scan(
+    path: &Path,
+    input: impl BufRead,
+    text: &str,
+    label: Option<&str>,
+    each: &mut dyn FnMut(u64, Result<RawRow, Fault>),
+) -> Result<(), DataError> {
+    let mut records = Records { path, input, reader: Reader::new(), line: 1, ended: false };
+    let mut names: Vec<Vec<u8>> = Vec::new();
+    let header = records.next(
+        |place| (place < MAX_COLUMNS).then_some(MAX_NAME),
+        |place, bytes| {
+            names.resize(names.len().max(place + 1), Vec::new());
+            names[place].extend_from_slice(bytes);
+        },
+    )?;
+    let Some(header) = header else { return Err(DataError::Empty { path: path.into() }) };
+    let names = decode(path, names)?;
+    check_separator(path, header.line, &names, text)?;
+    let text = columns::find(path, header.line, &names, text, "text")?;
+    let label = label.map(|label| columns::find(path, header.line, &names, label, "label")).transpose()?;
+
+    loop {
+        let (mut text_cell, mut label_cell) = (Cell::default(), Cell::default());
+        // One byte above the limit is kept, so that the check below sees the excess.
+        let record = records.next(
+            |place| (place == text || Some(place) == label).then_some(usize::MAX),
+            |place, bytes| {
+                let cell = if place == text { &mut text_cell } else { &mut label_cell };
+                let room = (MAX_TEXT + 1).saturating_sub(cell.bytes.len());
+                cell.bytes.extend_from_slice(&bytes[..bytes.len().min(room)]);
+                cell.length += bytes.len();
+            },
+        )?;
+        let Some(record) = record else { return Ok(()) };
+        let row = if record.cells == header.cells {
+            row(text_cell, label.map(|_| label_cell))
+        } else {
+            Err(Fault::FieldCount { found: record.cells, expected: header.cells })
+        };
+        each(record.line, row);
+    }
+}
+
+fn row(text: Cell, label: Option<Cell>) -> Result<RawRow, Fault> {
+    let text = content(text)?;
+    check_text(&text)?;
+    let label = label.map(content).transpose()?;
+    if label.as_ref().is_some_and(|label| label.trim().is_empty()) {
+        return Err(Fault::EmptyLabel);
+    }
+    Ok(RawRow { text, label: label.map(|label| label.trim().to_owned()) })
+}
+
+/// Faults of a text that do not depend on the format.
+pub(super) fn check_text(text: &str) -> Result<(), Fault> {
+    if text.len() > MAX_TEXT {
+        Err(Fault::TooLong { bytes: text.len() })
+    } else if text.contains('\0') {
+        Err(Fault::Nul)
+    } else if text.is_empty() {
+        Err(Fault::EmptyText)
+    } else if text.trim().is_empty() {
+        Err(Fault::BlankText)
+    } else {
+        Ok(())
+    }
+}
+
+fn content(cell: Cell) -> Result<String, Fault> {
+    if cell.length > MAX_TEXT {
+        return Err(Fault::TooLong { bytes: cell.length });
+    }
+    if cell.bytes.contains(&0) {
+        return Err(Fault::Nul);
+    }
+    String::from_utf8(cell.bytes).map_err(|_| Fault::NotUtf8)
+}
+
+fn decode(path: &Path, names: Vec<Vec<u8>>) -> Result<Vec<String>, DataError> {
+    names
+        .into_iter()
+        .map(|name| match String::from_utf8(name) {
+            Ok(name) if !name.contains('\0') => Ok(name),
+            _ => Err(DataError::NotText {
+                path: path.into(),
+                found: "a first line that is not UTF-8",
+                remedy: "Give a CSV file in UTF-8 whose first line names the columns",
+            }),
+        })
+        .collect()
+}
+
+/// A header in one piece that another separator would cut is a file with that separator.
+fn check_separator(path: &Path, line: u64, names: &[String], text: &str) -> Result<(), DataError> {
+    if names.iter().any(|name| name == text) {
+        return Ok(());
+    }
+    for (separator, found) in [(';', "semicolons"), ('\t', "tabs"), ('|', "vertical bars")] {
+        if names.iter().any(|name| name.split(separator).any(|part| part.trim_matches(['"', ' ']) == text)) {
+            return Err(DataError::Separator { path: path.into(), line, found });
+        }
+    }
+    match names {
+        [only] if only.contains(';') => Err(DataError::Separator { path: path.into(), line, found: "semicolons" }),
+        [only] if only.contains('\t') => Err(DataError::Separator { path: path.into(), line, found: "tabs" }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,277 @@
+//! What can be wrong with a file and with a row.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use super::report::DataReport;
+
+/// A file that cannot be used at all.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// It cannot be opened or read.
+    #[error("{}: cannot be read: {source}; check the path and its permissions", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The ending names no format we read.
+    #[error("{}: found the ending {found:?}; expected .csv or .jsonl (.ndjson)", path.display())]
+    Ending {
+        /// The file.
+        path: PathBuf,
+        /// The ending.
+        found: String,
+    },
+    /// Nothing in it.
+    #[error("{}: the file is empty; expected a header line and rows", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another kind of file under this name.
+    #[error("{}: found {found}; expected UTF-8 text. {remedy}", path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A needed column is absent.
+    #[error(
+        "{}:{line}: no column {wanted:?}; found {}{hint}. Set data.{role}_column in site.toml (or task.{role}_column in \
+         job.toml, or --{role}-column) to the name in the file",
+        path.display(),
+        list(found)
+    )]
+    ColumnMissing {
+        /// The file.
+        path: PathBuf,
+        /// The line of the header.
+        line: u64,
+        /// The column.
+        wanted: String,
+        /// `text` or `label`.
+        role: &'static str,
+        /// The columns of the file.
+        found: Vec<String>,
+        /// A suggestion, or nothing.
+        hint: String,
+    },
+    /// A needed column is there twice.
+    #[error("{}:{line}: the column {column:?} stands {times} times; rename or remove the others", path.display())]
+    ColumnTwice {
+        /// The file.
+        path: PathBuf,
+        /// The line of the header.
+        line: u64,
+        /// The column.
+        column: String,
+        /// How often.
+        times: usize,
+    },
+    /// Not separated by commas.
+    #[error(
+        "{}:{line}: columns are separated by {found}; expected commas. Save the file again with commas as separator",
+        path.display()
+    )]
+    Separator {
+        /// The file.
+        path: PathBuf,
+        /// The line of the header.
+        line: u64,
+        /// What separates them.
+        found: &'static str,
+    },
+    /// A quote that is never closed.
+    #[error(
+        "{}:{line}: a quoted cell of the row that begins on this line is never closed, so the rest of the file is part \
+         of it; close the quote there or in an earlier row (a quote inside a quoted cell is written twice)",
+        path.display()
+    )]
+    OpenQuote {
+        /// The file.
+        path: PathBuf,
+        /// First line of the row.
+        line: u64,
+    },
+    /// A header and nothing below it.
+    #[error("{}: found no row; expected at least one", path.display())]
+    NoRows {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Every row has a fault.
+    #[error("{}: none of its {} rows can be used:\n{report}{}", path.display(), report.rows, expected_labels(labels))]
+    NoUsableRow {
+        /// The file.
+        path: PathBuf,
+        /// Their faults.
+        report: Box<DataReport>,
+        /// The labels that would have been known.
+        labels: Vec<String>,
+    },
+    /// Nothing to tell apart.
+    #[error(
+        "{}: every row has the label {label:?} in the column {column:?}; expected at least two labels. Give the labels \
+         in a job.toml (task.labels) if the others only occur elsewhere",
+        path.display()
+    )]
+    OneLabel {
+        /// The file.
+        path: PathBuf,
+        /// The label.
+        label: String,
+        /// The column.
+        column: String,
+    },
+    /// Not a column of labels.
+    #[error(
+        "{}: the column {column:?} has {most} or more different values; is it the label column? Name the right one with \
+         --label-column or task.label_column",
+        path.display()
+    )]
+    TooManyLabels {
+        /// The file.
+        path: PathBuf,
+        /// The column.
+        column: String,
+        /// What is allowed.
+        most: usize,
+    },
+    /// data.labels maps to something the job does not know.
+    #[error("data.labels: {local:?} is mapped to {target:?}; expected one of the job's labels: {}", list(known))]
+    Mapping {
+        /// The local name.
+        local: String,
+        /// What it is mapped to.
+        target: String,
+        /// The job's labels.
+        known: Vec<String>,
+    },
+}
+
+/// Why a row is left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// Not as many fields as the header.
+    FieldCount {
+        /// Fields of the row.
+        found: usize,
+        /// Fields of the header.
+        expected: usize,
+    },
+    /// Bytes that are not UTF-8.
+    NotUtf8,
+    /// A NUL byte.
+    Nul,
+    /// A text above [`super::MAX_TEXT`].
+    TooLong {
+        /// Its bytes, or as many as were counted.
+        bytes: usize,
+    },
+    /// An empty text.
+    EmptyText,
+    /// Only white space.
+    BlankText,
+    /// An empty label.
+    EmptyLabel,
+    /// A line that is not JSON.
+    BadJson {
+        /// The parser's words.
+        message: String,
+    },
+    /// JSON, and not an object.
+    NotObject {
+        /// What it is.
+        found: &'static str,
+    },
+    /// An object without a needed key.
+    KeyMissing {
+        /// The key.
+        key: String,
+    },
+    /// A needed key that stands twice.
+    KeyTwice {
+        /// The key.
+        key: String,
+    },
+    /// A value of a wrong type.
+    WrongType {
+        /// The key.
+        key: String,
+        /// Its type.
+        found: &'static str,
+        /// What is allowed.
+        expected: &'static str,
+    },
+    /// A label that is not among the job's.
+    UnknownLabel {
+        /// The label.
+        label: String,
+    },
+}
+
+impl Fault {
+    /// What faults of this kind are called in a report.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::FieldCount { .. } => "wrong number of fields",
+            Self::NotUtf8 => "not UTF-8",
+            Self::Nul => "NUL byte",
+            Self::TooLong { .. } => "text too long",
+            Self::EmptyText => "empty text",
+            Self::BlankText => "text of white space only",
+            Self::EmptyLabel => "empty label",
+            Self::BadJson { .. } => "not valid JSON",
+            Self::NotObject { .. } => "not a JSON object",
+            Self::KeyMissing { .. } => "missing key",
+            Self::KeyTwice { .. } => "key given twice",
+            Self::WrongType { .. } => "wrong type",
+            Self::UnknownLabel { .. } => "unknown label",
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::FieldCount { found, expected } => write!(out, "found {found} fields, expected {expected}"),
+            Self::TooLong { bytes } => write!(out, "found {bytes} bytes or more, expected at most {}", super::MAX_TEXT),
+            Self::BadJson { message } => write!(out, "{message}"),
+            Self::NotObject { found } => write!(out, "found {found}, expected an object"),
+            Self::KeyMissing { key } => write!(out, "no key {key:?}"),
+            Self::KeyTwice { key } => write!(out, "the key {key:?} stands twice"),
+            Self::WrongType { key, found, expected } => write!(out, "{key:?} is {found}, expected {expected}"),
+            Self::UnknownLabel { label } => write!(out, "found {label:?}"),
+            Self::NotUtf8 | Self::Nul | Self::EmptyText | Self::BlankText | Self::EmptyLabel => {
+                out.write_str(self.kind())
+            }
+        }
+    }
+}
+
+/// Names for a message: quoted, shortened, at most twelve.
+fn list(names: &[String]) -> String {
+    const SHOWN: usize = 12;
+    let mut text = names
+        .iter()
+        .take(SHOWN)
+        .map(|name| match name.char_indices().nth(40) {
+            Some((cut, _)) => format!("{:?}...", &name[..cut]),
+            None => format!("{name:?}"),
+        })
+        .collect::<Vec<_>>()
+        .join(", ");
+    if names.len() > SHOWN {
+        text.push_str(&format!(" and {} more", names.len() - SHOWN));
+    }
+    text
+}
+
+fn expected_labels(labels: &[String]) -> String {
+    if labels.is_empty() { String::new() } else { format!("\nexpected labels: {}", list(labels)) }
+}

@@ -1,0 +1,44 @@
+//! Why fine-tuning ended early.
+
+use crate::model::ModelError;
+
+/// Fine-tuning or evaluation that did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum FinetuneError {
+    /// Nothing to train on.
+    #[error("there is no row to {purpose}; expected at least one")]
+    NoRows {
+        /// What the rows are for.
+        purpose: &'static str,
+    },
+    /// The observer asked to stop.
+    #[error("cancelled after step {step}")]
+    Cancelled {
+        /// Steps done.
+        step: usize,
+    },
+    /// The loss or the gradient is no longer a number.
+    #[error(
+        "training diverged: {what} is {value} at step {step} with learning rate {learning_rate:e}; lower \
+         training.learning_rate, or raise training.warmup"
+    )]
+    Diverged {
+        /// Loss or gradient norm.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+        /// The step, counted from 0 inside this round.
+        step: usize,
+        /// The learning rate there.
+        learning_rate: f64,
+    },
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
+
+impl From<candle_core::Error> for FinetuneError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Model(error.into())
+    }
+}

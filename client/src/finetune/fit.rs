@@ -1,0 +1,117 @@
+//! The training loop.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use fedtune_config::job::{Optimizer, Training};
+
+use super::adamw::{AdamW, gradient_norm};
+use super::error::FinetuneError;
+use super::progress::{Observer, Progress};
+use super::{order, schedule};
+use crate::data::Row;
+use crate::model::{Classifier, DropoutStream};
+
+/// Which part of a job's steps to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    /// Global number of the first step; places it in the schedule.
+    pub first_step: usize,
+    /// Steps to do.
+    pub steps: usize,
+    /// Steps of the whole job.
+    pub total_steps: usize,
+    /// Round, counted from 1; with the seed it decides shuffling and dropout.
+    pub round: u32,
+}
+
+/// What was done.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct FitReport {
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Distinct rows trained on.
+    pub examples: u64,
+    /// Mean loss over the steps.
+    pub train_loss: f64,
+    /// Wall time, tokenising included.
+    pub seconds: f64,
+    /// Rows trained on a second, each time a row is used.
+    pub rows_per_second: f64,
+}
+
+/// Trains in place. The optimiser starts fresh; the same arguments give the same bits on the processor.
+///
+/// # Errors
+/// No rows, divergence, cancellation, or a failure of the device. After an error the model is somewhere between start
+/// and end.
+pub fn fit(
+    classifier: &mut Classifier,
+    rows: &[Row],
+    training: &Training,
+    plan: Plan,
+    observer: &mut dyn Observer,
+) -> Result<FitReport, FinetuneError> {
+    if rows.is_empty() {
+        return Err(FinetuneError::NoRows { purpose: "train on" });
+    }
+    let started = Instant::now();
+    let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
+    let tokens = classifier.tokenize(&texts)?;
+    let network = classifier.network();
+    let mut optimizer = match training.optimizer {
+        Optimizer::Adamw => AdamW::new(training.weight_decay),
+    };
+    let (mut loss_sum, mut used) = (0.0, 0usize);
+    let (mut epoch, mut remaining) = (0, Vec::new());
+    for step in 0..plan.steps {
+        if remaining.is_empty() {
+            remaining = order::shuffled(rows.len(), training.seed, plan.round, epoch);
+            // Batches are taken from the end.
+            remaining.reverse();
+            epoch += 1;
+        }
+        let chosen = remaining.split_off(remaining.len().saturating_sub(training.batch_size.max(1)));
+        let sequences: Vec<_> = chosen.iter().rev().map(|row| &tokens[*row]).collect();
+        let labels: Vec<u32> = chosen.iter().rev().map(|row| rows[*row].label as u32).collect();
+        let dropout = DropoutStream {
+            probability: classifier.dropout(),
+            seed: training.seed,
+            round: plan.round,
+            step: step as u64,
+        };
+        let pass = network.gradients(&network.batch(&sequences), &labels, Some(dropout))?;
+        let learning_rate = schedule::learning_rate(training, plan.first_step + step, plan.total_steps);
+        let diverged = |what, value| FinetuneError::Diverged { what, value, step, learning_rate };
+        if !pass.loss.is_finite() {
+            return Err(diverged("the loss", pass.loss));
+        }
+        let norm = gradient_norm(&pass.gradients)?;
+        if !norm.is_finite() {
+            return Err(diverged("the gradient's norm", norm));
+        }
+        // torch.nn.utils.clip_grad_norm_
+        let clip = if training.clip_norm > 0.0 { (training.clip_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        optimizer.step(network.parameters(), &pass.gradients, learning_rate, clip)?;
+        loss_sum += pass.loss;
+        used += labels.len();
+        let progress = Progress {
+            step: step + 1,
+            steps: plan.steps,
+            loss: pass.loss,
+            examples_per_second: used as f64 / started.elapsed().as_secs_f64().max(1e-9),
+            learning_rate,
+        };
+        if let ControlFlow::Break(()) = observer.step(progress) {
+            return Err(FinetuneError::Cancelled { step: step + 1 });
+        }
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    Ok(FitReport {
+        steps: plan.steps,
+        examples: used.min(rows.len()) as u64,
+        train_loss: if plan.steps == 0 { 0.0 } else { loss_sum / plan.steps as f64 },
+        seconds,
+        rows_per_second: used as f64 / seconds.max(1e-9),
+    })
+}

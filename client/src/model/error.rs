@@ -1,0 +1,205 @@
+//! What can be wrong with a model folder, a state file or a model specification.
+
+use std::path::PathBuf;
+
+/// A model that cannot be loaded, changed or written.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// No such folder.
+    #[error(
+        "the model folder {} {found}; expected a folder in Hugging Face layout, with config.json, tokenizer.json and \
+         model.safetensors. Download one, for example with `hf download`, and give its path",
+        path.display()
+    )]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What is there instead.
+        found: String,
+    },
+    /// A file of the layout is absent.
+    #[error(
+        "the model folder {} has no {file}; a folder in Hugging Face layout has config.json, tokenizer.json and \
+         model.safetensors. {remedy}",
+        folder.display()
+    )]
+    FileMissing {
+        /// The folder.
+        folder: PathBuf,
+        /// The file.
+        file: &'static str,
+        /// How to get it.
+        remedy: &'static str,
+    },
+    /// A file cannot be read.
+    #[error("cannot read {}: {source}; check that it exists and may be read", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file cannot be written.
+    #[error("cannot write {}: {source}; check the folder's permissions and the free space", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file is larger than any of its kind.
+    #[error("{} is {found} bytes; expected at most {most}", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        found: u64,
+        /// What is allowed.
+        most: u64,
+    },
+    /// config.json is not what it should be.
+    #[error("{}: {message}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// Field, found and expected.
+        message: String,
+    },
+    /// Another architecture.
+    #[error(
+        "{}: model_type is {found}; supported: \"bert\". Choose a BERT model (for example all-MiniLM-L6-v2 or \
+         bert-base-uncased)",
+        path.display()
+    )]
+    Architecture {
+        /// config.json
+        path: PathBuf,
+        /// The model type found.
+        found: String,
+    },
+    /// tokenizer.json is unusable.
+    #[error("{}: not a usable tokenizer: {message}; expected the tokenizer.json that came with the model", path.display())]
+    Tokenizer {
+        /// tokenizer.json
+        path: PathBuf,
+        /// Why.
+        message: String,
+    },
+    /// The tokenizer knows more tokens than the model.
+    #[error(
+        "{}: the tokenizer has the token index {largest}, and config.json says vocab_size {vocabulary}; the two files \
+         do not belong together",
+        path.display()
+    )]
+    Vocabulary {
+        /// tokenizer.json
+        path: PathBuf,
+        /// Largest index.
+        largest: u32,
+        /// Size of the table.
+        vocabulary: usize,
+    },
+    /// Longer sequences than the model has positions.
+    #[error(
+        "task.max_length is {requested}; the model {} has {positions} positions (max_position_embeddings). Set \
+         max_length to at most {positions}",
+        path.display()
+    )]
+    MaxLength {
+        /// config.json
+        path: PathBuf,
+        /// What was asked for.
+        requested: usize,
+        /// What is there.
+        positions: usize,
+    },
+    /// A tensor file is damaged.
+    #[error("{}: not a whole safetensors file: {message}; fetch or write it again", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        message: String,
+    },
+    /// A tensor is absent.
+    #[error("{}: the tensor {name} is missing; expected it with shape {expected:?}", path.display())]
+    TensorMissing {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        expected: Vec<usize>,
+    },
+    /// A tensor that does not belong here.
+    #[error("{}: found the tensor {name}, which is not trained by this job; expected exactly the trainable tensors", path.display())]
+    TensorUnexpected {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+    },
+    /// A tensor of another shape.
+    #[error("{}: the tensor {name} has shape {found:?}; expected {expected:?}", path.display())]
+    TensorShape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape by config.json and the job.
+        expected: Vec<usize>,
+    },
+    /// A tensor of a type we do not compute with.
+    #[error("{}: the tensor {name} has type {found}; expected {expected}", path.display())]
+    TensorType {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its type.
+        found: String,
+        /// What is allowed.
+        expected: &'static str,
+    },
+    /// NaN or infinity.
+    #[error(
+        "{place}: the tensor {name} holds a value that is not a finite number; the training diverged or the file is \
+         damaged. A smaller learning rate helps against the first"
+    )]
+    NotFinite {
+        /// The file, or what was computed.
+        place: String,
+        /// The tensor.
+        name: String,
+    },
+    /// More layers to train than there are.
+    #[error(
+        "training.trainable is \"last-{requested}\"; the model has {layers} encoder layers. Use last-{layers} or full"
+    )]
+    Layers {
+        /// What was asked for.
+        requested: usize,
+        /// What is there.
+        layers: usize,
+    },
+    /// Labels that cannot be used.
+    #[error("{place}: {message}")]
+    Labels {
+        /// Where the labels come from.
+        place: String,
+        /// What was found and expected.
+        message: String,
+    },
+    /// The tensors cannot be computed with.
+    #[error("computing failed: {0}; this is a fault of the program or of the device, please report it")]
+    Compute(#[from] candle_core::Error),
+}
+
+impl ModelError {
+    /// Whether the cause is the disk and not the model.
+    pub fn is_storage(&self) -> bool {
+        matches!(self, Self::Write { .. })
+    }
+}

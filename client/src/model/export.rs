@@ -1,0 +1,85 @@
+//! The whole model in Hugging Face layout: as a recipe for the aggregator, and as files.
+
+use std::path::Path;
+
+use fedtune_proto::recipe::{ExportRecipe, ExportTensor, TensorSource};
+use serde_json::{Map, Value, json};
+
+use super::error::ModelError;
+use super::{Classifier, folder, tensor_file};
+
+/// The key of `config.json` under which we keep what transformers has no field for.
+pub(super) const OWN_KEY: &str = "fedtune";
+
+impl Classifier {
+    /// How a whole model is written out of the base model's tensors and a state's.
+    pub fn export_recipe(&self) -> ExportRecipe {
+        let tensors = self
+            .network
+            .parameters()
+            .iter()
+            .map(|(name, parameter)| ExportTensor {
+                name: name.clone(),
+                source: match self.base_names.get(name) {
+                    Some(base) if !parameter.trained => TensorSource::Base(base.clone()),
+                    _ => TensorSource::State,
+                },
+            })
+            .collect();
+        ExportRecipe { config_json: self.exported_config(), tensors }
+    }
+
+    fn exported_config(&self) -> String {
+        let mut config = self.base_config.clone();
+        let ids: Map<String, Value> = self.labels.iter().enumerate().map(|(i, l)| (i.to_string(), json!(l))).collect();
+        let labels: Map<String, Value> = self.labels.iter().enumerate().map(|(i, l)| (l.clone(), json!(i))).collect();
+        config.insert("architectures".into(), json!(["BertForSequenceClassification"]));
+        config.insert("id2label".into(), Value::Object(ids));
+        config.insert("label2id".into(), Value::Object(labels));
+        config.insert("problem_type".into(), json!("single_label_classification"));
+        // Written by older versions, they would contradict id2label.
+        config.shift_remove("num_labels");
+        config.shift_remove("_num_labels");
+        for key in ["torch_dtype", "dtype"] {
+            if config.contains_key(key) {
+                config.insert(key.into(), json!("float32"));
+            }
+        }
+        config.insert(OWN_KEY.into(), json!({ "max_length": self.max_length() }));
+        let mut text = serde_json::to_string_pretty(&config).unwrap_or_default();
+        text.push('\n');
+        text
+    }
+
+    /// Writes the whole model and its tokenizer's files into `folder`, which is made if it is absent. Each file is
+    /// written under another name first, so an interrupted save leaves no half file under its own.
+    ///
+    /// # Errors
+    /// A value is not finite, or a file cannot be written.
+    pub fn save(&self, folder: &Path) -> Result<(), ModelError> {
+        let write = |path: &Path, source| ModelError::Write { path: path.to_path_buf(), source };
+        std::fs::create_dir_all(folder).map_err(|e| write(folder, e))?;
+        let mut tensors = Vec::new();
+        for (name, parameter) in self.network.parameters() {
+            let values = parameter.var.as_detached_tensor().flatten_all()?.to_vec1::<f32>()?;
+            tensor_file::check_finite("the trained model", name, &values)?;
+            let (name, shape) = (name.clone(), parameter.var.dims().to_vec());
+            tensors.push(tensor_file::Named { name, shape, values });
+        }
+        let place = |file: &str, fill: &dyn Fn(&Path) -> Result<(), ModelError>| -> Result<(), ModelError> {
+            let (temporary, path) = (folder.join(format!("{file}.part")), folder.join(file));
+            fill(&temporary)?;
+            std::fs::rename(&temporary, &path).map_err(|e| write(&path, e))
+        };
+        for file in folder::TOKENIZER_FILES {
+            let source = self.folder.join(file);
+            if source.is_file() {
+                let bytes = folder::read(source, u64::MAX)?;
+                place(file, &|path| std::fs::write(path, &bytes).map_err(|e| write(path, e)))?;
+            }
+        }
+        let config = self.exported_config();
+        place(folder::CONFIG, &|path| std::fs::write(path, &config).map_err(|e| write(path, e)))?;
+        place(folder::TENSORS, &|path| tensor_file::write(path, &tensors))
+    }
+}

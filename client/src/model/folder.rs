@@ -1,0 +1,54 @@
+//! A folder in Hugging Face layout.
+
+use std::path::{Path, PathBuf};
+
+use super::error::ModelError;
+
+/// The settings.
+pub(super) const CONFIG: &str = "config.json";
+/// The tokenizer.
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+/// The tensors.
+pub(super) const TENSORS: &str = "model.safetensors";
+
+/// Files of the tokenizer that are copied along when they exist.
+pub(super) const TOKENIZER_FILES: [&str; 5] =
+    [TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "added_tokens.json"];
+
+/// Finds the folder with its three files.
+pub(super) fn check(folder: &Path) -> Result<(), ModelError> {
+    match std::fs::metadata(folder) {
+        Ok(found) if found.is_dir() => {}
+        Ok(_) => return Err(ModelError::Folder { path: folder.into(), found: "is a file".into() }),
+        Err(e) => return Err(ModelError::Folder { path: folder.into(), found: format!("cannot be opened ({e})") }),
+    }
+    for file in [CONFIG, TOKENIZER, TENSORS] {
+        if !folder.join(file).is_file() {
+            return Err(ModelError::FileMissing { folder: folder.into(), file, remedy: remedy(folder, file) });
+        }
+    }
+    Ok(())
+}
+
+fn remedy(folder: &Path, file: &str) -> &'static str {
+    let there = |name: &str| folder.join(name).exists();
+    if file == TENSORS && there("model.safetensors.index.json") {
+        "It is split into several files; save it as one with save_pretrained(..., max_shard_size=\"100GB\")"
+    } else if file == TENSORS && there("pytorch_model.bin") {
+        "It has pytorch_model.bin; save it again with save_pretrained(..., safe_serialization=True)"
+    } else if file == TOKENIZER && there("vocab.txt") {
+        "It has vocab.txt; load it with AutoTokenizer (the fast one) and save_pretrained writes tokenizer.json"
+    } else {
+        "Check the path, or download the model again"
+    }
+}
+
+/// Reads a file of at most `most` bytes.
+pub(super) fn read(path: PathBuf, most: u64) -> Result<Vec<u8>, ModelError> {
+    let failed = |source| ModelError::Read { path: path.clone(), source };
+    let found = std::fs::metadata(&path).map_err(failed)?.len();
+    if found > most {
+        return Err(ModelError::TooLarge { path, found, most });
+    }
+    std::fs::read(&path).map_err(failed)
+}

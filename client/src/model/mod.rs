@@ -1,0 +1,132 @@
+//! A pre-trained BERT as a trainable sequence classifier.
+//!
+//! Read in this order: [`batch`] (how token rows lie), [`config`] and `names` (what tensors there are), [`network`] (the
+//! function), `ops` (the operations under it), `state` and `export` (files). This module loads a folder into a
+//! [`Classifier`].
+
+pub mod batch;
+pub mod config;
+mod error;
+mod export;
+mod folder;
+mod initial;
+mod load;
+pub(crate) mod names;
+pub mod network;
+pub(crate) mod ops;
+mod state;
+pub(crate) mod tensor_file;
+mod tokens;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use fedtune_config::Job;
+use fedtune_config::job::Trainable;
+use serde_json::{Map, Value};
+
+pub use error::ModelError;
+pub use network::Network;
+pub use ops::dropout::DropoutStream;
+
+use batch::Tokens;
+use tokens::TextTokenizer;
+
+/// What a job asks of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelSpec {
+    /// Every label, in the order of the outputs.
+    pub labels: Vec<String>,
+    /// Which tensors are trained.
+    pub trainable: Trainable,
+    /// Dropout probability in training.
+    pub dropout: f64,
+    /// Seed of new weights.
+    pub seed: u64,
+    /// Longest sequence in tokens, special tokens counted.
+    pub max_length: usize,
+}
+
+impl From<&Job> for ModelSpec {
+    fn from(job: &Job) -> Self {
+        Self {
+            labels: job.task.labels.clone(),
+            trainable: job.training.trainable,
+            dropout: job.training.dropout,
+            seed: job.training.seed,
+            max_length: job.task.max_length,
+        }
+    }
+}
+
+/// A sequence classifier: network, tokenizer and labels, on one device.
+#[derive(Debug)]
+pub struct Classifier {
+    network: Network,
+    tokenizer: TextTokenizer,
+    labels: Vec<String>,
+    dropout: f64,
+    folder: PathBuf,
+    base_config: Map<String, Value>,
+    /// The name in the base model's file of every tensor that came from there.
+    base_names: BTreeMap<String, String>,
+}
+
+impl Classifier {
+    /// The network.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// The labels, in the order of the outputs.
+    pub fn labels(&self) -> &[String] {
+        &self.labels
+    }
+
+    /// Dropout probability in training.
+    pub fn dropout(&self) -> f64 {
+        self.dropout
+    }
+
+    /// Longest sequence in tokens; longer texts are cut.
+    pub fn max_length(&self) -> usize {
+        self.tokenizer.max_length()
+    }
+
+    /// Tokens of each text, cut at [`Self::max_length`].
+    ///
+    /// # Errors
+    /// The tokenizer fails.
+    pub fn tokenize(&self, texts: &[&str]) -> Result<Vec<Tokens>, candle_core::Error> {
+        self.tokenizer.encode(texts)
+    }
+
+    /// Names and shapes of the trained tensors, sorted by name.
+    pub fn state_tensors(&self) -> Vec<(String, Vec<usize>)> {
+        self.network.state_tensors()
+    }
+
+    /// Writes the trained tensors; see [`Network::write_state`].
+    ///
+    /// # Errors
+    /// A value is not finite, or the file cannot be written.
+    pub fn write_state(&self, path: &Path) -> Result<(), ModelError> {
+        self.network.write_state(path)
+    }
+
+    /// Replaces the trained tensors; see [`Network::load_state`].
+    ///
+    /// # Errors
+    /// The file does not hold exactly the trained tensors, f32 and finite.
+    pub fn load_state(&mut self, path: &Path) -> Result<(), ModelError> {
+        self.network.load_state(path)
+    }
+
+    /// Writes what training changed; see [`Network::write_delta`].
+    ///
+    /// # Errors
+    /// `state_before` does not fit, a difference is not finite, or the file cannot be written.
+    pub fn write_delta(&self, state_before: &Path, out: &Path) -> Result<(), ModelError> {
+        self.network.write_delta(state_before, out)
+    }
+}

@@ -1,0 +1,230 @@
+//! The BERT encoder (Devlin et al. 2018, 1810.04805) with pooler and classifier, as a function of its parameters.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Result, Tensor, Var, bail};
+
+use super::batch::{Batch, Layout};
+use super::config::BertConfig;
+use super::names;
+use super::ops::dropout::DropoutStream;
+use super::ops::{self, Indices};
+
+/// One parameter.
+#[derive(Debug, Clone)]
+pub struct Parameter {
+    /// The values; the optimiser writes into them.
+    pub var: Var,
+    /// Whether it is trained; if not, no gradient is computed for it or only because of it.
+    pub trained: bool,
+}
+
+/// The gradient of one parameter.
+#[derive(Debug, Clone)]
+pub enum Gradient {
+    /// Of the parameter's shape.
+    Dense(Tensor),
+    /// Of some rows of a table, each named once; all other rows have gradient zero.
+    Rows {
+        /// The rows.
+        rows: Vec<u32>,
+        /// Their gradients, `[rows, width]`.
+        values: Tensor,
+    },
+}
+
+/// Loss and gradients of a batch.
+#[derive(Debug)]
+pub struct Pass {
+    /// Mean cross-entropy.
+    pub loss: f64,
+    /// One for each trained parameter.
+    pub gradients: BTreeMap<String, Gradient>,
+}
+
+/// A sequence classifier without its tokenizer.
+#[derive(Debug)]
+pub struct Network {
+    config: BertConfig,
+    parameters: BTreeMap<String, Parameter>,
+    device: Device,
+}
+
+/// How a pass runs.
+struct Mode {
+    dropout: Option<DropoutStream>,
+    /// The word rows of a training batch in place of the whole table, so that their gradient is small.
+    words: Option<(Var, Vec<u32>)>,
+    training: bool,
+}
+
+impl Mode {
+    fn dropout(&self, layer: usize, place: u64) -> Option<ops::Dropout> {
+        self.dropout.and_then(|stream| stream.at(layer as u64 * 8 + place))
+    }
+}
+
+impl Network {
+    /// Puts parameters together; names and shapes are those of [`names::tensors`].
+    pub(super) fn new(config: BertConfig, parameters: BTreeMap<String, Parameter>, device: Device) -> Self {
+        Self { config, parameters, device }
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &BertConfig {
+        &self.config
+    }
+
+    /// Where the tensors live.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Every parameter by its canonical name.
+    pub fn parameters(&self) -> &BTreeMap<String, Parameter> {
+        &self.parameters
+    }
+
+    /// A batch in the form that suits the device.
+    pub fn batch(&self, sequences: &[&super::batch::Tokens]) -> Batch {
+        // The processor's attention takes sequences of unequal length, so nothing is spent on padding there.
+        if self.device.is_cpu() { Batch::packed(sequences) } else { Batch::padded(sequences) }
+    }
+
+    /// Logits `[sequences, labels]` in evaluation mode.
+    ///
+    /// # Errors
+    /// An index outside its table, or a failure of the device.
+    pub fn logits(&self, batch: &Batch) -> Result<Tensor> {
+        self.classify(batch, &Mode { dropout: None, words: None, training: false })
+    }
+
+    /// Hidden states of every token after the last layer, `[rows, hidden]`, in evaluation mode.
+    ///
+    /// # Errors
+    /// As [`Self::logits`].
+    pub fn hidden_states(&self, batch: &Batch) -> Result<Tensor> {
+        self.encode(batch, &Mode { dropout: None, words: None, training: false }, Reach::AllTokens)
+    }
+
+    /// Loss and the gradient of every trained parameter.
+    ///
+    /// # Errors
+    /// As [`Self::logits`]; also when a trained parameter gets no gradient, which would mean that it silently stays.
+    pub fn gradients(&self, batch: &Batch, labels: &[u32], dropout: Option<DropoutStream>) -> Result<Pass> {
+        let words = match self.parameters.get(names::WORDS) {
+            Some(table) if table.trained && self.device.is_cpu() => Some(self.used_words(batch, &table.var)?),
+            _ => None,
+        };
+        let mode = Mode { dropout, words, training: true };
+        let logits = self.classify(batch, &mode)?;
+        let loss = ops::cross_entropy(&logits, labels)?;
+        let mut store = loss.backward()?;
+        let mut gradients = BTreeMap::new();
+        for (name, parameter) in self.parameters.iter().filter(|(_, parameter)| parameter.trained) {
+            let gradient = match &mode.words {
+                Some((compact, rows)) if name == names::WORDS => {
+                    store.remove(compact).map(|values| Gradient::Rows { rows: rows.clone(), values })
+                }
+                _ => store.remove(&parameter.var).map(Gradient::Dense),
+            };
+            match gradient {
+                Some(gradient) => gradients.insert(name.clone(), gradient),
+                None => bail!("the trained tensor {name} got no gradient"),
+            };
+        }
+        Ok(Pass { loss: f64::from(loss.to_scalar::<f32>()?), gradients })
+    }
+
+    /// The table's rows that the batch uses, as a variable of its own, and their numbers in order.
+    fn used_words(&self, batch: &Batch, table: &Var) -> Result<(Var, Vec<u32>)> {
+        let mut rows = batch.indices.words.clone();
+        rows.sort_unstable();
+        rows.dedup();
+        let used = table.as_detached_tensor().index_select(&Tensor::new(rows.as_slice(), &self.device)?, 0)?;
+        Ok((Var::from_tensor(&used)?, rows))
+    }
+
+    fn tensor(&self, name: &str, mode: &Mode) -> Result<Tensor> {
+        match self.parameters.get(name) {
+            Some(Parameter { var, trained: true }) if mode.training => Ok(var.as_tensor().clone()),
+            Some(Parameter { var, .. }) => Ok(var.as_detached_tensor()),
+            None => bail!("the network has no tensor {name}"),
+        }
+    }
+
+    fn linear(&self, x: &Tensor, name: &str, mode: &Mode) -> Result<Tensor> {
+        ops::linear(x, &self.tensor(&format!("{name}.weight"), mode)?, &self.tensor(&format!("{name}.bias"), mode)?)
+    }
+
+    fn norm(&self, x: &Tensor, name: &str, mode: &Mode) -> Result<Tensor> {
+        let (weight, bias) =
+            (self.tensor(&format!("{name}.weight"), mode)?, self.tensor(&format!("{name}.bias"), mode)?);
+        ops::layer_norm(x, &weight, &bias, self.config.layer_norm_eps)
+    }
+
+    fn classify(&self, batch: &Batch, mode: &Mode) -> Result<Tensor> {
+        let first = self.encode(batch, mode, Reach::FirstTokens)?;
+        let pooled = self.linear(&first, names::POOLER, mode)?.tanh()?;
+        let pooled = ops::dropout(&pooled, mode.dropout(self.config.num_hidden_layers, 1))?;
+        self.linear(&pooled, names::CLASSIFIER, mode)
+    }
+
+    fn encode(&self, batch: &Batch, mode: &Mode, reach: Reach) -> Result<Tensor> {
+        let layers = self.config.num_hidden_layers;
+        let mut hidden = self.embed(batch, mode)?;
+        for index in 0..layers {
+            let reach = if index + 1 == layers { reach } else { Reach::AllTokens };
+            hidden = self.layer(index, &hidden, &batch.layout, mode, reach)?;
+        }
+        Ok(hidden)
+    }
+
+    fn embed(&self, batch: &Batch, mode: &Mode) -> Result<Tensor> {
+        let (words, indices) = match &mode.words {
+            Some((used, rows)) => {
+                let place = |word: &u32| rows.binary_search(word).map_or(u32::MAX, |place| place as u32);
+                let words = batch.indices.words.iter().map(place).collect();
+                (used.as_tensor().clone(), Indices { words, ..batch.indices.clone() })
+            }
+            None => (self.tensor(names::WORDS, mode)?, batch.indices.clone()),
+        };
+        let sum =
+            ops::embed(&words, &self.tensor(names::POSITIONS, mode)?, &self.tensor(names::TYPES, mode)?, indices)?;
+        let sum = self.norm(&sum, names::EMBEDDINGS_NORM, mode)?;
+        ops::dropout(&sum, mode.dropout(self.config.num_hidden_layers, 0))
+    }
+
+    /// One encoder layer. The classifier sees the first token of each sequence only, so the last layer computes
+    /// nothing but keys and values for the others; the result and every gradient stay the same.
+    fn layer(&self, index: usize, hidden: &Tensor, layout: &Layout, mode: &Mode, reach: Reach) -> Result<Tensor> {
+        let name = |part: &str| names::layer(index, part);
+        let (targets, target_layout) = match reach {
+            Reach::AllTokens => (hidden.clone(), layout.clone()),
+            Reach::FirstTokens => {
+                let starts = Tensor::new(layout.starts().as_slice(), &self.device)?;
+                (hidden.index_select(&starts, 0)?, Layout::packed(&vec![1; layout.sequences()]))
+            }
+        };
+        let q = self.linear(&targets, &name(names::QUERY), mode)?;
+        let k = self.linear(hidden, &name(names::KEY), mode)?;
+        let v = self.linear(hidden, &name(names::VALUE), mode)?;
+        let heads = self.config.num_attention_heads;
+        let context = ops::attention(&q, &k, &v, heads, (&target_layout, layout), mode.dropout(index, 0))?;
+        let context = self.linear(&context, &name(names::ATTENTION_OUTPUT), mode)?;
+        let attended = ops::residual(&context, &targets, mode.dropout(index, 1))?;
+        let attended = self.norm(&attended, &name(names::ATTENTION_NORM), mode)?;
+        let wide = self.linear(&attended, &name(names::INTERMEDIATE), mode)?;
+        let wide = ops::activation(&wide, self.config.hidden_act)?;
+        let narrow = self.linear(&wide, &name(names::OUTPUT), mode)?;
+        let out = ops::residual(&narrow, &attended, mode.dropout(index, 2))?;
+        self.norm(&out, &name(names::OUTPUT_NORM), mode)
+    }
+}
+
+/// For which tokens the last layer's output is wanted.
+#[derive(Clone, Copy)]
+enum Reach {
+    AllTokens,
+    FirstTokens,
+}

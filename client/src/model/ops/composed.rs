@@ -1,0 +1,70 @@
+//! The same operations out of candle's own differentiable ops: for every device but the processor, and the reference
+//! that the fused ones are tested against. candle's fused `layer_norm` and `softmax_last_dim` have no backward and so
+//! are not used.
+
+use candle_core::{D, Result, Tensor, bail};
+
+use super::dropout::Dropout;
+use super::embed::Indices;
+use crate::model::batch::Layout;
+
+pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    x.matmul(&weight.t()?)?.broadcast_add(bias)
+}
+
+pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, epsilon: f64) -> Result<Tensor> {
+    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+    centred.broadcast_div(&(variance + epsilon)?.sqrt()?)?.broadcast_mul(weight)?.broadcast_add(bias)
+}
+
+/// The mask is drawn by the processor, so that it is the same on every device.
+pub(super) fn dropout(x: &Tensor, dropout: Option<Dropout>) -> Result<Tensor> {
+    let Some(dropout) = dropout else { return Ok(x.clone()) };
+    let (rows, width) = x.dims2()?;
+    x.mul(&Tensor::from_vec(dropout.matrix(rows, width), (rows, width), x.device())?)
+}
+
+pub(super) fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: usize,
+    (queries, keys): (&Layout, &Layout),
+    dropout: Option<Dropout>,
+) -> Result<Tensor> {
+    if !queries.is_padded() || !keys.is_padded() {
+        bail!("attention on this device needs a padded batch");
+    }
+    let (sequences, width) = (keys.sequences(), q.dim(1)?);
+    let depth = width / heads;
+    let split = |x: &Tensor, length: usize| -> Result<Tensor> {
+        x.reshape((sequences, length, heads, depth))?.transpose(1, 2)?.contiguous()
+    };
+    let (q, k, v) = (split(q, queries.width())?, split(k, keys.width())?, split(v, keys.width())?);
+    let hidden: Vec<f32> = (0..sequences)
+        .flat_map(|s| {
+            let length = keys.span(s).len();
+            (0..keys.width()).map(move |i| if i < length { 0.0 } else { -1e30 })
+        })
+        .collect();
+    let hidden = Tensor::from_vec(hidden, (sequences, 1, 1, keys.width()), q.device())?;
+    let scores = (q.matmul(&k.t()?)? / (depth as f64).sqrt())?.broadcast_add(&hidden)?;
+    let mut probabilities = candle_nn::ops::softmax(&scores, D::Minus1)?;
+    if let Some(dropout) = dropout {
+        let mask = dropout.matrix(sequences * heads * queries.width(), keys.width());
+        probabilities = probabilities.mul(&Tensor::from_vec(mask, probabilities.shape(), q.device())?)?;
+    }
+    probabilities.matmul(&v)?.transpose(1, 2)?.reshape((sequences * queries.width(), width))
+}
+
+pub(super) fn embed(words: &Tensor, positions: &Tensor, types: &Tensor, indices: &Indices) -> Result<Tensor> {
+    let rows = |table: &Tensor, indices: &[u32]| -> Result<Tensor> {
+        table.index_select(&Tensor::new(indices, table.device())?, 0)
+    };
+    rows(words, &indices.words)?.add(&rows(types, &indices.types)?)?.add(&rows(positions, &indices.positions)?)
+}
+
+pub(super) fn cross_entropy(logits: &Tensor, labels: &[u32]) -> Result<Tensor> {
+    candle_nn::loss::cross_entropy(logits, &Tensor::new(labels, logits.device())?)
+}

@@ -1,0 +1,163 @@
+//! Every fused operation against its composed form: values and gradients.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use candle_core::{Device, Result, Tensor, Var};
+use candle_transformers::models::bert::HiddenAct;
+
+use super::dropout::DropoutStream;
+use super::{Dropout, Indices, composed};
+use crate::model::batch::Layout;
+
+fn random(shape: &[usize], seed: u64) -> Var {
+    let values = crate::model::initial::normal(seed, "test", shape.iter().product(), 1.0);
+    Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu).unwrap()).unwrap()
+}
+
+fn dropout(probability: f64) -> Option<Dropout> {
+    DropoutStream { probability, seed: 1, round: 1, step: 1 }.at(3)
+}
+
+fn values(tensor: &Tensor) -> Vec<f64> {
+    tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect()
+}
+
+fn assert_near(what: &str, found: &Tensor, expected: &Tensor) {
+    assert_eq!(found.dims(), expected.dims(), "{what}");
+    let (found, expected) = (values(found), values(expected));
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    let size = norm(&mut expected.iter().copied());
+    let distance = norm(&mut found.iter().zip(&expected).map(|(a, b)| a - b));
+    assert!(distance <= 1e-4 * size + 1e-6, "{what}: distance {distance}, size {size}");
+}
+
+/// Compares two forms of one function, and their gradients under a random weighting of the result.
+fn compare(
+    what: &str,
+    arguments: &[Var],
+    fused: impl Fn(&[Tensor]) -> Result<Tensor>,
+    composed: impl Fn(&[Tensor]) -> Result<Tensor>,
+) {
+    let tensors: Vec<Tensor> = arguments.iter().map(|var| var.as_tensor().clone()).collect();
+    let (found, expected) = (fused(&tensors).unwrap(), composed(&tensors).unwrap());
+    assert_near(what, &found, &expected);
+    let weights = random(found.dims(), 99).as_detached_tensor();
+    let gradients = |result: &Tensor| (result * &weights).unwrap().sum_all().unwrap().backward().unwrap();
+    let (found, expected) = (gradients(&found), gradients(&expected));
+    for (i, var) in arguments.iter().enumerate() {
+        assert_near(&format!("{what}, gradient {i}"), found.get(var).unwrap(), expected.get(var).unwrap());
+    }
+}
+
+#[test]
+fn linear_agrees() {
+    for (rows, inner, outer) in [(1, 3, 2), (37, 20, 150), (300, 64, 129)] {
+        let arguments = [random(&[rows, inner], 1), random(&[outer, inner], 2), random(&[outer], 3)];
+        compare(
+            "linear",
+            &arguments,
+            |t| super::linear(&t[0], &t[1], &t[2]),
+            |t| composed::linear(&t[0], &t[1], &t[2]),
+        );
+    }
+}
+
+#[test]
+fn layer_norm_agrees() {
+    for (rows, width) in [(1, 4), (70, 33), (65, 384)] {
+        let arguments = [random(&[rows, width], 1), random(&[width], 2), random(&[width], 3)];
+        compare(
+            "layer norm",
+            &arguments,
+            |t| super::layer_norm(&t[0], &t[1], &t[2], 1e-12),
+            |t| composed::layer_norm(&t[0], &t[1], &t[2], 1e-12),
+        );
+    }
+}
+
+#[test]
+fn gelu_agrees() {
+    let arguments = [Var::from_tensor(&(random(&[300, 70], 1).as_tensor() * 3.0).unwrap()).unwrap()];
+    compare("gelu", &arguments, |t| super::activation(&t[0], HiddenAct::Gelu), |t| t[0].gelu_erf());
+}
+
+#[test]
+fn dropout_and_residual_agree() {
+    let arguments = [random(&[70, 65], 1), random(&[70, 65], 2)];
+    for mask in [None, dropout(0.3)] {
+        compare(
+            "residual",
+            &arguments,
+            |t| super::residual(&t[0], &t[1], mask),
+            |t| composed::dropout(&t[0], mask)?.add(&t[1]),
+        );
+        compare("dropout", &arguments[..1], |t| super::dropout(&t[0], mask), |t| composed::dropout(&t[0], mask));
+    }
+}
+
+#[test]
+fn attention_agrees_with_and_without_dropout() {
+    let (heads, width) = (3, 12);
+    for lengths in [vec![5, 5], vec![4, 1, 7]] {
+        let layout = Layout::padded(&lengths);
+        let single = Layout::packed(&vec![1; lengths.len()]);
+        for queries in [&layout, &single] {
+            let arguments = [
+                random(&[queries.rows(), width], 1),
+                random(&[layout.rows(), width], 2),
+                random(&[layout.rows(), width], 3),
+            ];
+            // Rows of padding have unspecified results, so they are taken out before comparing.
+            let real: Vec<u32> = (0..lengths.len()).flat_map(|s| queries.span(s)).map(|row| row as u32).collect();
+            let real = Tensor::new(real.as_slice(), &Device::Cpu).unwrap();
+            for mask in [None, dropout(0.2)] {
+                compare(
+                    "attention",
+                    &arguments,
+                    |t| super::attention(&t[0], &t[1], &t[2], heads, (queries, &layout), mask)?.index_select(&real, 0),
+                    |t| {
+                        composed::attention(&t[0], &t[1], &t[2], heads, (queries, &layout), mask)?
+                            .index_select(&real, 0)
+                    },
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn embeddings_agree() {
+    let arguments = [random(&[9, 6], 1), random(&[5, 6], 2), random(&[2, 6], 3)];
+    let indices = Indices { words: vec![8, 0, 3, 3, 3], positions: vec![0, 1, 2, 0, 1], types: vec![0, 0, 1, 1, 0] };
+    compare(
+        "embed",
+        &arguments,
+        |t| super::embed(&t[0], &t[1], &t[2], indices.clone()),
+        |t| composed::embed(&t[0], &t[1], &t[2], &indices),
+    );
+    let outside = Indices { words: vec![9; 5], ..indices };
+    let tensors: Vec<&Tensor> = arguments.iter().map(|var| var.as_tensor()).collect();
+    assert!(super::embed(tensors[0], tensors[1], tensors[2], outside).is_err());
+}
+
+#[test]
+fn cross_entropy_agrees() {
+    let arguments = [random(&[7, 4], 1)];
+    let labels = [0, 3, 1, 1, 2, 0, 3];
+    compare(
+        "cross-entropy",
+        &arguments,
+        |t| super::cross_entropy(&t[0], &labels),
+        |t| composed::cross_entropy(&t[0], &labels),
+    );
+    assert!(super::cross_entropy(arguments[0].as_tensor(), &[4; 7]).is_err());
+}
+
+#[test]
+fn nothing_is_computed_for_frozen_arguments() {
+    let (x, weight, bias) = (random(&[3, 4], 1), random(&[2, 4], 2), random(&[2], 3));
+    let frozen = super::linear(&x.as_detached_tensor(), weight.as_tensor(), &bias.as_detached_tensor()).unwrap();
+    let store = frozen.sum_all().unwrap().backward().unwrap();
+    assert!(store.get(&weight).is_some() && store.get(&x).is_none() && store.get(&bias).is_none());
+    let all = super::linear(&x.as_detached_tensor(), &weight.as_detached_tensor(), &bias.as_detached_tensor()).unwrap();
+    assert!(!all.track_op());
+}

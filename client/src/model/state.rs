@@ -1,0 +1,97 @@
+//! The state (exactly the trained tensors) and the delta as files.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::Tensor;
+
+use super::error::ModelError;
+use super::network::Network;
+use super::tensor_file::{self, Named, TensorFile, check_finite};
+
+impl Network {
+    /// Names and shapes of the trained tensors, sorted by name.
+    pub fn state_tensors(&self) -> Vec<(String, Vec<usize>)> {
+        self.parameters()
+            .iter()
+            .filter(|(_, parameter)| parameter.trained)
+            .map(|(name, parameter)| (name.clone(), parameter.var.dims().to_vec()))
+            .collect()
+    }
+
+    /// Writes the trained tensors as safetensors, f32, canonical names.
+    ///
+    /// # Errors
+    /// A value is not finite, or the file cannot be written.
+    pub fn write_state(&self, path: &Path) -> Result<(), ModelError> {
+        tensor_file::write(path, &self.state()?)
+    }
+
+    /// Replaces the trained tensors by those of a state file. On an error nothing has changed.
+    ///
+    /// # Errors
+    /// Damaged file, other names or shapes, another type than f32, or a value that is not finite.
+    pub fn load_state(&mut self, path: &Path) -> Result<(), ModelError> {
+        let tensors = self
+            .read_state(path)?
+            .into_iter()
+            .map(|(name, tensor)| Ok((name, Tensor::from_vec(tensor.values, tensor.shape, self.device())?)))
+            .collect::<Result<Vec<_>, ModelError>>()?;
+        for (name, tensor) in &tensors {
+            if let Some(parameter) = self.parameters().get(name) {
+                parameter.var.set(tensor)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `trained tensors − state_before` in the layout of a state.
+    ///
+    /// # Errors
+    /// As [`Self::load_state`] for `state_before`; also when a difference is not finite or cannot be written.
+    pub fn write_delta(&self, state_before: &Path, out: &Path) -> Result<(), ModelError> {
+        let mut before = self.read_state(state_before)?;
+        let mut delta = self.state()?;
+        for tensor in &mut delta {
+            let Some(before) = before.remove(&tensor.name) else { continue };
+            for (after, before) in tensor.values.iter_mut().zip(before.values) {
+                *after -= before;
+            }
+            check_finite("the update", &tensor.name, &tensor.values)?;
+        }
+        tensor_file::write(out, &delta)
+    }
+
+    fn state(&self) -> Result<Vec<Named>, ModelError> {
+        self.parameters()
+            .iter()
+            .filter(|(_, parameter)| parameter.trained)
+            .map(|(name, parameter)| {
+                let values = parameter.var.as_detached_tensor().flatten_all()?.to_vec1::<f32>()?;
+                check_finite("the trained model", name, &values)?;
+                Ok(Named { name: name.clone(), shape: parameter.var.dims().to_vec(), values })
+            })
+            .collect()
+    }
+
+    fn read_state(&self, path: &Path) -> Result<BTreeMap<String, Named>, ModelError> {
+        let mut file = TensorFile::open(path)?;
+        let expected: BTreeMap<_, _> = self.state_tensors().into_iter().collect();
+        for name in file.names() {
+            if !expected.contains_key(&name) {
+                return Err(ModelError::TensorUnexpected { path: path.to_path_buf(), name });
+            }
+            if !file.is_f32(&name) {
+                let (path, found) = (path.to_path_buf(), "another one".into());
+                return Err(ModelError::TensorType { path, name, found, expected: "F32" });
+            }
+        }
+        expected
+            .into_iter()
+            .map(|(name, shape)| {
+                let values = file.read(&name, &shape)?;
+                Ok((name.clone(), Named { name, shape, values }))
+            })
+            .collect()
+    }
+}

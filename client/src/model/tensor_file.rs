@@ -1,0 +1,157 @@
+//! Reading and writing safetensors files, tensor by tensor, with everything checked.
+
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo, TensorView};
+
+use super::error::ModelError;
+
+/// A named f32 tensor in memory.
+#[derive(Debug, Clone)]
+pub(crate) struct Named {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) values: Vec<f32>,
+}
+
+/// As in the safetensors format.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// An open safetensors file; tensors are read one at a time.
+pub(crate) struct TensorFile {
+    path: PathBuf,
+    file: BufReader<File>,
+    header: Metadata,
+    data_start: u64,
+}
+
+impl TensorFile {
+    /// Opens and checks the header against the size of the file.
+    pub(crate) fn open(path: &Path) -> Result<Self, ModelError> {
+        let read = |source| ModelError::Read { path: path.to_path_buf(), source };
+        let damaged = |message: String| ModelError::Damaged { path: path.to_path_buf(), message };
+        let file = File::open(path).map_err(read)?;
+        let size = file.metadata().map_err(read)?.len();
+        let mut file = BufReader::new(file);
+        let mut length = [0; 8];
+        if size < 8 {
+            return Err(damaged(format!("found {size} bytes; expected a header")));
+        }
+        file.read_exact(&mut length).map_err(read)?;
+        let length = u64::from_le_bytes(length);
+        if length > MAX_HEADER || length > size - 8 {
+            return Err(damaged(format!("its header claims {length} bytes, the file has {size}")));
+        }
+        let mut header = vec![0; length as usize];
+        file.read_exact(&mut header).map_err(read)?;
+        let header: Metadata =
+            serde_json::from_slice(&header).map_err(|e| damaged(format!("its header cannot be read: {e}")))?;
+        let expected = (8 + length).saturating_add(header.data_len() as u64);
+        if size != expected {
+            return Err(damaged(format!("found {size} bytes; its header announces {expected}")));
+        }
+        Ok(Self { path: path.to_path_buf(), file, header, data_start: 8 + length })
+    }
+
+    /// Names in the order of the alphabet.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let mut names = self.header.offset_keys();
+        names.sort();
+        names
+    }
+
+    /// The shape of a tensor; `None` when it is absent.
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.header.info(name).map(|info| info.shape.as_slice())
+    }
+
+    /// Whether the tensor is stored as f32.
+    pub(crate) fn is_f32(&self, name: &str) -> bool {
+        self.header.info(name).is_some_and(|info| info.dtype == Dtype::F32)
+    }
+
+    /// The values of a tensor of exactly this shape as f32; f16, bf16 and f64 are converted.
+    ///
+    /// # Errors
+    /// Absent, another shape, another type, or a value that is not finite.
+    pub(crate) fn read(&mut self, name: &str, expected: &[usize]) -> Result<Vec<f32>, ModelError> {
+        let Some(info) = self.header.info(name).cloned() else {
+            return Err(ModelError::TensorMissing {
+                path: self.path.clone(),
+                name: name.into(),
+                expected: expected.to_vec(),
+            });
+        };
+        if info.shape != expected {
+            return Err(ModelError::TensorShape {
+                path: self.path.clone(),
+                name: name.into(),
+                found: info.shape,
+                expected: expected.to_vec(),
+            });
+        }
+        let bytes = self.bytes(&info)?;
+        let dtype = match info.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::F64 => DType::F64,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            other => {
+                return Err(ModelError::TensorType {
+                    path: self.path.clone(),
+                    name: name.into(),
+                    found: format!("{other:?}"),
+                    expected: "F32, F16, BF16 or F64",
+                });
+            }
+        };
+        let tensor = Tensor::from_raw_buffer(&bytes, dtype, &info.shape, &Device::Cpu)?;
+        let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        check_finite(&self.path.display().to_string(), name, &values)?;
+        Ok(values)
+    }
+
+    fn bytes(&mut self, info: &TensorInfo) -> Result<Vec<u8>, ModelError> {
+        let (start, end) = info.data_offsets;
+        let mut bytes = vec![0; end - start];
+        self.file
+            .seek(SeekFrom::Start(self.data_start + start as u64))
+            .and_then(|_| self.file.read_exact(&mut bytes))
+            .map_err(|source| ModelError::Read { path: self.path.clone(), source })?;
+        Ok(bytes)
+    }
+}
+
+/// Fails on NaN and infinity.
+pub(crate) fn check_finite(place: &str, name: &str, values: &[f32]) -> Result<(), ModelError> {
+    if values.iter().all(|x| x.is_finite()) {
+        Ok(())
+    } else {
+        Err(ModelError::NotFinite { place: place.into(), name: name.into() })
+    }
+}
+
+/// Writes f32 tensors, in the order of their names.
+pub(crate) fn write(path: &Path, tensors: &[Named]) -> Result<(), ModelError> {
+    let failed = |e: safetensors::SafeTensorError| ModelError::Write {
+        path: path.to_path_buf(),
+        source: match e {
+            safetensors::SafeTensorError::IoError(source) => source,
+            other => std::io::Error::other(other.to_string()),
+        },
+    };
+    let bytes: Vec<Vec<u8>> =
+        tensors.iter().map(|tensor| tensor.values.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
+    let views = tensors
+        .iter()
+        .zip(&bytes)
+        .map(|(tensor, bytes)| Ok((tensor.name.as_str(), TensorView::new(Dtype::F32, tensor.shape.clone(), bytes)?)))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(failed)?;
+    // Readers outside this project look for the framework's name.
+    let format = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::serialize_to_file(views, Some(format), path).map_err(failed)
+}

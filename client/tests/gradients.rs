@@ -1,0 +1,227 @@
+//! The network against PyTorch: logits, loss, every gradient, and five optimiser steps. The reference was computed in
+//! double precision by `tests/fixtures/make_bert_gradients.py`.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use fedtune_client::finetune::{AdamW, gradient_norm};
+use fedtune_client::model::batch::{Batch, Tokens};
+use fedtune_client::model::network::{Gradient, Pass};
+use fedtune_client::model::{DropoutStream, ModelSpec, Network};
+use fedtune_config::job::Trainable;
+
+fn fixture() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/bert")
+}
+
+fn network(trainable: Trainable) -> Network {
+    let spec = ModelSpec {
+        labels: ["alpha", "beta", "gamma"].map(String::from).to_vec(),
+        trainable,
+        dropout: 0.0,
+        seed: 1,
+        max_length: 24,
+    };
+    Network::load(&fixture(), &spec, &Device::Cpu).unwrap()
+}
+
+fn reference(file: &str) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(fixture().join(file), &Device::Cpu).unwrap()
+}
+
+fn rows(reference: &HashMap<String, Tensor>, name: &str) -> Vec<Vec<u32>> {
+    reference[name].to_dtype(DType::U32).unwrap().to_vec2().unwrap()
+}
+
+/// The reference's batch, less its padding.
+fn sequences(reference: &HashMap<String, Tensor>) -> Vec<Tokens> {
+    let (ids, types) = (rows(reference, "input_ids"), rows(reference, "token_type_ids"));
+    let mask = rows(reference, "attention_mask");
+    (0..ids.len())
+        .map(|i| {
+            let length = mask[i].iter().sum::<u32>() as usize;
+            Tokens { words: ids[i][..length].to_vec(), types: types[i][..length].to_vec() }
+        })
+        .collect()
+}
+
+fn labels(reference: &HashMap<String, Tensor>) -> Vec<u32> {
+    reference["labels"].to_dtype(DType::U32).unwrap().to_vec1().unwrap()
+}
+
+fn values(tensor: &Tensor) -> Vec<f64> {
+    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// A gradient of the parameter's shape.
+fn dense(gradient: &Gradient, shape: &[usize]) -> Vec<f64> {
+    match gradient {
+        Gradient::Dense(tensor) => values(tensor),
+        Gradient::Rows { rows, values: tensor } => {
+            let mut all = vec![0.0; shape.iter().product()];
+            for (row, part) in rows.iter().zip(values(tensor).chunks(shape[1])) {
+                all[*row as usize * shape[1]..][..shape[1]].copy_from_slice(part);
+            }
+            all
+        }
+    }
+}
+
+fn norm(values: &[f64]) -> f64 {
+    values.iter().map(|x| x * x).sum::<f64>().sqrt()
+}
+
+/// L2 distance over the reference's L2 norm.
+fn distance(found: &[f64], expected: &[f64]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let difference: Vec<f64> = found.iter().zip(expected).map(|(a, b)| a - b).collect();
+    norm(&difference) / norm(expected).max(f64::MIN_POSITIVE)
+}
+
+fn pass(network: &Network, reference: &HashMap<String, Tensor>) -> Pass {
+    let sequences = sequences(reference);
+    let batch = network.batch(&sequences.iter().collect::<Vec<_>>());
+    network.gradients(&batch, &labels(reference), None).unwrap()
+}
+
+fn assert_gradients(network: &Network, pass: &Pass, reference: &HashMap<String, Tensor>) {
+    let trained: Vec<_> = network.parameters().iter().filter(|(_, p)| p.trained).collect();
+    assert_eq!(pass.gradients.len(), trained.len());
+    for (name, parameter) in trained {
+        let expected = values(&reference[&format!("grad.{name}")]);
+        let found = dense(&pass.gradients[name], parameter.var.dims());
+        if norm(&expected) < 1e-6 {
+            // Softmax does not see a constant added to all scores, so the true gradient of key biases is zero.
+            assert!(name.ends_with("key.bias"), "{name}: the reference has no gradient");
+            assert!(norm(&found) < 1e-6, "{name}: found {}", norm(&found));
+        } else {
+            let distance = distance(&found, &expected);
+            assert!(distance < 1e-3, "{name}: relative distance {distance}");
+        }
+    }
+}
+
+#[test]
+fn logits_and_loss_agree() {
+    let (network, reference) = (network(Trainable::Full), reference("gradients.safetensors"));
+    let sequences = sequences(&reference);
+    for batch in
+        [Batch::packed(&sequences.iter().collect::<Vec<_>>()), Batch::padded(&sequences.iter().collect::<Vec<_>>())]
+    {
+        let logits = values(&network.logits(&batch).unwrap());
+        assert!(distance(&logits, &values(&reference["logits"])) < 1e-5);
+    }
+    let loss = pass(&network, &reference).loss;
+    assert!((loss - values(&reference["loss"])[0]).abs() < 1e-5);
+}
+
+#[test]
+fn every_gradient_agrees() {
+    let (network, reference) = (network(Trainable::Full), reference("gradients.safetensors"));
+    assert_gradients(&network, &pass(&network, &reference), &reference);
+}
+
+#[test]
+fn gradients_agree_where_only_a_part_is_trained() {
+    let reference = reference("gradients.safetensors");
+    for (trainable, count) in [(Trainable::Head, 4), (Trainable::Last(1), 4 + 16), (Trainable::Last(2), 4 + 32)] {
+        let network = network(trainable);
+        let pass = pass(&network, &reference);
+        assert_eq!(pass.gradients.len(), count, "{trainable}");
+        assert_gradients(&network, &pass, &reference);
+    }
+}
+
+#[test]
+fn a_padded_batch_gives_the_same_gradients() {
+    let (network, reference) = (network(Trainable::Full), reference("gradients.safetensors"));
+    let sequences = sequences(&reference);
+    let batch = Batch::padded(&sequences.iter().collect::<Vec<_>>());
+    assert_gradients(&network, &network.gradients(&batch, &labels(&reference), None).unwrap(), &reference);
+}
+
+#[test]
+fn five_steps_agree() {
+    let (network, reference, trained) =
+        (network(Trainable::Full), reference("gradients.safetensors"), reference("trained.safetensors"));
+    let before: HashMap<String, Vec<f64>> =
+        network.parameters().iter().map(|(name, p)| (name.clone(), values(p.var.as_tensor()))).collect();
+    let mut optimizer = AdamW::new(0.01);
+    for expected in values(&trained["losses"]) {
+        let pass = pass(&network, &reference);
+        assert!((pass.loss - expected).abs() < 1e-4 * expected.abs().max(1.0), "{} for {expected}", pass.loss);
+        let clip = (1.0 / (gradient_norm(&pass.gradients).unwrap() + 1e-6)).min(1.0);
+        optimizer.step(network.parameters(), &pass.gradients, 1e-3, clip).unwrap();
+    }
+    for (name, parameter) in network.parameters() {
+        let (found, expected) = (values(parameter.var.as_tensor()), values(&trained[name]));
+        if name.ends_with("key.bias") {
+            // Adam turns a gradient of rounding errors into steps of the learning rate, in both programs.
+            assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1.1e-2), "{name}");
+            continue;
+        }
+        let moved = |now: &[f64]| now.iter().zip(&before[name]).map(|(a, b)| a - b).collect::<Vec<_>>();
+        let distance = distance(&moved(&found), &moved(&expected));
+        assert!(distance < 2e-2, "{name}: the change differs by {distance}");
+    }
+}
+
+#[test]
+fn one_step_moves_every_trained_tensor_and_no_other() {
+    let reference = reference("gradients.safetensors");
+    for trainable in [Trainable::Full, Trainable::Head, Trainable::Last(1)] {
+        let network = network(trainable);
+        let copies: HashMap<String, Vec<f64>> =
+            network.parameters().iter().map(|(name, p)| (name.clone(), values(p.var.as_tensor()))).collect();
+        let pass = pass(&network, &reference);
+        AdamW::new(0.0).step(network.parameters(), &pass.gradients, 1e-3, 1.0).unwrap();
+        for (name, parameter) in network.parameters() {
+            let moved = values(parameter.var.as_tensor()) != copies[name];
+            assert_eq!(moved, parameter.trained, "{trainable}: {name}");
+        }
+    }
+}
+
+#[test]
+fn dropout_changes_the_loss_and_repeats_bit_for_bit() {
+    let (network, reference) = (network(Trainable::Full), reference("gradients.safetensors"));
+    let sequences = sequences(&reference);
+    let batch = network.batch(&sequences.iter().collect::<Vec<_>>());
+    let run = |step| {
+        let stream = DropoutStream { probability: 0.2, seed: 7, round: 2, step };
+        let pass = network.gradients(&batch, &labels(&reference), Some(stream)).unwrap();
+        let gradients: Vec<Vec<f64>> = network
+            .parameters()
+            .iter()
+            .map(|(name, parameter)| dense(&pass.gradients[name], parameter.var.dims()))
+            .collect();
+        (pass.loss, gradients)
+    };
+    assert_eq!(run(1), run(1));
+    assert_ne!(run(1).0, run(2).0);
+    assert_ne!(run(1).0, pass(&network, &reference).loss);
+}
+
+#[test]
+fn hidden_states_agree_with_candles_own_bert() {
+    use candle_transformers::models::bert::{BertModel, Config};
+    let (network, reference) = (network(Trainable::Full), reference("gradients.safetensors"));
+    let tensors = reference_model();
+    let builder = candle_nn::VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+    let theirs = BertModel::load(builder, &Config::from(network.config())).unwrap();
+    let (ids, types) = (&reference["input_ids"], &reference["token_type_ids"]);
+    let expected = theirs.forward(ids, types, Some(&reference["attention_mask"])).unwrap();
+    let sequences = sequences(&reference);
+    let found = network.hidden_states(&Batch::padded(&sequences.iter().collect::<Vec<_>>())).unwrap();
+    let found = found.reshape(expected.dims()).unwrap();
+    for (i, sequence) in sequences.iter().enumerate() {
+        let part = |states: &Tensor| values(&states.get(i).unwrap().narrow(0, 0, sequence.words.len()).unwrap());
+        assert!(distance(&part(&found), &part(&expected)) < 1e-4, "sequence {i}");
+    }
+}
+
+fn reference_model() -> HashMap<String, Tensor> {
+    reference("model.safetensors")
+}

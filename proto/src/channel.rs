@@ -1,0 +1,112 @@
+//! Dialling the aggregator: one address, mutual TLS always, HTTP/2 set for bulk transfer.
+
+use std::fmt::Write as _;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+
+use crate::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
+
+/// What one side needs to prove who it is: the authority, its own certificate and key, all PEM.
+#[derive(Clone)]
+pub struct Credentials {
+    authority: Vec<u8>,
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("Credentials(..)")
+    }
+}
+
+/// Dialling failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    /// A PEM file of the bundle cannot be read.
+    #[error("{path}: cannot be read: {source}; a bundle has ca.pem, NAME.pem and NAME-key.pem", path = path.display())]
+    Bundle {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The address or a PEM file is malformed.
+    #[error("{address}: {reason}; expected \"https://host:port\" and PEM files as the operator made them")]
+    Malformed {
+        /// The address.
+        address: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Nobody answered, or the TLS handshake failed.
+    #[error("{address}: cannot connect: {reason}")]
+    Connect {
+        /// The address.
+        address: String,
+        /// The whole chain of causes.
+        reason: String,
+    },
+}
+
+impl Credentials {
+    /// Reads `ca.pem`, `NAME.pem` and `NAME-key.pem` from a folder; `name` is `site` or `operator`.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn read(folder: &Path, name: &str) -> Result<Self, ChannelError> {
+        let read = |file: String| {
+            let path = folder.join(file);
+            std::fs::read(&path).map_err(|source| ChannelError::Bundle { path, source })
+        };
+        Ok(Self {
+            authority: read("ca.pem".into())?,
+            certificate: read(format!("{name}.pem"))?,
+            key: read(format!("{name}-key.pem"))?,
+        })
+    }
+
+    /// Connects to `https://host:port`.
+    ///
+    /// # Errors
+    /// The address or the PEM files are malformed, nobody answers, or the other side is not of this authority.
+    pub async fn connect(&self, address: &str) -> Result<Channel, ChannelError> {
+        let malformed = |e: tonic::transport::Error| ChannelError::Malformed {
+            address: address.to_owned(),
+            reason: chain(&e),
+        };
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(&self.authority))
+            .identity(Identity::from_pem(&self.certificate, &self.key));
+        Endpoint::from_shared(address.to_owned())
+            .and_then(|endpoint| endpoint.tls_config(tls))
+            .map_err(malformed)?
+            .connect_timeout(Duration::from_secs(20))
+            .tcp_nodelay(true)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .http2_keep_alive_interval(Duration::from_secs(20))
+            .keep_alive_timeout(Duration::from_secs(40))
+            .keep_alive_while_idle(true)
+            .connect()
+            .await
+            .map_err(|e| ChannelError::Connect { address: address.to_owned(), reason: chain(&e) })
+    }
+}
+
+/// An error with all its causes, in one line.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            let _ = write!(text, ": {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

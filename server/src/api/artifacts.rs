@@ -1,0 +1,145 @@
+//! Artifacts on the wire, resumable both ways.
+
+use std::pin::Pin;
+
+use fedtune_proto::CHUNK_BYTES;
+use fedtune_proto::digest::{ArtifactRef, Digest};
+use fedtune_proto::v1::artifacts_server::Artifacts as ArtifactsRpc;
+use fedtune_proto::v1::upload_request::Part;
+use fedtune_proto::v1::{self, DownloadChunk};
+use futures::{Stream, StreamExt, stream};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{identity, wire};
+use crate::coordinator::Handle;
+use crate::coordinator::Permit;
+use crate::pki::{Identity, Role};
+use crate::store::{Artifacts, StoreError};
+
+const ANYBODY: &[Role] = &[Role::Site, Role::Evaluator, Role::Operator];
+
+/// The service.
+#[derive(Debug)]
+pub(super) struct Service {
+    coordinator: Handle,
+    artifacts: Artifacts,
+}
+
+impl Service {
+    pub(super) fn new(coordinator: Handle, artifacts: Artifacts) -> Self {
+        Self { coordinator, artifacts }
+    }
+
+    async fn permitted(&self, identity: &Identity, permit: Permit) -> Result<(), Status> {
+        let permitted = self.coordinator.permit(identity.clone(), permit).await.map_err(wire::gone)?;
+        permitted.map_err(Status::permission_denied)
+    }
+
+    async fn complete(&self, artifact: ArtifactRef) -> Result<bool, Status> {
+        let size = self.artifacts.size(artifact.digest).await.map_err(wire::storage)?;
+        Ok(size == Some(artifact.size))
+    }
+}
+
+/// Two peers may send the same bytes at once, so each has its own staging file.
+fn staging_name(identity: &Identity, artifact: ArtifactRef) -> String {
+    format!("{}-{}.part", artifact.digest, identity.name)
+}
+
+#[tonic::async_trait]
+impl ArtifactsRpc for Service {
+    type DownloadStream = Pin<Box<dyn Stream<Item = Result<DownloadChunk, Status>> + Send>>;
+
+    async fn download(&self, request: Request<v1::DownloadRequest>) -> Result<Response<Self::DownloadStream>, Status> {
+        let identity = identity::require(&request, ANYBODY)?;
+        let v1::DownloadRequest { digest, offset } = request.into_inner();
+        let digest: Digest = digest.parse().map_err(wire::invalid)?;
+        self.permitted(&identity, Permit::Read(digest)).await?;
+        let size = self.artifacts.size(digest).await.map_err(wire::storage)?;
+        let size = size.ok_or_else(|| Status::not_found(format!("artifact {digest} is not here")))?;
+        if offset > size {
+            return Err(Status::out_of_range(format!("offset {offset} is past the {size} bytes of {digest}")));
+        }
+        let artifacts = self.artifacts.clone();
+        let offsets = stream::iter((offset..size).step_by(CHUNK_BYTES));
+        let chunks = offsets.then(move |start| {
+            let artifacts = artifacts.clone();
+            async move {
+                let end = size.min(start + CHUNK_BYTES as u64);
+                let data = artifacts.read(digest, start..end).await.map_err(wire::storage)?;
+                Ok(DownloadChunk { data })
+            }
+        });
+        Ok(Response::new(Box::pin(chunks)))
+    }
+
+    async fn upload_status(
+        &self,
+        request: Request<v1::UploadStatusRequest>,
+    ) -> Result<Response<v1::UploadStatusResponse>, Status> {
+        let identity = identity::require(&request, ANYBODY)?;
+        let artifact = wire::artifact(request.into_inner().artifact.as_ref())?;
+        self.permitted(&identity, Permit::Write(artifact.size)).await?;
+        if self.complete(artifact).await? {
+            return Ok(Response::new(v1::UploadStatusResponse { received: artifact.size, complete: true }));
+        }
+        let staged = self.artifacts.stage(&staging_name(&identity, artifact)).await.map_err(wire::storage)?;
+        let received = staged.size();
+        if received > artifact.size {
+            staged.discard().await.map_err(wire::storage)?;
+            return Ok(Response::new(v1::UploadStatusResponse { received: 0, complete: false }));
+        }
+        Ok(Response::new(v1::UploadStatusResponse { received, complete: false }))
+    }
+
+    async fn upload(
+        &self,
+        request: Request<Streaming<v1::UploadRequest>>,
+    ) -> Result<Response<v1::UploadResponse>, Status> {
+        let identity = identity::require(&request, ANYBODY)?;
+        let mut parts = request.into_inner();
+        let Some(Part::Header(header)) = parts.message().await?.and_then(|request| request.part) else {
+            return Err(Status::invalid_argument("the first message must name the artifact"));
+        };
+        let artifact = wire::artifact(header.artifact.as_ref())?;
+        self.permitted(&identity, Permit::Write(artifact.size)).await?;
+        if self.complete(artifact).await? {
+            return Ok(Response::new(v1::UploadResponse { received: artifact.size, complete: true }));
+        }
+        let mut staged = self.artifacts.stage(&staging_name(&identity, artifact)).await.map_err(wire::storage)?;
+        if header.offset != staged.size() {
+            let reason = format!("the upload goes on at byte {}, not {}; ask UploadStatus", staged.size(), header.offset);
+            return Err(Status::out_of_range(reason));
+        }
+        loop {
+            let data = match parts.message().await {
+                Ok(Some(v1::UploadRequest { part: Some(Part::Data(data)) })) => data,
+                Ok(Some(_)) => return Err(Status::invalid_argument("expected bytes after the header")),
+                Ok(None) => break,
+                Err(broken) => {
+                    // What has arrived stays; the site goes on from there.
+                    staged.sync().await.map_err(wire::storage)?;
+                    return Err(broken);
+                }
+            };
+            if data.len() > CHUNK_BYTES {
+                return Err(Status::invalid_argument(format!("a chunk has {} bytes; expected at most {CHUNK_BYTES}", data.len())));
+            }
+            if staged.size() + data.len() as u64 > artifact.size {
+                staged.discard().await.map_err(wire::storage)?;
+                return Err(Status::invalid_argument(format!("more than the {} bytes announced came", artifact.size)));
+            }
+            staged.append(&data).await.map_err(wire::storage)?;
+        }
+        let received = staged.size();
+        if received < artifact.size {
+            staged.sync().await.map_err(wire::storage)?;
+            return Ok(Response::new(v1::UploadResponse { received, complete: false }));
+        }
+        match self.artifacts.publish(staged, artifact.digest).await {
+            Ok(_) => Ok(Response::new(v1::UploadResponse { received, complete: true })),
+            Err(e @ StoreError::Damaged { .. }) => Err(Status::data_loss(e.to_string())),
+            Err(e) => Err(wire::storage(e)),
+        }
+    }
+}

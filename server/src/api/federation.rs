@@ -1,0 +1,191 @@
+//! A site's life, on the wire.
+
+use std::pin::Pin;
+
+use fedtune_proto::v1::federation_server::Federation;
+use fedtune_proto::v1::report_result_request::Outcome;
+use fedtune_proto::v1::{self, Directive};
+use fedtune_proto::version;
+use futures::{Stream, StreamExt, stream};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::{identity, wire};
+use crate::aggregate::{Rejection, check_state, check_update};
+use crate::coordinator::{About, Expected, Handle};
+use crate::pki::Role;
+use crate::round::{Event, SiteShare, Turn, Work};
+use crate::store::Artifacts;
+
+const SITES: &[Role] = &[Role::Site, Role::Evaluator];
+
+/// Longest texts a site may send, in bytes.
+const TEXT_MAX: usize = 4096;
+/// Longest export recipe, in bytes.
+const RECIPE_MAX: usize = 2 << 20;
+
+/// The service.
+#[derive(Debug)]
+pub(super) struct Service {
+    coordinator: Handle,
+    artifacts: Artifacts,
+}
+
+impl Service {
+    pub(super) fn new(coordinator: Handle, artifacts: Artifacts) -> Self {
+        Self { coordinator, artifacts }
+    }
+
+    /// Checks a result; what is wrong with it becomes an [`Event::Failed`].
+    async fn event(
+        &self,
+        site: &str,
+        turn: Turn,
+        expected: (Option<fedtune_proto::digest::ArtifactRef>, usize, u64),
+        request: v1::ReportResultRequest,
+    ) -> Result<(Event, Option<String>), Status> {
+        let (state, labels, examples_max) = expected;
+        let site = site.to_owned();
+        let quarantine = |site: String, reason: String| (Event::Failed { site, turn, reason, refused: false }, None);
+        let outcome = request.outcome.ok_or_else(|| Status::invalid_argument("the outcome is missing"))?;
+        Ok(match (outcome, turn.work, state) {
+            (Outcome::Failed(failed), ..) => {
+                let reason = clipped(failed.reason);
+                (Event::Failed { site, turn, reason, refused: failed.refused }, None)
+            }
+            (Outcome::Initialized(initialized), Work::Initialize, _) => {
+                let state = wire::artifact(initialized.state.as_ref())?;
+                let recipe = initialized.recipe_json;
+                let sound = recipe.len() <= RECIPE_MAX
+                    && serde_json::from_str::<fedtune_proto::recipe::ExportRecipe>(&recipe).is_ok();
+                if !sound {
+                    return Ok(quarantine(site, "the export recipe cannot be read".into()));
+                }
+                match check_state(&self.artifacts, state).await {
+                    Ok(()) => (Event::Initialized { site, turn, state }, Some(recipe)),
+                    Err(Rejection::Unfit(reason)) => quarantine(site, reason),
+                    Err(Rejection::Store(e)) => return Err(wire::storage(e)),
+                }
+            }
+            (Outcome::Trained(trained), Work::Train, Some(state)) => {
+                let update = wire::artifact(trained.update.as_ref())?;
+                let finite = trained.train_loss.is_finite() && trained.train_seconds.is_finite();
+                if !finite {
+                    return Ok(quarantine(site, format!("the training loss is {}", trained.train_loss)));
+                }
+                match check_update(&self.artifacts, state, update, trained.examples, examples_max).await {
+                    Ok(()) => {
+                        let share = SiteShare {
+                            update,
+                            examples: trained.examples,
+                            train_loss: trained.train_loss,
+                            train_seconds: trained.train_seconds,
+                            bytes_up: request.bytes_up,
+                            bytes_down: request.bytes_down,
+                        };
+                        (Event::Updated { site, turn, share }, None)
+                    }
+                    Err(Rejection::Unfit(reason)) => quarantine(site, reason),
+                    Err(Rejection::Store(e)) => return Err(wire::storage(e)),
+                }
+            }
+            (Outcome::Evaluated(evaluated), Work::Evaluate, _) => {
+                match wire::sums(evaluated.evaluation.unwrap_or_default(), labels) {
+                    Ok(sums) => (Event::Evaluated { site, turn, sums }, None),
+                    Err(reason) => quarantine(site, reason),
+                }
+            }
+            _ => return Err(Status::invalid_argument("the outcome does not fit the task's kind")),
+        })
+    }
+}
+
+fn clipped(mut text: String) -> String {
+    if text.len() > TEXT_MAX {
+        let end = (0..=TEXT_MAX).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
+    }
+    text
+}
+
+#[tonic::async_trait]
+impl Federation for Service {
+    type OpenSessionStream = Pin<Box<dyn Stream<Item = Result<Directive, Status>> + Send>>;
+
+    async fn open_session(
+        &self,
+        request: Request<v1::OpenSessionRequest>,
+    ) -> Result<Response<Self::OpenSessionStream>, Status> {
+        let identity = identity::require(&request, SITES)?;
+        let v1::OpenSessionRequest { protocol, program, capabilities } = request.into_inner();
+        let program = clipped(program);
+        version::check(&program, protocol).map_err(|e| Status::failed_precondition(e.to_string()))?;
+        let capabilities = capabilities.unwrap_or_default();
+        let about = About {
+            program,
+            device: clipped(capabilities.device),
+            memory_bytes: capabilities.memory_bytes,
+            label_counts: capabilities.label_counts.into_iter().map(|c| (clipped(c.label), c.examples)).collect(),
+        };
+        let (site, role) = (identity.name.clone(), identity.role.to_string());
+        let opened = self.coordinator.open_session(identity, about).await.map_err(wire::gone)?;
+        let opened = opened.map_err(wire::rejected)?;
+        let welcome = v1::Welcome {
+            protocol: Some(version::PROTOCOL),
+            program: crate::PROGRAM.into(),
+            session: opened.session,
+            site,
+            role,
+            heartbeat_millis: opened.heartbeat_millis,
+        };
+        let welcome = Directive { kind: Some(v1::directive::Kind::Welcome(welcome)) };
+        let directives = ReceiverStream::new(opened.directives).map(wire::directive);
+        Ok(Response::new(Box::pin(stream::once(async { welcome }).chain(directives).map(Ok))))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<v1::HeartbeatRequest>,
+    ) -> Result<Response<v1::HeartbeatResponse>, Status> {
+        let identity = identity::require(&request, SITES)?;
+        let session = request.into_inner().session;
+        let known = self.coordinator.heartbeat(identity.name, session).await.map_err(wire::gone)?;
+        if known { Ok(Response::new(v1::HeartbeatResponse {})) } else { Err(unknown_session()) }
+    }
+
+    async fn report_progress(
+        &self,
+        request: Request<v1::ReportProgressRequest>,
+    ) -> Result<Response<v1::ReportProgressResponse>, Status> {
+        let identity = identity::require(&request, SITES)?;
+        let request = request.into_inner();
+        let (job, turn) = wire::turn(request.task.clone())?;
+        let activity = wire::activity(turn, &request);
+        let progress = self.coordinator.progress(identity.name, request.session, job, turn, activity);
+        let known = progress.await.map_err(wire::gone)?;
+        if known { Ok(Response::new(v1::ReportProgressResponse {})) } else { Err(unknown_session()) }
+    }
+
+    async fn report_result(
+        &self,
+        request: Request<v1::ReportResultRequest>,
+    ) -> Result<Response<v1::ReportResultResponse>, Status> {
+        let site = identity::require(&request, SITES)?.name;
+        let request = request.into_inner();
+        let (job, turn) = wire::turn(request.task.clone())?;
+        let expected = self.coordinator.expect(site.clone(), job.clone(), turn).await.map_err(wire::gone)?;
+        let answer = match expected.map_err(wire::storage)? {
+            Expected::Answered(answer) => answer,
+            Expected::Open { state, labels, examples_max } => {
+                let (event, recipe) = self.event(&site, turn, (state, labels, examples_max), request).await?;
+                let report = self.coordinator.report(site, job, turn, event, recipe);
+                report.await.map_err(wire::gone)?.map_err(wire::storage)?
+            }
+        };
+        Ok(Response::new(v1::ReportResultResponse { accepted: answer.accepted, reason: answer.reason }))
+    }
+}
+
+fn unknown_session() -> Status {
+    Status::unauthenticated("this session is not open (the aggregator restarted, or a newer one took over); connect again")
+}

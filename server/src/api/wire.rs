@@ -1,0 +1,185 @@
+//! Between wire messages and the aggregator's own types.
+
+use fedtune_proto::digest::{ArtifactRef, NotADigest};
+use fedtune_proto::v1;
+use tonic::Status;
+
+use crate::coordinator::{Activity, Directive, JobSnapshot, Rejected, SiteSnapshot, Task};
+use crate::round::{EvaluationSums, RoundRecord, Turn, Work};
+use crate::store::StoreError;
+use crate::store::records::{BaseFile, JobRecord, JobStatus};
+
+pub(super) fn invalid(error: NotADigest) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+pub(super) fn storage(error: StoreError) -> Status {
+    tracing::error!("storage failed: {error}");
+    Status::unavailable(format!("the aggregator's storage failed: {error}"))
+}
+
+pub(super) fn gone(error: impl std::error::Error) -> Status {
+    Status::unavailable(error.to_string())
+}
+
+pub(super) fn rejected(error: Rejected) -> Status {
+    match error {
+        Rejected::Refused(reason) => Status::failed_precondition(reason),
+        Rejected::Unknown(_) => Status::not_found(error.to_string()),
+        Rejected::Store(e) => storage(e),
+    }
+}
+
+#[expect(clippy::result_large_err, reason = "the error type of every gRPC method")]
+pub(super) fn artifact(wire: Option<&v1::Artifact>) -> Result<ArtifactRef, Status> {
+    let wire = wire.ok_or_else(|| Status::invalid_argument("the artifact is missing"))?;
+    ArtifactRef::try_from(wire).map_err(invalid)
+}
+
+#[expect(clippy::result_large_err, reason = "the error type of every gRPC method")]
+pub(super) fn turn(wire: Option<v1::TaskId>) -> Result<(String, Turn), Status> {
+    let wire = wire.ok_or_else(|| Status::invalid_argument("the task is missing"))?;
+    let work = match wire.kind() {
+        v1::TaskKind::Initialize => Work::Initialize,
+        v1::TaskKind::Train => Work::Train,
+        v1::TaskKind::Evaluate => Work::Evaluate,
+        v1::TaskKind::Unspecified => return Err(Status::invalid_argument("the task's kind is missing")),
+    };
+    Ok((wire.job, Turn { work, round: wire.round, attempt: wire.attempt }))
+}
+
+fn task_id(job: String, turn: Turn) -> v1::TaskId {
+    let kind = match turn.work {
+        Work::Initialize => v1::TaskKind::Initialize,
+        Work::Train => v1::TaskKind::Train,
+        Work::Evaluate => v1::TaskKind::Evaluate,
+    };
+    v1::TaskId { job, round: turn.round, attempt: turn.attempt, kind: kind.into() }
+}
+
+pub(super) fn directive(directive: Directive) -> v1::Directive {
+    let kind = match directive {
+        Directive::Task(Task { job, turn, job_text, base_model, state }) => v1::directive::Kind::Task(v1::Task {
+            id: Some(task_id(job, turn)),
+            job_digest: fedtune_proto::digest::Digest::of(job_text.as_bytes()).to_string(),
+            job_text,
+            base_model: model_files(base_model),
+            state: state.map(Into::into),
+        }),
+        Directive::Withdraw { job, turn, reason } => {
+            v1::directive::Kind::Withdraw(v1::Withdraw { id: Some(task_id(job, turn)), reason })
+        }
+        Directive::Close { reason, r#final } => v1::directive::Kind::Close(v1::Close { reason, r#final }),
+    };
+    v1::Directive { kind: Some(kind) }
+}
+
+pub(super) fn model_files(files: Vec<BaseFile>) -> Vec<v1::ModelFile> {
+    files.into_iter().map(|file| v1::ModelFile { name: file.name, artifact: Some(file.artifact.into()) }).collect()
+}
+
+pub(super) fn activity(turn: Turn, wire: &v1::ReportProgressRequest) -> Activity {
+    let number = |value: f64| if value.is_finite() { value } else { 0.0 };
+    Activity {
+        turn,
+        done: wire.done,
+        total: wire.total,
+        loss: wire.loss,
+        examples_per_second: number(wire.examples_per_second),
+    }
+}
+
+/// The sums of an evaluation over so many labels, if they are consistent.
+pub(super) fn sums(wire: v1::Evaluation, labels: usize) -> Result<EvaluationSums, String> {
+    let v1::Evaluation { examples, loss_sum, confusion } = wire;
+    let counted = confusion.iter().try_fold(0_u64, |sum, count| sum.checked_add(*count));
+    if confusion.len() != labels * labels {
+        return Err(format!("the confusion matrix has {} counts; expected {labels} x {labels}", confusion.len()));
+    }
+    if counted != Some(examples) || examples == 0 {
+        return Err(format!("the confusion counts do not add up to the {examples} examples claimed"));
+    }
+    if !loss_sum.is_finite() || loss_sum < 0.0 {
+        return Err(format!("the sum of losses is {loss_sum}; expected a finite number of 0 or more"));
+    }
+    Ok(EvaluationSums { examples, loss_sum, confusion })
+}
+
+pub(super) fn summary(record: &JobRecord) -> v1::JobSummary {
+    let status = match record.status {
+        JobStatus::Queued => v1::JobStatus::Queued,
+        JobStatus::Running => v1::JobStatus::Running,
+        JobStatus::Completed => v1::JobStatus::Completed,
+        JobStatus::Failed => v1::JobStatus::Failed,
+        JobStatus::Cancelled => v1::JobStatus::Cancelled,
+    };
+    v1::JobSummary {
+        job: record.id.clone(),
+        name: record.name.clone(),
+        status: status.into(),
+        reason: record.reason.clone(),
+        rounds_done: 0,
+        rounds_total: record.machine.plan.rounds,
+        submitted_unix_millis: record.submitted_ms.cast_signed(),
+        best_round: record.machine.best.map_or(0, |best| best.round),
+    }
+}
+
+pub(super) fn snapshot(snapshot: JobSnapshot) -> v1::ShowJobResponse {
+    let mut summary = summary(&snapshot.record);
+    summary.rounds_done = snapshot.rounds.last().map_or(0, |round| round.round);
+    let activity = snapshot.activity.into_iter().map(|(site, word, activity)| v1::SiteActivity {
+        site,
+        activity: word.into(),
+        done: activity.done,
+        total: activity.total,
+        loss: activity.loss,
+        examples_per_second: activity.examples_per_second,
+    });
+    v1::ShowJobResponse {
+        summary: Some(summary),
+        job_text: snapshot.record.text,
+        rounds: snapshot.rounds.into_iter().map(round).collect(),
+        phase: snapshot.phase,
+        activity: activity.collect(),
+    }
+}
+
+fn round(record: RoundRecord) -> v1::RoundSummary {
+    let evaluation = record.evaluation().map(|sums| v1::Evaluation {
+        examples: sums.examples,
+        loss_sum: sums.loss_sum,
+        confusion: sums.confusion,
+    });
+    let sites = record.sites.into_iter().map(|(site, share)| v1::SiteRound {
+        site,
+        examples: share.examples,
+        train_loss: share.train_loss,
+        train_seconds: share.train_seconds,
+        bytes_up: share.bytes_up,
+        bytes_down: share.bytes_down,
+    });
+    v1::RoundSummary {
+        round: record.round,
+        attempt: record.attempt,
+        sites: sites.collect(),
+        problems: record.problems.into_iter().map(|(site, reason)| v1::SiteProblem { site, reason }).collect(),
+        state_digest: record.state.digest.to_string(),
+        aggregate_seconds: record.aggregate_seconds,
+        wall_seconds: record.wall_seconds,
+        evaluation,
+    }
+}
+
+pub(super) fn site(snapshot: SiteSnapshot) -> v1::SiteSummary {
+    let online = snapshot.about.is_some();
+    let about = snapshot.about.unwrap_or_default();
+    v1::SiteSummary {
+        name: snapshot.identity.name,
+        role: snapshot.identity.role.to_string(),
+        online,
+        program: about.program,
+        device: about.device,
+        memory_bytes: about.memory_bytes,
+    }
+}

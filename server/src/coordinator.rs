@@ -1,0 +1,490 @@
+//! The driver of the round machine: one task that owns the sessions and the jobs. Every event goes through the machine,
+//! the new state is stored, and only then do its effects run and its callers get an answer.
+//!
+//! Jobs run one at a time, in the order they came.
+
+mod handle;
+mod sessions;
+mod snapshot;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fedtune_config::job::{Job, Weighting};
+use fedtune_config::server::{Limits, Sessions as SessionTimes};
+use fedtune_proto::digest::{ArtifactRef, Digest};
+use tokio::sync::{mpsc, watch};
+use tracing::{error, info, warn};
+
+pub use handle::{Answer, Expected, Handle, Permit, Rejected};
+pub use sessions::{About, Directive, Task};
+pub use snapshot::{Activity, JobSnapshot, SiteSnapshot};
+
+use crate::aggregate::{self, Weighted};
+use crate::pki::{Identity, Role};
+use crate::round::{Effect, Event, Machine, Outcome, Phase, RoundRecord, Trainee, Turn, Work, World};
+use crate::store::records::{JobRecord, JobStatus};
+use crate::store::{Artifacts, Records, StoreError};
+use handle::Request;
+use sessions::Sessions;
+
+const REQUESTS_MAX: usize = 256;
+
+/// The task's own state.
+struct Coordinator {
+    records: Records,
+    artifacts: Artifacts,
+    limits: Limits,
+    sessions: Sessions,
+    /// The job that runs, and what its sites are doing.
+    active: Option<Active>,
+    /// Counts visible changes.
+    changes: watch::Sender<u64>,
+    /// For events of its own making.
+    own: mpsc::WeakSender<Request>,
+}
+
+struct Active {
+    record: JobRecord,
+    job: Job,
+    activity: BTreeMap<String, Activity>,
+}
+
+/// Opens the records, resumes the running job, and starts the coordinator.
+///
+/// # Errors
+/// Storage failed.
+pub async fn start(
+    records: Records,
+    artifacts: Artifacts,
+    limits: Limits,
+    times: SessionTimes,
+) -> Result<Handle, StoreError> {
+    let (sender, mut receiver) = mpsc::channel(REQUESTS_MAX);
+    let (changes, changed) = watch::channel(0);
+    let tick = times.heartbeat.0.min(Duration::from_secs(1));
+    let mut coordinator = Coordinator {
+        records,
+        artifacts,
+        limits,
+        sessions: Sessions::new(times),
+        active: None,
+        changes,
+        own: sender.downgrade(),
+    };
+    coordinator.next_job().await?;
+    tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(tick);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                request = receiver.recv() => match request {
+                    Some(request) => coordinator.serve(request).await,
+                    // Every handle is gone: the aggregator is shutting down.
+                    None => return,
+                },
+                _ = ticks.tick() => coordinator.tick().await,
+            }
+        }
+    });
+    Ok(Handle::new(sender, changed))
+}
+
+impl Coordinator {
+    async fn serve(&mut self, request: Request) {
+        match request {
+            Request::OpenSession { identity, about, reply } => {
+                let opened = self.open_session(identity, about).await;
+                let _ = reply.send(opened);
+            }
+            Request::CloseSession { site, session } => {
+                if self.sessions.close(&site, session) {
+                    info!(site, "session closed");
+                    self.apply_logged(Event::Tick).await;
+                }
+            }
+            Request::Heartbeat { site, session, reply } => {
+                let _ = reply.send(self.sessions.heard(&site, &session));
+            }
+            Request::Progress { site, session, job, turn, activity, reply } => {
+                let known = self.sessions.heard(&site, &session);
+                if known && self.is_active(&job) {
+                    if let Some(active) = &mut self.active {
+                        active.activity.insert(site.clone(), activity);
+                    }
+                    self.apply_logged(Event::Progress(site, turn)).await;
+                    self.changed();
+                }
+                let _ = reply.send(known);
+            }
+            Request::Expect { site, job, turn, reply } => {
+                let _ = reply.send(self.expect(&site, &job, turn).await);
+            }
+            Request::Report { site, job, turn, event, recipe, reply } => {
+                let _ = reply.send(self.report(&site, &job, turn, event, recipe).await);
+            }
+            Request::Permit { identity, permit, reply } => {
+                let _ = reply.send(self.permits(&identity, permit));
+            }
+            Request::Aggregated { job, event } => {
+                if self.is_active(&job) {
+                    self.apply_logged(event).await;
+                }
+            }
+            Request::Submit { record, reply } => {
+                let mut stored = self.records.add_job(&record).await;
+                if stored.is_ok() && self.active.is_none() {
+                    stored = self.next_job().await;
+                }
+                self.changed();
+                let _ = reply.send(stored);
+            }
+            Request::Cancel { job, reply } => {
+                let _ = reply.send(self.cancel(&job).await);
+            }
+            Request::Jobs { reply } => {
+                let _ = reply.send(self.records.jobs().await);
+            }
+            Request::Show { job, reply } => {
+                let _ = reply.send(self.show(&job).await);
+            }
+            Request::Sites { reply } => {
+                let sites = self.records.sites().await;
+                let _ = reply.send(sites.map(|sites| self.sessions.snapshot(sites)));
+            }
+        }
+    }
+
+    async fn tick(&mut self) {
+        for site in self.sessions.expire() {
+            warn!(site, "session closed: the site was silent too long");
+        }
+        if self.active.is_none()
+            && let Err(e) = self.next_job().await
+        {
+            error!("the next job cannot start: {e}");
+        }
+        self.apply_logged(Event::Tick).await;
+    }
+
+    async fn open_session(&mut self, identity: Identity, about: About) -> Result<sessions::Opened, Rejected> {
+        let enrolled = self.records.sites().await?;
+        if !enrolled.contains(&identity) {
+            return Err(Rejected::Refused(format!(
+                "{} {:?} is not enrolled here; the operator enrols it with `fedtune-server site add {}`",
+                identity.role, identity.name, identity.name
+            )));
+        }
+        let site = identity.name.clone();
+        info!(site, role = identity.role.as_str(), program = about.program, "session opened");
+        let opened = self.sessions.open(identity, about);
+        let task = self.own.clone();
+        let (sender, session) = (opened.sender.clone(), opened.session.clone());
+        let name = site.clone();
+        tokio::spawn(async move {
+            sender.closed().await;
+            if let Some(own) = task.upgrade() {
+                let _ = own.send(Request::CloseSession { site: name, session }).await;
+            }
+        });
+        self.apply_logged(Event::Joined(site)).await;
+        Ok(opened)
+    }
+
+    fn is_active(&self, job: &str) -> bool {
+        self.active.as_ref().is_some_and(|active| active.record.id == job)
+    }
+
+    fn world(&self) -> World {
+        World {
+            now_ms: now_ms(),
+            trainers: self.sessions.online(Role::Site),
+            evaluators: self.sessions.online(Role::Evaluator),
+        }
+    }
+
+    /// What a result of this turn would be checked against, or the answer it has had already.
+    async fn expect(&self, site: &str, job: &str, turn: Turn) -> Result<handle::Expected, StoreError> {
+        let stale = |reason: String| handle::Expected::Answered(Answer { accepted: false, reason });
+        let Some(active) = self.active.as_ref().filter(|active| active.record.id == job) else {
+            return Ok(stale(format!("job {job} is not running")));
+        };
+        let machine = &active.record.machine;
+        if machine.work_of(site) == Some(turn) {
+            return Ok(handle::Expected::Open {
+                state: machine.state,
+                labels: active.job.task.labels.len(),
+                examples_max: self.limits.examples_per_update,
+            });
+        }
+        let accepted = handle::Expected::Answered(Answer { accepted: true, reason: "it is stored already".into() });
+        if turn.work == Work::Initialize {
+            return Ok(stale("the first state exists already".into()));
+        }
+        if let Phase::Training { round, attempt, sites, .. } = &machine.phase
+            && (*round, *attempt) == (turn.round, turn.attempt)
+        {
+            return Ok(match sites.get(site) {
+                Some(Trainee::Done(_)) => accepted,
+                Some(Trainee::Out(reason)) => stale(reason.clone()),
+                _ => stale(format!("{site} is not in the cohort of round {round}")),
+            });
+        }
+        if let Phase::Aggregating { round, attempt, updates, .. } = &machine.phase
+            && (*round, *attempt) == (turn.round, turn.attempt)
+            && updates.contains_key(site)
+        {
+            return Ok(accepted);
+        }
+        let rounds = self.records.rounds(job).await?;
+        let counted = rounds.iter().any(|record| {
+            (record.round, record.attempt) == (turn.round, turn.attempt)
+                && match turn.work {
+                    Work::Evaluate => record.evaluations.contains_key(site),
+                    _ => record.sites.contains_key(site),
+                }
+        });
+        Ok(if counted {
+            accepted
+        } else {
+            stale(format!("round {} attempt {} does not wait for {site} any more", turn.round, turn.attempt))
+        })
+    }
+
+    async fn report(
+        &mut self,
+        site: &str,
+        job: &str,
+        turn: Turn,
+        event: Event,
+        recipe: Option<String>,
+    ) -> Result<Answer, StoreError> {
+        let quarantined = match &event {
+            Event::Failed { reason, .. } => Some(reason.clone()),
+            _ => None,
+        };
+        // The world may have moved while the bytes were checked.
+        if let handle::Expected::Answered(answer) = self.expect(site, job, turn).await? {
+            return Ok(answer);
+        }
+        if let (Some(recipe), Some(active)) = (recipe, &mut self.active) {
+            active.record.recipe = Some(recipe);
+        }
+        self.apply(event).await?;
+        match quarantined {
+            Some(reason) => {
+                warn!(site, job, round = turn.round, reason, "a result does not count");
+                Ok(Answer { accepted: false, reason })
+            }
+            None => Ok(Answer { accepted: true, reason: String::new() }),
+        }
+    }
+
+    fn permits(&self, identity: &Identity, permit: Permit) -> Result<(), String> {
+        if identity.role == Role::Operator {
+            return Ok(());
+        }
+        let Some(active) = &self.active else { return Err("no job is running".into()) };
+        let machine = &active.record.machine;
+        match permit {
+            Permit::Read(digest) => {
+                let of_base = active.record.base_model.iter().any(|file| file.artifact.digest == digest);
+                let of_state = machine.state.is_some_and(|state| state.digest == digest);
+                if of_base || of_state { Ok(()) } else { Err(format!("artifact {digest} is not part of the running job")) }
+            }
+            Permit::Write(size) => {
+                let most = match machine.work_of(&identity.name).map(|turn| turn.work) {
+                    Some(Work::Initialize) => self.limits.artifact_bytes,
+                    // An update has the layout of the state; only the header's padding may differ.
+                    Some(Work::Train) => machine.state.map_or(0, |state| state.size + (1 << 16)),
+                    Some(Work::Evaluate) | None => return Err("no task of this site asks for an upload".into()),
+                };
+                if size <= most { Ok(()) } else { Err(format!("the artifact has {size} bytes; expected at most {most}")) }
+            }
+        }
+    }
+
+    async fn cancel(&mut self, job: &str) -> Result<(), Rejected> {
+        if self.is_active(job) {
+            self.apply(Event::Cancel).await?;
+            return Ok(());
+        }
+        let mut record = self.find(job).await?;
+        if record.status.is_over() {
+            return Err(Rejected::Refused(format!("job {} is {} already", record.id, record.status.as_str())));
+        }
+        record.status = JobStatus::Cancelled;
+        record.reason = "cancelled before it started".into();
+        self.records.save(&record, &[]).await?;
+        self.changed();
+        Ok(())
+    }
+
+    async fn find(&self, job: &str) -> Result<JobRecord, Rejected> {
+        let jobs = self.records.jobs().await?;
+        jobs.into_iter().find(|record| record.id == job).ok_or_else(|| Rejected::Unknown(job.to_owned()))
+    }
+
+    async fn show(&self, job: &str) -> Result<JobSnapshot, Rejected> {
+        let active = self.active.as_ref().filter(|active| active.record.id == job);
+        let record = match active {
+            Some(active) => active.record.clone(),
+            None => self.find(job).await?,
+        };
+        let rounds = self.records.rounds(&record.id).await?;
+        let activity = active.map(|active| active.activity.clone()).unwrap_or_default();
+        Ok(JobSnapshot::new(record, rounds, activity))
+    }
+
+    /// Takes up the job that was running, or the first in the queue.
+    async fn next_job(&mut self) -> Result<(), StoreError> {
+        loop {
+            let jobs = self.records.jobs().await?;
+            let running = jobs.iter().find(|job| job.status == JobStatus::Running);
+            let Some(record) = running.or_else(|| jobs.iter().find(|job| job.status == JobStatus::Queued)) else {
+                return Ok(());
+            };
+            let mut record = record.clone();
+            match fedtune_config::parse::<Job>(record.id.as_ref(), &record.text, std::iter::empty()) {
+                Ok(job) => {
+                    info!(job = record.id, name = record.name, "job running");
+                    record.status = JobStatus::Running;
+                    self.active = Some(Active { record, job, activity: BTreeMap::new() });
+                    return self.apply(Event::Resumed).await;
+                }
+                Err(e) => {
+                    record.status = JobStatus::Failed;
+                    record.reason = format!("this version cannot read the job: {e}");
+                    self.records.save(&record, &[]).await?;
+                }
+            }
+        }
+    }
+
+    /// An event whose failure nobody waits to hear of; it stays undone and comes again with the next tick.
+    async fn apply_logged(&mut self, event: Event) {
+        if let Err(e) = self.apply(event).await {
+            error!("a transition could not be stored: {e}");
+        }
+    }
+
+    /// Steps the machine, stores what it became, then carries out the effects.
+    async fn apply(&mut self, event: Event) -> Result<(), StoreError> {
+        let world = self.world();
+        let Some(active) = &mut self.active else { return Ok(()) };
+        // Signs of progress only move a deadline; after a restart sites get their time anew.
+        let volatile = matches!(event, Event::Progress(..));
+        let before = &active.record.machine;
+        let (machine, effects) = before.clone().step(event, &world);
+        if machine == *before && effects.is_empty() {
+            return Ok(());
+        }
+        let mut record = JobRecord { machine, ..active.record.clone() };
+        if let Phase::Ended(outcome) = &record.machine.phase {
+            (record.status, record.reason) = match outcome.clone() {
+                Outcome::Completed(reason) => (JobStatus::Completed, reason),
+                Outcome::Failed(reason) => (JobStatus::Failed, reason),
+                Outcome::Cancelled => (JobStatus::Cancelled, "cancelled by the operator".into()),
+            };
+        }
+        if !(volatile && effects.is_empty()) {
+            let rounds: Vec<RoundRecord> = effects.iter().filter_map(|effect| match effect {
+                Effect::Record(round) => Some(round.clone()),
+                _ => None,
+            }).collect();
+            self.records.save(&record, &rounds).await?;
+        }
+        active.record = record;
+        for effect in effects {
+            self.perform(effect);
+        }
+        self.changed();
+        Ok(())
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        let Some(active) = &mut self.active else { return };
+        let job = active.record.id.clone();
+        match effect {
+            Effect::Offer(site, turn) => {
+                info!(job, site, round = turn.round, attempt = turn.attempt, work = ?turn.work, "task offered");
+                active.activity.insert(site.clone(), Activity::begun(turn));
+                let task = Task {
+                    job,
+                    turn,
+                    job_text: active.record.text.clone(),
+                    base_model: active.record.base_model.clone(),
+                    state: if turn.work == Work::Initialize { None } else { active.record.machine.state },
+                };
+                self.sessions.send(&site, Directive::Task(task));
+            }
+            Effect::Withdraw(site, turn, reason) => {
+                info!(job, site, round = turn.round, reason, "task withdrawn");
+                self.sessions.send(&site, Directive::Withdraw { job, turn, reason });
+            }
+            Effect::Record(round) => {
+                let accuracy = round.evaluation().map(|sums| sums.accuracy());
+                info!(job, round = round.round, sites = round.sites.len(), accuracy, "round committed");
+            }
+            Effect::Aggregate => self.aggregate(),
+            Effect::End(outcome) => {
+                info!(job, ?outcome, "job ended");
+                self.active = None;
+            }
+        }
+    }
+
+    fn aggregate(&self) {
+        let Some(active) = &self.active else { return };
+        let Machine { phase: Phase::Aggregating { round, attempt, updates, .. }, state: Some(state), .. } =
+            &active.record.machine
+        else {
+            return;
+        };
+        let weighting = active.job.aggregation.weighting;
+        let weighted: BTreeMap<String, Weighted> = updates
+            .iter()
+            .map(|(site, share)| {
+                let weight = if weighting == Weighting::Uniform { 1 } else { share.examples };
+                (site.clone(), Weighted { update: share.update, weight })
+            })
+            .collect();
+        let (round, attempt, state, job) = (*round, *attempt, *state, active.record.id.clone());
+        let (artifacts, own) = (self.artifacts.clone(), self.own.clone());
+        tokio::spawn(async move {
+            let began = std::time::Instant::now();
+            let staging = format!("{job}-{round}-{attempt}.state");
+            let event = match aggregate::fedavg(&artifacts, state, &weighted, &staging).await {
+                Ok(state) => Event::Aggregated { round, attempt, state, seconds: began.elapsed().as_secs_f64() },
+                Err(e) => Event::AggregationFailed(e.to_string()),
+            };
+            if let Some(own) = own.upgrade() {
+                let _ = own.send(Request::Aggregated { job, event }).await;
+            }
+        });
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    since.as_millis().try_into().unwrap_or(u64::MAX)
+}
+
+/// The artifacts a base model names, checked to be here.
+///
+/// # Errors
+/// Storage failed.
+pub async fn missing(artifacts: &Artifacts, wanted: &[ArtifactRef]) -> Result<Vec<Digest>, StoreError> {
+    let mut missing = Vec::new();
+    for artifact in wanted {
+        if artifacts.size(artifact.digest).await? != Some(artifact.size) {
+            missing.push(artifact.digest);
+        }
+    }
+    Ok(missing)
+}

@@ -1,0 +1,168 @@
+//! The open sessions: at most one a site, the newest.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use fedtune_config::server::Sessions as Times;
+use fedtune_proto::digest::ArtifactRef;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use super::snapshot::SiteSnapshot;
+use crate::pki::{Identity, Role};
+use crate::round::Turn;
+use crate::store::records::BaseFile;
+
+/// Directives that may wait for a slow site; one that lets more pile up is disconnected.
+const DIRECTIVES_MAX: usize = 64;
+
+/// What a site says of itself.
+#[derive(Debug, Clone, Default)]
+pub struct About {
+    /// Its program and version.
+    pub program: String,
+    /// Its device.
+    pub device: String,
+    /// Its memory, in bytes.
+    pub memory_bytes: u64,
+    /// Its examples by label, where its policy allows it.
+    pub label_counts: BTreeMap<String, u64>,
+}
+
+/// A unit of work with everything it needs.
+#[derive(Debug, Clone)]
+pub struct Task {
+    /// The job's id.
+    pub job: String,
+    /// Which turn of it.
+    pub turn: Turn,
+    /// The job's canonical text.
+    pub job_text: String,
+    /// The base model's files.
+    pub base_model: Vec<BaseFile>,
+    /// The state to start from.
+    pub state: Option<ArtifactRef>,
+}
+
+/// What is told to a site.
+#[derive(Debug, Clone)]
+pub enum Directive {
+    /// Work.
+    Task(Task),
+    /// Work that is not wanted any more.
+    Withdraw {
+        /// The job's id.
+        job: String,
+        /// Which turn of it.
+        turn: Turn,
+        /// Why.
+        reason: String,
+    },
+    /// The session ends.
+    Close {
+        /// Why.
+        reason: String,
+        /// Whether the site should stay away.
+        r#final: bool,
+    },
+}
+
+/// A session that was just opened.
+#[derive(Debug)]
+pub struct Opened {
+    /// Names it in the site's calls.
+    pub session: String,
+    /// How often the site says that it is there, in milliseconds.
+    pub heartbeat_millis: u32,
+    /// Where its directives come from.
+    pub directives: mpsc::Receiver<Directive>,
+    pub(super) sender: mpsc::Sender<Directive>,
+}
+
+struct Session {
+    id: String,
+    role: Role,
+    about: About,
+    heard: Instant,
+    sender: mpsc::Sender<Directive>,
+}
+
+pub(super) struct Sessions {
+    times: Times,
+    open: BTreeMap<String, Session>,
+}
+
+impl Sessions {
+    pub(super) fn new(times: Times) -> Self {
+        Self { times, open: BTreeMap::new() }
+    }
+
+    pub(super) fn open(&mut self, identity: Identity, about: About) -> Opened {
+        let (sender, directives) = mpsc::channel(DIRECTIVES_MAX);
+        let id = Uuid::now_v7().to_string();
+        let session =
+            Session { id: id.clone(), role: identity.role, about, heard: Instant::now(), sender: sender.clone() };
+        if let Some(older) = self.open.insert(identity.name, session) {
+            // Final for the program that holds it: two programs with one identity would take turns for ever.
+            let reason = "a newer session of this site took over; is the client running twice?".into();
+            let _ = older.sender.try_send(Directive::Close { reason, r#final: true });
+        }
+        let heartbeat_millis = self.times.heartbeat.0.as_millis().try_into().unwrap_or(u32::MAX);
+        Opened { session: id, heartbeat_millis, directives, sender }
+    }
+
+    /// Closes a session, unless a newer one has taken its place.
+    pub(super) fn close(&mut self, site: &str, session: String) -> bool {
+        let current = self.open.get(site).is_some_and(|open| open.id == session);
+        if current {
+            self.open.remove(site);
+        }
+        current
+    }
+
+    /// Notes a sign of life; false if the session is not the current one.
+    pub(super) fn heard(&mut self, site: &str, session: &str) -> bool {
+        match self.open.get_mut(site).filter(|open| open.id == session) {
+            Some(open) => {
+                open.heard = Instant::now();
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Closes the sessions of silent sites and names them.
+    pub(super) fn expire(&mut self) -> Vec<String> {
+        let silent: Vec<String> = self
+            .open
+            .iter()
+            .filter(|(_, session)| session.heard.elapsed() > self.times.timeout.0)
+            .map(|(site, _)| site.clone())
+            .collect();
+        for site in &silent {
+            self.open.remove(site);
+        }
+        silent
+    }
+
+    pub(super) fn send(&mut self, site: &str, directive: Directive) {
+        // A site that is offline is told when it joins again.
+        if self.open.get(site).is_some_and(|session| session.sender.try_send(directive).is_err()) {
+            self.open.remove(site);
+        }
+    }
+
+    pub(super) fn online(&self, role: Role) -> BTreeSet<String> {
+        self.open.iter().filter(|(_, session)| session.role == role).map(|(site, _)| site.clone()).collect()
+    }
+
+    pub(super) fn snapshot(&self, enrolled: Vec<Identity>) -> Vec<SiteSnapshot> {
+        enrolled
+            .into_iter()
+            .map(|identity| {
+                let about = self.open.get(&identity.name).map(|session| session.about.clone());
+                SiteSnapshot { identity, about }
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,571 @@
+//! The round machine: `(state, event, world) -> (state, effects)`, pure. It reads no clock, no network and no storage;
+//! the driver in [`crate::coordinator`] does, stores each new state, and then carries the effects out.
+//!
+//! ```text
+//! Initializing ─→ Gathering ─→ Training ─→ Aggregating ─→ Evaluating ─┬→ Gathering of the next round
+//!                     ↑             │ below quorum                    └→ Ended
+//!                     └─────────────┘ (next attempt, or Ended: failed)
+//! ```
+
+mod plan;
+mod record;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fedtune_proto::digest::ArtifactRef;
+use serde::{Deserialize, Serialize};
+
+pub use plan::Plan;
+pub use record::{Best, EvaluationSums, RoundRecord, SiteShare};
+
+/// A job in progress.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// What the job asks for.
+    pub plan: Plan,
+    /// Where it stands.
+    pub phase: Phase,
+    /// The latest state; `None` until a site has made the first one.
+    pub state: Option<ArtifactRef>,
+    /// The best round so far.
+    pub best: Option<Best>,
+    /// Sites that refused this job; they are not asked again.
+    pub refused: BTreeSet<String>,
+}
+
+/// What a job waits for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Phase {
+    /// One site makes the first state from the base model.
+    Initializing {
+        /// How many sites have been asked before.
+        attempt: u32,
+        /// The site that was asked, `None` while nobody is online.
+        site: Option<String>,
+        /// When it last gave a sign.
+        heard_ms: u64,
+        /// Why the sites before it could not.
+        problems: BTreeMap<String, String>,
+    },
+    /// Fewer training sites than the quorum are online.
+    Gathering {
+        /// The round that waits.
+        round: u32,
+        /// Its attempt.
+        attempt: u32,
+    },
+    /// Sites fine-tune.
+    Training {
+        /// The round.
+        round: u32,
+        /// Its attempt.
+        attempt: u32,
+        /// When it opened.
+        opened_ms: u64,
+        /// The cohort.
+        sites: BTreeMap<String, Trainee>,
+    },
+    /// The strategy's pass runs.
+    Aggregating {
+        /// The round.
+        round: u32,
+        /// Its attempt.
+        attempt: u32,
+        /// When it opened.
+        opened_ms: u64,
+        /// What counts.
+        updates: BTreeMap<String, SiteShare>,
+        /// What does not, with the reason.
+        problems: BTreeMap<String, String>,
+    },
+    /// The new state is scored.
+    Evaluating {
+        /// The round, already committed.
+        record: RoundRecord,
+        /// Who scores, with what they said.
+        sites: BTreeMap<String, Judge>,
+    },
+    /// It is over.
+    Ended(Outcome),
+}
+
+/// A site of the cohort.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Trainee {
+    /// Still at it; last heard of at this time.
+    Working(u64),
+    /// Its update was checked and stored.
+    Done(SiteShare),
+    /// Its answer does not count.
+    Out(String),
+}
+
+/// A site that scores a state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Judge {
+    /// Still at it; last heard of at this time.
+    Working(u64),
+    /// What it found.
+    Done(EvaluationSums),
+    /// It could not.
+    Out(String),
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// All rounds, or early because nothing improved.
+    Completed(String),
+    /// The reason.
+    Failed(String),
+    /// The operator's wish.
+    Cancelled,
+}
+
+/// A unit of work at a site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Work {
+    /// Make the first state.
+    Initialize,
+    /// Fine-tune.
+    Train,
+    /// Score.
+    Evaluate,
+}
+
+/// One turn of work: with the job it names everything a site sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Turn {
+    /// Which work.
+    pub work: Work,
+    /// The round; 0 for the first state.
+    pub round: u32,
+    /// The attempt.
+    pub attempt: u32,
+}
+
+/// What the machine sees of the world at an event.
+#[derive(Debug, Clone, Default)]
+pub struct World {
+    /// Milliseconds since 1970.
+    pub now_ms: u64,
+    /// Training sites with an open session.
+    pub trainers: BTreeSet<String>,
+    /// Evaluators with an open session.
+    pub evaluators: BTreeSet<String>,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// Time passed, or the sites online changed.
+    Tick,
+    /// The aggregator started again: sites get their time anew, an interrupted pass runs again.
+    Resumed,
+    /// A site opened a session; it is told again what it has to do.
+    Joined(String),
+    /// A site gave a sign of progress.
+    Progress(String, Turn),
+    /// A site could not do its work, or its result was quarantined.
+    Failed {
+        /// The site.
+        site: String,
+        /// The work.
+        turn: Turn,
+        /// Why.
+        reason: String,
+        /// Whether asking again is useless.
+        refused: bool,
+    },
+    /// The first state is stored.
+    Initialized {
+        /// The site.
+        site: String,
+        /// The work.
+        turn: Turn,
+        /// The state.
+        state: ArtifactRef,
+    },
+    /// An update was checked and stored.
+    Updated {
+        /// The site.
+        site: String,
+        /// The work.
+        turn: Turn,
+        /// The update.
+        share: SiteShare,
+    },
+    /// The pass is done.
+    Aggregated {
+        /// The round.
+        round: u32,
+        /// Its attempt.
+        attempt: u32,
+        /// The next state.
+        state: ArtifactRef,
+        /// How long the pass took.
+        seconds: f64,
+    },
+    /// The pass failed; the state is as it was.
+    AggregationFailed(String),
+    /// A site scored the state.
+    Evaluated {
+        /// The site.
+        site: String,
+        /// The work.
+        turn: Turn,
+        /// What it found.
+        sums: EvaluationSums,
+    },
+    /// The operator wants no more of it.
+    Cancel,
+}
+
+/// What the driver has to do, after it has stored the new state.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Give a site its work.
+    Offer(String, Turn),
+    /// Tell a site that its work is not wanted any more.
+    Withdraw(String, Turn, String),
+    /// Run the strategy's pass over these updates, on top of the machine's state.
+    Aggregate,
+    /// Store a round, or store it again with its evaluation.
+    Record(RoundRecord),
+    /// The job is over.
+    End(Outcome),
+}
+
+impl Machine {
+    /// A job at its beginning.
+    pub fn new(plan: Plan) -> Self {
+        let phase = Phase::Initializing { attempt: 0, site: None, heard_ms: 0, problems: BTreeMap::new() };
+        Self { plan, phase, state: None, best: None, refused: BTreeSet::new() }
+    }
+
+    /// The transition function.
+    #[must_use]
+    pub fn step(mut self, event: Event, world: &World) -> (Self, Vec<Effect>) {
+        let mut effects = Vec::new();
+        match event {
+            Event::Cancel => self.end(Outcome::Cancelled, "the job was cancelled", &mut effects),
+            Event::Tick => {}
+            Event::Resumed => self.resumed(world.now_ms, &mut effects),
+            Event::Joined(site) => {
+                if let Some(turn) = self.work_of(&site) {
+                    effects.push(Effect::Offer(site, turn));
+                }
+            }
+            Event::Progress(site, turn) => self.heard(&site, turn, world.now_ms),
+            Event::Failed { site, turn, reason, refused } => self.failed(&site, turn, reason, refused),
+            Event::Initialized { site, turn, state } => self.initialized(&site, turn, state),
+            Event::Updated { site, turn, share } => self.updated(&site, turn, share),
+            Event::Aggregated { round, attempt, state, seconds } => {
+                self.aggregated(round, attempt, state, seconds, world, &mut effects);
+            }
+            Event::AggregationFailed(reason) => {
+                if matches!(self.phase, Phase::Aggregating { .. }) {
+                    self.end(Outcome::Failed(format!("aggregation failed: {reason}")), "", &mut effects);
+                }
+            }
+            Event::Evaluated { site, turn, sums } => self.evaluated(&site, turn, sums),
+        }
+        self.settle(world, &mut effects);
+        (self, effects)
+    }
+
+    /// The work a site has to do now, if any.
+    pub fn work_of(&self, site: &str) -> Option<Turn> {
+        match &self.phase {
+            Phase::Initializing { attempt, site: Some(asked), .. } if asked == site => {
+                Some(Turn { work: Work::Initialize, round: 0, attempt: *attempt })
+            }
+            Phase::Training { round, attempt, sites, .. } if matches!(sites.get(site), Some(Trainee::Working(_))) => {
+                Some(Turn { work: Work::Train, round: *round, attempt: *attempt })
+            }
+            Phase::Evaluating { record, sites } if matches!(sites.get(site), Some(Judge::Working(_))) => {
+                Some(Turn { work: Work::Evaluate, round: record.round, attempt: record.attempt })
+            }
+            _ => None,
+        }
+    }
+
+    /// Everything that follows by itself from where the machine stands, until it has to wait.
+    fn settle(&mut self, world: &World, effects: &mut Vec<Effect>) {
+        loop {
+            let before = self.phase.clone();
+            match &self.phase {
+                Phase::Initializing { .. } => self.settle_initializing(world, effects),
+                Phase::Gathering { .. } => self.settle_gathering(world, effects),
+                Phase::Training { .. } => self.settle_training(world, effects),
+                Phase::Evaluating { .. } => self.settle_evaluating(world, effects),
+                Phase::Aggregating { .. } | Phase::Ended(_) => {}
+            }
+            if self.phase == before {
+                return;
+            }
+        }
+    }
+
+    fn settle_initializing(&mut self, world: &World, effects: &mut Vec<Effect>) {
+        let deadline = self.plan.deadline_ms;
+        let Phase::Initializing { attempt, site, heard_ms, problems } = &mut self.phase else { return };
+        if let Some(asked) = site {
+            if world.now_ms.saturating_sub(*heard_ms) <= deadline {
+                return;
+            }
+            problems.insert(asked.clone(), "gave no sign of progress within rounds.deadline".into());
+            let turn = Turn { work: Work::Initialize, round: 0, attempt: *attempt };
+            effects.push(Effect::Withdraw(asked.clone(), turn, "another site makes the first state".into()));
+            *site = None;
+        }
+        if !problems.is_empty() {
+            *attempt = problems.len().try_into().unwrap_or(u32::MAX);
+        }
+        if *attempt >= self.plan.attempts {
+            let told: Vec<_> = problems.iter().map(|(site, reason)| format!("{site}: {reason}")).collect();
+            let reason = format!("no site could make the first state: {}", told.join("; "));
+            return self.end(Outcome::Failed(reason), "", effects);
+        }
+        // An evaluator is the operator's own and idle; it goes first.
+        let candidate = world
+            .evaluators
+            .iter()
+            .chain(&world.trainers)
+            .find(|name| !problems.contains_key(*name) && !self.refused.contains(*name));
+        if let Some(candidate) = candidate {
+            *site = Some(candidate.clone());
+            *heard_ms = world.now_ms;
+            let turn = Turn { work: Work::Initialize, round: 0, attempt: *attempt };
+            effects.push(Effect::Offer(candidate.clone(), turn));
+        }
+    }
+
+    fn settle_gathering(&mut self, world: &World, effects: &mut Vec<Effect>) {
+        let Phase::Gathering { round, attempt } = self.phase else { return };
+        let willing: Vec<&String> = world.trainers.iter().filter(|site| !self.refused.contains(*site)).collect();
+        if willing.len() < self.plan.quorum.max(self.plan.cohort.unwrap_or(0)) {
+            return;
+        }
+        let cohort = self.plan.draw_cohort(&willing, round, attempt);
+        let turn = Turn { work: Work::Train, round, attempt };
+        effects.extend(cohort.iter().map(|site| Effect::Offer(site.clone(), turn)));
+        let sites = cohort.into_iter().map(|site| (site, Trainee::Working(world.now_ms))).collect();
+        self.phase = Phase::Training { round, attempt, opened_ms: world.now_ms, sites };
+    }
+
+    fn settle_training(&mut self, world: &World, effects: &mut Vec<Effect>) {
+        let deadline = self.plan.deadline_ms;
+        let Phase::Training { round, attempt, opened_ms, sites } = &mut self.phase else { return };
+        let turn = Turn { work: Work::Train, round: *round, attempt: *attempt };
+        for (name, site) in sites.iter_mut() {
+            if matches!(site, Trainee::Working(heard) if world.now_ms.saturating_sub(*heard) > deadline) {
+                let reason = "gave no sign of progress within rounds.deadline";
+                effects.push(Effect::Withdraw(name.clone(), turn, reason.into()));
+                *site = Trainee::Out(reason.into());
+            }
+        }
+        if sites.values().any(|site| matches!(site, Trainee::Working(_))) {
+            return;
+        }
+        let mut updates = BTreeMap::new();
+        let mut problems = BTreeMap::new();
+        for (name, site) in std::mem::take(sites) {
+            match site {
+                Trainee::Done(share) => drop(updates.insert(name, share)),
+                Trainee::Out(reason) => drop(problems.insert(name, reason)),
+                Trainee::Working(_) => {}
+            }
+        }
+        if updates.len() >= self.plan.quorum {
+            effects.push(Effect::Aggregate);
+            self.phase = Phase::Aggregating {
+                round: *round,
+                attempt: *attempt,
+                opened_ms: *opened_ms,
+                updates,
+                problems,
+            };
+        } else if *attempt < self.plan.attempts {
+            self.phase = Phase::Gathering { round: *round, attempt: *attempt + 1 };
+        } else {
+            let told: Vec<_> = problems.iter().map(|(site, reason)| format!("{site}: {reason}")).collect();
+            let reason = format!(
+                "round {round} had {} of {} updates after {attempt} attempts: {}",
+                updates.len(),
+                self.plan.quorum,
+                told.join("; ")
+            );
+            self.end(Outcome::Failed(reason), "", effects);
+        }
+    }
+
+    fn settle_evaluating(&mut self, world: &World, effects: &mut Vec<Effect>) {
+        let deadline = self.plan.deadline_ms;
+        let Phase::Evaluating { record, sites } = &mut self.phase else { return };
+        let turn = Turn { work: Work::Evaluate, round: record.round, attempt: record.attempt };
+        for (name, site) in sites.iter_mut() {
+            if matches!(site, Judge::Working(heard) if world.now_ms.saturating_sub(*heard) > deadline) {
+                let reason = "gave no sign of progress within rounds.deadline";
+                effects.push(Effect::Withdraw(name.clone(), turn, reason.into()));
+                *site = Judge::Out(reason.into());
+            }
+        }
+        if sites.values().any(|site| matches!(site, Judge::Working(_))) {
+            return;
+        }
+        let mut record = record.clone();
+        for (name, judge) in std::mem::take(sites) {
+            match judge {
+                Judge::Done(sums) => drop(record.evaluations.insert(name, sums)),
+                Judge::Out(reason) => drop(record.problems.insert(name, reason)),
+                Judge::Working(_) => {}
+            }
+        }
+        record.wall_seconds = seconds_between(record.opened_ms, world.now_ms);
+        let round = record.round;
+        self.best = self.plan.better(self.best, &record);
+        effects.push(Effect::Record(record));
+        let stale = self.best.map_or(0, |best| round - best.round);
+        if round >= self.plan.rounds {
+            self.end(Outcome::Completed(format!("all {round} rounds are done")), "", effects);
+        } else if self.plan.patience > 0 && stale >= self.plan.patience {
+            let reason = format!("stopped early: no better state for {stale} rounds");
+            self.end(Outcome::Completed(reason), "", effects);
+        } else {
+            self.phase = Phase::Gathering { round: round + 1, attempt: 1 };
+        }
+    }
+
+    fn resumed(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        match &mut self.phase {
+            Phase::Initializing { heard_ms, .. } => *heard_ms = now_ms,
+            Phase::Training { sites, .. } => {
+                for site in sites.values_mut().filter(|site| matches!(site, Trainee::Working(_))) {
+                    *site = Trainee::Working(now_ms);
+                }
+            }
+            Phase::Evaluating { sites, .. } => {
+                for site in sites.values_mut().filter(|site| matches!(site, Judge::Working(_))) {
+                    *site = Judge::Working(now_ms);
+                }
+            }
+            Phase::Aggregating { .. } => effects.push(Effect::Aggregate),
+            Phase::Gathering { .. } | Phase::Ended(_) => {}
+        }
+    }
+
+    fn heard(&mut self, from: &str, turn: Turn, now_ms: u64) {
+        if self.work_of(from) != Some(turn) {
+            return;
+        }
+        match &mut self.phase {
+            Phase::Initializing { heard_ms, .. } => *heard_ms = now_ms,
+            Phase::Training { sites, .. } => drop(sites.insert(from.into(), Trainee::Working(now_ms))),
+            Phase::Evaluating { sites, .. } => drop(sites.insert(from.into(), Judge::Working(now_ms))),
+            _ => {}
+        }
+    }
+
+    fn failed(&mut self, from: &str, turn: Turn, reason: String, refused: bool) {
+        if self.work_of(from) != Some(turn) {
+            return;
+        }
+        if refused {
+            self.refused.insert(from.to_owned());
+        }
+        match &mut self.phase {
+            Phase::Initializing { site, problems, .. } => {
+                *site = None;
+                problems.insert(from.to_owned(), reason);
+            }
+            Phase::Training { sites, .. } => drop(sites.insert(from.into(), Trainee::Out(reason))),
+            Phase::Evaluating { sites, .. } => drop(sites.insert(from.into(), Judge::Out(reason))),
+            _ => {}
+        }
+    }
+
+    fn initialized(&mut self, from: &str, turn: Turn, state: ArtifactRef) {
+        if self.work_of(from) == Some(turn) && turn.work == Work::Initialize {
+            self.state = Some(state);
+            self.phase = Phase::Gathering { round: 1, attempt: 1 };
+        }
+    }
+
+    fn updated(&mut self, from: &str, turn: Turn, share: SiteShare) {
+        if self.work_of(from) != Some(turn) {
+            return;
+        }
+        if let Phase::Training { sites, .. } = &mut self.phase {
+            sites.insert(from.to_owned(), Trainee::Done(share));
+        }
+    }
+
+    fn aggregated(
+        &mut self,
+        of_round: u32,
+        of_attempt: u32,
+        state: ArtifactRef,
+        seconds: f64,
+        world: &World,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Phase::Aggregating { round, attempt, opened_ms, updates, problems } = &mut self.phase else { return };
+        if (*round, *attempt) != (of_round, of_attempt) {
+            return;
+        }
+        let record = RoundRecord {
+            round: *round,
+            attempt: *attempt,
+            opened_ms: *opened_ms,
+            base: self.state,
+            state,
+            sites: std::mem::take(updates),
+            problems: std::mem::take(problems),
+            evaluations: BTreeMap::new(),
+            aggregate_seconds: seconds,
+            wall_seconds: seconds_between(*opened_ms, world.now_ms),
+        };
+        self.state = Some(state);
+        let turn = Turn { work: Work::Evaluate, round: record.round, attempt: record.attempt };
+        let judges = self.plan.judges(&record, world);
+        effects.push(Effect::Record(record.clone()));
+        effects.extend(judges.iter().map(|site| Effect::Offer(site.clone(), turn)));
+        let sites = judges.into_iter().map(|site| (site, Judge::Working(world.now_ms))).collect();
+        self.phase = Phase::Evaluating { record, sites };
+    }
+
+    fn evaluated(&mut self, from: &str, turn: Turn, sums: EvaluationSums) {
+        if self.work_of(from) != Some(turn) {
+            return;
+        }
+        if let Phase::Evaluating { sites, .. } = &mut self.phase {
+            sites.insert(from.to_owned(), Judge::Done(sums));
+        }
+    }
+
+    fn end(&mut self, outcome: Outcome, withdraw_reason: &str, effects: &mut Vec<Effect>) {
+        if matches!(self.phase, Phase::Ended(_)) {
+            return;
+        }
+        let working: Vec<String> = match &self.phase {
+            Phase::Initializing { site, .. } => site.iter().cloned().collect(),
+            Phase::Training { sites, .. } => sites.keys().cloned().collect(),
+            Phase::Evaluating { sites, .. } => sites.keys().cloned().collect(),
+            _ => Vec::new(),
+        };
+        for site in working {
+            if let Some(turn) = self.work_of(&site) {
+                effects.push(Effect::Withdraw(site, turn, withdraw_reason.to_owned()));
+            }
+        }
+        self.phase = Phase::Ended(outcome.clone());
+        effects.push(Effect::End(outcome));
+    }
+}
+
+fn seconds_between(from_ms: u64, to_ms: u64) -> f64 {
+    std::time::Duration::from_millis(to_ms.saturating_sub(from_ms)).as_secs_f64()
+}

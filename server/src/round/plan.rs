@@ -1,0 +1,102 @@
+//! What a job asks of the machine, and the choices that follow from it.
+
+use chacha20::ChaCha8Rng;
+use fedtune_config::job::{Cohort, Evaluator, Job, Metric};
+use rand::{RngExt, SeedableRng};
+use serde::{Deserialize, Serialize};
+
+use super::{Best, RoundRecord, World};
+
+/// The part of a job that decides how its rounds go.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Number of rounds.
+    pub rounds: u32,
+    /// Size of the cohort; `None` for every site online.
+    pub cohort: Option<usize>,
+    /// Least number of updates that count.
+    pub quorum: usize,
+    /// Longest silence of a site at work.
+    pub deadline_ms: u64,
+    /// Attempts at a round.
+    pub attempts: u32,
+    /// Who scores.
+    pub by: Evaluator,
+    /// What decides.
+    pub metric: Metric,
+    /// Rounds without a better state before the job stops; 0 for never.
+    pub patience: u32,
+    /// Least improvement.
+    pub min_delta: f64,
+    /// Seed of the cohort's draw.
+    pub seed: u64,
+}
+
+impl Plan {
+    /// The plan of a job.
+    pub fn of(job: &Job) -> Self {
+        Self {
+            rounds: job.rounds.count,
+            cohort: match job.rounds.cohort {
+                Cohort::All => None,
+                Cohort::Count(count) => Some(count),
+            },
+            quorum: job.rounds.quorum,
+            deadline_ms: job.rounds.deadline.0.as_millis().try_into().unwrap_or(u64::MAX),
+            attempts: job.rounds.attempts,
+            by: job.evaluation.by,
+            metric: job.evaluation.metric,
+            patience: job.evaluation.patience,
+            min_delta: job.evaluation.min_delta,
+            seed: job.training.seed,
+        }
+    }
+
+    /// Draws the cohort from the willing sites: all, or a partial Fisher-Yates shuffle of their sorted names, by seed,
+    /// round and attempt.
+    pub(super) fn draw_cohort(&self, willing: &[&String], round: u32, attempt: u32) -> Vec<String> {
+        let mut names: Vec<String> = willing.iter().map(|name| (*name).clone()).collect();
+        let Some(size) = self.cohort else { return names };
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&self.seed.to_le_bytes());
+        key[8..12].copy_from_slice(&round.to_le_bytes());
+        key[12..16].copy_from_slice(&attempt.to_le_bytes());
+        let mut random = ChaCha8Rng::from_seed(key);
+        for i in 0..size.min(names.len()) {
+            let other = random.random_range(i as u64..names.len() as u64);
+            names.swap(i, usize::try_from(other).unwrap_or(i));
+        }
+        names.truncate(size);
+        names.sort();
+        names
+    }
+
+    /// Who scores the state of a round.
+    pub(super) fn judges(&self, record: &RoundRecord, world: &World) -> Vec<String> {
+        match self.by {
+            Evaluator::Evaluator => world.evaluators.iter().cloned().collect(),
+            Evaluator::Sites => record.sites.keys().cloned().collect(),
+            Evaluator::None => Vec::new(),
+        }
+    }
+
+    /// The better of what was best and a new round. Without an evaluation the newer round is taken.
+    pub(super) fn better(&self, best: Option<Best>, record: &RoundRecord) -> Option<Best> {
+        let Some(sums) = record.evaluation() else {
+            let unscored = Best { round: record.round, accuracy: None, score: None };
+            return best.filter(|best| best.score.is_some()).or(Some(unscored));
+        };
+        // Larger is better from here on.
+        let score = match self.metric {
+            Metric::Accuracy => sums.accuracy(),
+            Metric::MacroF1 => sums.macro_f1(),
+            Metric::Loss => -sums.loss(),
+        };
+        let candidate = Best { round: record.round, accuracy: Some(sums.accuracy()), score: Some(score) };
+        match best.and_then(|best| best.score) {
+            // A score that is not a number never beats one that is.
+            Some(old) if score.is_nan() || score <= old + self.min_delta => best,
+            _ => Some(candidate),
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! What the aggregator keeps: [`records`] (jobs, rounds, sites; SQLite) and [`artifacts`] (immutable bytes; a folder).
+
+pub mod artifacts;
+pub mod records;
+
+pub use artifacts::Artifacts;
+pub use records::Records;
+
+/// Storage failed. Nothing was acknowledged that is not stored.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database.
+    #[error("records: {0}")]
+    Records(#[from] sqlx::Error),
+    /// A migration of the database.
+    #[error("records: {0}; the database may have been written by a newer program")]
+    Migration(#[from] sqlx::migrate::MigrateError),
+    /// A record that this program cannot read.
+    #[error("records: {what} cannot be read: {source}; the database may have been written by a newer program")]
+    Record {
+        /// Which record.
+        what: String,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// The artifact folder.
+    #[error("artifacts: {0}")]
+    Artifacts(#[from] object_store::Error),
+    /// A file of the data folder.
+    #[error("{path}: {source}", path = path.display())]
+    File {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Bytes that are not those of their digest.
+    #[error("the bytes of artifact {expected} have the digest {found}")]
+    Damaged {
+        /// The name.
+        expected: fedtune_proto::digest::Digest,
+        /// The digest of the bytes.
+        found: fedtune_proto::digest::Digest,
+    },
+    /// A file that is not a sound safetensors file.
+    #[error("artifact {digest} is not a sound safetensors file: {reason}")]
+    Unsound {
+        /// The artifact.
+        digest: fedtune_proto::digest::Digest,
+        /// What was found and expected.
+        reason: String,
+    },
+}

@@ -1,0 +1,206 @@
+//! Immutable bytes named by their digest, through an object store. New bytes are collected in a staging file on this
+//! machine, synced, verified, and renamed; no artifact is ever seen half written.
+
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use fedtune_proto::digest::{ArtifactRef, Digest, Hasher};
+use fedtune_proto::layout::{HEADER_BYTES_MAX, Layout};
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as Key;
+use object_store::{ObjectStore, ObjectStoreExt};
+use tokio::fs::File;
+use tokio::io::AsyncWriteExt;
+
+use super::StoreError;
+
+/// The artifact store.
+#[derive(Debug, Clone)]
+pub struct Artifacts {
+    root: PathBuf,
+    objects: Arc<dyn ObjectStore>,
+}
+
+impl Artifacts {
+    /// Opens the store in a folder, which is made if absent.
+    ///
+    /// # Errors
+    /// The folder cannot be made or opened.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        for folder in ["blake3", "staging"] {
+            let path = root.join(folder);
+            std::fs::create_dir_all(&path).map_err(|source| StoreError::File { path, source })?;
+        }
+        Ok(Self { root: root.to_path_buf(), objects: Arc::new(LocalFileSystem::new_with_prefix(root)?) })
+    }
+
+    /// The size of an artifact, `None` if it is not here.
+    ///
+    /// # Errors
+    /// Storage failed.
+    pub async fn size(&self, digest: Digest) -> Result<Option<u64>, StoreError> {
+        match self.objects.head(&key(digest)).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Some bytes of an artifact.
+    ///
+    /// # Errors
+    /// Storage failed, or the artifact is not here.
+    pub async fn read(&self, digest: Digest, range: Range<u64>) -> Result<Bytes, StoreError> {
+        Ok(self.objects.get_range(&key(digest), range).await?)
+    }
+
+    /// The tensors of an artifact.
+    ///
+    /// # Errors
+    /// Storage failed, or it is not a sound safetensors file.
+    pub async fn layout(&self, artifact: ArtifactRef) -> Result<Layout, StoreError> {
+        let ArtifactRef { digest, size } = artifact;
+        let unsound = |reason: String| StoreError::Unsound { digest, reason };
+        if size < 8 {
+            return Err(unsound(format!("it has {size} bytes; expected at least 8")));
+        }
+        let prefix = self.read(digest, 0..8).await?;
+        let length = prefix.first_chunk().map_or(u64::MAX, |bytes| u64::from_le_bytes(*bytes));
+        if length > HEADER_BYTES_MAX.min(size - 8) {
+            return Err(unsound(format!("its header claims {length} bytes")));
+        }
+        let header = self.read(digest, 8..8 + length).await?;
+        Layout::parse(&header, size).map_err(unsound)
+    }
+
+    /// The staging file of an upload; the same name finds the bytes that arrived before.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub async fn stage(&self, name: &str) -> Result<Staged, StoreError> {
+        let path = self.root.join("staging").join(name);
+        let open = async {
+            let file = File::options().create(true).append(true).open(&path).await?;
+            let size = file.metadata().await?.len();
+            io::Result::Ok((file, size))
+        };
+        match open.await {
+            Ok((file, size)) => Ok(Staged { path, file, size }),
+            Err(source) => Err(StoreError::File { path, source }),
+        }
+    }
+
+    /// Syncs staged bytes and gives them their name, if they have the digest expected of them. Otherwise they are
+    /// removed.
+    ///
+    /// # Errors
+    /// Storage failed, or the digest is another.
+    pub async fn publish(&self, mut staged: Staged, expected: Digest) -> Result<ArtifactRef, StoreError> {
+        staged.sync().await?;
+        let path = staged.path.clone();
+        let hashed = tokio::task::spawn_blocking(move || Digest::of_file(&path)).await.map_err(io::Error::other);
+        let (found, _) = hashed.and_then(|result| result).map_err(|source| staged.failed(source))?;
+        if found != expected {
+            let _ = tokio::fs::remove_file(&staged.path).await;
+            return Err(StoreError::Damaged { expected, found });
+        }
+        self.adopt(staged, found).await
+    }
+
+    async fn adopt(&self, staged: Staged, digest: Digest) -> Result<ArtifactRef, StoreError> {
+        let name = staged.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        self.objects.rename(&Key::from_iter(["staging", name]), &key(digest)).await?;
+        Ok(ArtifactRef { digest, size: staged.size })
+    }
+}
+
+fn key(digest: Digest) -> Key {
+    let text = digest.to_string();
+    Key::from_iter(["blake3", &text[..2], &text])
+}
+
+/// Bytes on their way to become an artifact.
+#[derive(Debug)]
+pub struct Staged {
+    path: PathBuf,
+    file: File,
+    size: u64,
+}
+
+impl Staged {
+    /// Bytes so far.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Adds bytes at the end.
+    ///
+    /// # Errors
+    /// The disk refused them.
+    pub async fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.file.write_all(bytes).await.map_err(|source| self.failed(source))?;
+        self.size += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Makes sure that the bytes survive a crash.
+    ///
+    /// # Errors
+    /// The disk refused.
+    pub async fn sync(&mut self) -> Result<(), StoreError> {
+        self.file.flush().await.map_err(|source| self.failed(source))?;
+        self.file.sync_all().await.map_err(|source| self.failed(source))
+    }
+
+    /// Forgets the bytes.
+    ///
+    /// # Errors
+    /// The disk refused.
+    pub async fn discard(self) -> Result<(), StoreError> {
+        tokio::fs::remove_file(&self.path).await.map_err(|source| self.failed(source))
+    }
+
+    fn failed(&self, source: io::Error) -> StoreError {
+        StoreError::File { path: self.path.clone(), source }
+    }
+}
+
+/// A new artifact whose digest is known only once all its bytes are.
+#[derive(Debug)]
+pub struct Writer {
+    staged: Staged,
+    hasher: Hasher,
+}
+
+impl Writer {
+    /// Begins in a fresh staging file of this name.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub async fn create(artifacts: &Artifacts, name: &str) -> Result<Self, StoreError> {
+        let staged = artifacts.stage(name).await?;
+        staged.file.set_len(0).await.map_err(|source| staged.failed(source))?;
+        Ok(Self { staged: Staged { size: 0, ..staged }, hasher: Hasher::default() })
+    }
+
+    /// Adds bytes at the end.
+    ///
+    /// # Errors
+    /// The disk refused them.
+    pub async fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.hasher.update(bytes);
+        self.staged.append(bytes).await
+    }
+
+    /// Syncs the bytes and gives them their name.
+    ///
+    /// # Errors
+    /// Storage failed.
+    pub async fn finish(mut self, artifacts: &Artifacts) -> Result<ArtifactRef, StoreError> {
+        self.staged.sync().await?;
+        artifacts.adopt(self.staged, self.hasher.finish()).await
+    }
+}

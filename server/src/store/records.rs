@@ -1,0 +1,248 @@
+//! Jobs, rounds and sites in SQLite. A transition of a job is one transaction.
+
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+use fedtune_proto::digest::ArtifactRef;
+use serde::{Deserialize, Serialize};
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
+use sqlx::{Row, SqlSafeStr};
+
+use super::StoreError;
+use crate::pki::{Identity, Role};
+use crate::round::{Machine, RoundRecord};
+
+/// A file of a base model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseFile {
+    /// File name without a path.
+    pub name: String,
+    /// Its bytes.
+    pub artifact: ArtifactRef,
+}
+
+/// Where a job stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JobStatus {
+    /// Waits for the jobs before it.
+    Queued,
+    /// The round machine runs.
+    Running,
+    /// Ended well.
+    Completed,
+    /// Ended badly.
+    Failed,
+    /// Ended by the operator.
+    Cancelled,
+}
+
+impl JobStatus {
+    const ALL: [Self; 5] = [Self::Queued, Self::Running, Self::Completed, Self::Failed, Self::Cancelled];
+
+    /// The word in records.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// Whether nothing more will happen.
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
+    }
+}
+
+impl FromStr for JobStatus {
+    type Err = serde_json::Error;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let known = Self::ALL.into_iter().find(|status| status.as_str() == text);
+        known.ok_or_else(|| serde::de::Error::custom(format!("unknown status {text:?}")))
+    }
+}
+
+/// A job as it is stored.
+#[derive(Debug, Clone)]
+pub struct JobRecord {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its canonical text.
+    pub text: String,
+    /// Its base model.
+    pub base_model: Vec<BaseFile>,
+    /// When it came, in milliseconds since 1970.
+    pub submitted_ms: u64,
+    /// Where it stands.
+    pub status: JobStatus,
+    /// Why it ended as it did.
+    pub reason: String,
+    /// Its round machine.
+    pub machine: Machine,
+    /// How its models are written; known once the first state is.
+    pub recipe: Option<String>,
+}
+
+/// The records.
+#[derive(Debug, Clone)]
+pub struct Records {
+    pool: SqlitePool,
+}
+
+impl Records {
+    /// Opens or makes the database at `path` and brings its schema up to date.
+    ///
+    /// # Errors
+    /// The file cannot be opened, or is of a newer program.
+    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_secs(10));
+        // One writer, so that transactions queue here and not inside SQLite.
+        let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
+        let first = include_str!("migrations/0001_first.sql");
+        let migration = Migration::new(1, "first".into(), MigrationType::Simple, first.into_sql_str(), false);
+        Migrator::with_migrations(vec![migration]).run(&pool).await?;
+        Ok(Self { pool })
+    }
+
+    /// Enrols a site or evaluator. False if one of this name is enrolled already.
+    ///
+    /// # Errors
+    /// Storage failed.
+    pub async fn add_site(&self, identity: &Identity, now_ms: u64) -> Result<bool, StoreError> {
+        let done = sqlx::query("INSERT INTO sites (name, role, added_ms) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
+            .bind(&identity.name)
+            .bind(identity.role.as_str())
+            .bind(now_ms.cast_signed())
+            .execute(&self.pool)
+            .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Every enrolled site and evaluator, by name.
+    ///
+    /// # Errors
+    /// Storage failed.
+    pub async fn sites(&self) -> Result<Vec<Identity>, StoreError> {
+        let rows = sqlx::query("SELECT name, role FROM sites ORDER BY name").fetch_all(&self.pool).await?;
+        rows.iter()
+            .map(|row| {
+                let role: String = row.try_get("role")?;
+                let role: Role = role.parse().map_err(|reason: String| StoreError::Record {
+                    what: "a site".into(),
+                    source: serde::de::Error::custom(reason),
+                })?;
+                Ok(Identity { role, name: row.try_get("name")? })
+            })
+            .collect()
+    }
+
+    /// Stores a new job.
+    ///
+    /// # Errors
+    /// Storage failed.
+    pub async fn add_job(&self, job: &JobRecord) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO jobs (id, name, text, base_model, submitted_ms, status, reason, machine, recipe) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        )
+        .bind(&job.id)
+        .bind(&job.name)
+        .bind(&job.text)
+        .bind(json("the base model", &job.base_model)?)
+        .bind(job.submitted_ms.cast_signed())
+        .bind(job.status.as_str())
+        .bind(&job.reason)
+        .bind(json("the round machine", &job.machine)?)
+        .bind(&job.recipe)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Stores a transition of a job, and the rounds it changed, in one transaction.
+    ///
+    /// # Errors
+    /// Storage failed, and nothing of the transition is stored.
+    pub async fn save(&self, job: &JobRecord, rounds: &[RoundRecord]) -> Result<(), StoreError> {
+        let mut transaction = self.pool.begin().await?;
+        sqlx::query("UPDATE jobs SET status = $1, reason = $2, machine = $3, recipe = $4 WHERE id = $5")
+            .bind(job.status.as_str())
+            .bind(&job.reason)
+            .bind(json("the round machine", &job.machine)?)
+            .bind(&job.recipe)
+            .bind(&job.id)
+            .execute(&mut *transaction)
+            .await?;
+        for round in rounds {
+            sqlx::query(
+                "INSERT INTO rounds (job, round, record) VALUES ($1, $2, $3) \
+                 ON CONFLICT (job, round) DO UPDATE SET record = excluded.record",
+            )
+            .bind(&job.id)
+            .bind(i64::from(round.round))
+            .bind(json("a round", round)?)
+            .execute(&mut *transaction)
+            .await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// Every job, oldest first.
+    ///
+    /// # Errors
+    /// Storage failed.
+    pub async fn jobs(&self) -> Result<Vec<JobRecord>, StoreError> {
+        let rows = sqlx::query("SELECT * FROM jobs ORDER BY submitted_ms, id").fetch_all(&self.pool).await?;
+        rows.iter().map(job_of_row).collect()
+    }
+
+    /// The committed rounds of a job, in order.
+    ///
+    /// # Errors
+    /// Storage failed.
+    pub async fn rounds(&self, job: &str) -> Result<Vec<RoundRecord>, StoreError> {
+        let rows = sqlx::query("SELECT record FROM rounds WHERE job = $1 ORDER BY round")
+            .bind(job)
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter().map(|row| parsed("a round", row, "record")).collect()
+    }
+}
+
+fn job_of_row(row: &SqliteRow) -> Result<JobRecord, StoreError> {
+    let status: String = row.try_get("status")?;
+    let submitted: i64 = row.try_get("submitted_ms")?;
+    Ok(JobRecord {
+        id: row.try_get("id")?,
+        name: row.try_get("name")?,
+        text: row.try_get("text")?,
+        base_model: parsed("a base model", row, "base_model")?,
+        submitted_ms: submitted.cast_unsigned(),
+        status: status.parse().map_err(|source| StoreError::Record { what: "a job".into(), source })?,
+        reason: row.try_get("reason")?,
+        machine: parsed("a round machine", row, "machine")?,
+        recipe: row.try_get("recipe")?,
+    })
+}
+
+fn json(what: &str, value: &impl Serialize) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|source| StoreError::Record { what: what.into(), source })
+}
+
+fn parsed<T: for<'de> Deserialize<'de>>(what: &str, row: &SqliteRow, column: &str) -> Result<T, StoreError> {
+    let text: String = row.try_get(column)?;
+    serde_json::from_str(&text).map_err(|source| StoreError::Record { what: what.into(), source })
+}
