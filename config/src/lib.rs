@@ -3,6 +3,7 @@
 //! Read in this order: [`load`] (file, environment, validation, one error type), then one module per document:
 //! [`server`], [`site`], [`job`]. Nothing here knows the network, tensors or the programs.
 
+pub mod demo;
 pub mod error;
 pub mod job;
 pub mod load;

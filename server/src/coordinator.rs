@@ -117,6 +117,12 @@ impl Coordinator {
                 }
                 let _ = reply.send(known);
             }
+            Request::Moving { site } => {
+                let turn = self.active.as_ref().and_then(|active| active.record.machine.work_of(&site));
+                if let Some(turn) = turn {
+                    self.apply_logged(Event::Progress(site, turn)).await;
+                }
+            }
             Request::Expect { site, job, turn, reply } => {
                 let _ = reply.send(self.expect(&site, &job, turn).await);
             }

@@ -7,13 +7,13 @@
 
 pub mod aggregate;
 pub mod api;
-//SIM pub mod cli;
+pub mod cli;
 pub mod coordinator;
-//SIM pub mod exit;
-//SIM pub mod operator;
+pub mod exit;
+pub mod operator;
 pub mod pki;
 pub mod round;
-//SIM pub mod simulate;
+pub mod simulate;
 pub mod store;
 
 /// This program and its version, as it tells its peers.

@@ -9,6 +9,7 @@ use crate::device::DeviceError;
 use crate::exit::Exit;
 use crate::finetune::FinetuneError;
 use crate::model::ModelError;
+use crate::session::SessionError;
 
 /// A command that failed.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +29,9 @@ pub enum CliError {
     /// Training or evaluation.
     #[error("{0}")]
     Finetune(#[from] FinetuneError),
+    /// A site's life in a federation.
+    #[error("{0}")]
+    Session(#[from] SessionError),
     /// Arguments that contradict each other.
     #[error("{0}")]
     Usage(String),
@@ -58,6 +62,7 @@ impl CliError {
             Self::Finetune(FinetuneError::NoRows { .. }) => Exit::Data,
             Self::Finetune(FinetuneError::Cancelled { .. }) => Exit::Interrupted,
             Self::Finetune(FinetuneError::Diverged { .. }) => Exit::JobFailed,
+            Self::Session(error) => error.exit(),
             Self::Usage(_) => Exit::Usage,
             Self::Write { .. } => Exit::Storage,
         }

@@ -5,6 +5,7 @@ mod evaluate;
 mod finetune;
 mod predict;
 mod progress;
+mod run;
 mod table;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -22,12 +23,12 @@ pub struct Cli {
     command: Command,
 }
 
-// `run` (a site's life in a federation) joins here with the session module.
 #[derive(Debug, Subcommand)]
 enum Command {
     Finetune(finetune::Arguments),
     Evaluate(evaluate::Arguments),
     Predict(predict::Arguments),
+    Run(run::Arguments),
 }
 
 impl Cli {
@@ -40,6 +41,7 @@ impl Cli {
             Command::Finetune(arguments) => arguments.run(),
             Command::Evaluate(arguments) => arguments.run(),
             Command::Predict(arguments) => arguments.run(),
+            Command::Run(arguments) => arguments.run(),
         }
     }
 }

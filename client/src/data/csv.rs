@@ -20,6 +20,16 @@ struct Cell {
     length: usize,
 }
 
+/// Where a byte stands in the quoting of RFC 4180.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Quoting {
+    FieldStart,
+    Bare,
+    Quoted,
+    /// After a quote inside a quoted field: the end of it, or the first of two.
+    AfterQuote,
+}
+
 /// Reads records cell by cell.
 struct Records<'a, R> {
     path: &'a Path,
@@ -27,11 +37,15 @@ struct Records<'a, R> {
     reader: Reader,
     line: u64,
     ended: bool,
+    quoting: Quoting,
+    /// Whether something else than a separator followed a closing quote of this record.
+    misquoted: bool,
 }
 
-/// One record: where it begins, and how many cells it has.
+/// One record: where it begins, how many lines it takes, and how many cells it has.
 struct Record {
     line: u64,
+    lines: u64,
     cells: usize,
 }
 
@@ -47,7 +61,19 @@ impl<R: BufRead> Records<'_, R> {
     fn consume(&mut self, count: usize) -> Result<(), DataError> {
         let path = self.path;
         let buffer = self.input.fill_buf().map_err(|source| DataError::Read { path: path.into(), source })?;
-        self.line += buffer[..count].iter().filter(|byte| **byte == b'\n').count() as u64;
+        for byte in &buffer[..count] {
+            self.line += u64::from(*byte == b'\n');
+            self.quoting = match (self.quoting, byte) {
+                (Quoting::Quoted, b'"') => Quoting::AfterQuote,
+                (Quoting::Quoted, _) | (Quoting::AfterQuote | Quoting::FieldStart, b'"') => Quoting::Quoted,
+                (_, b',' | b'\n' | b'\r') => Quoting::FieldStart,
+                (Quoting::AfterQuote, _) => {
+                    self.misquoted = true;
+                    Quoting::Bare
+                }
+                (Quoting::Bare | Quoting::FieldStart, _) => Quoting::Bare,
+            };
+        }
         self.input.consume(count);
         Ok(())
     }
@@ -77,6 +103,7 @@ impl<R: BufRead> Records<'_, R> {
             return Ok(None);
         }
         let line = self.line;
+        self.misquoted = false;
         let mut cells = 0;
         let mut output = [0; 4096];
         let mut kept = 0;
@@ -101,14 +128,21 @@ impl<R: BufRead> Records<'_, R> {
             }
             match result {
                 ReadFieldResult::InputEmpty if at_end => {
-                    return Err(DataError::OpenQuote { path: self.path.into(), line });
+                    return Err(DataError::OpenQuote { path: self.path.into(), line, lines: self.line - line + 1 });
                 }
                 ReadFieldResult::InputEmpty | ReadFieldResult::OutputFull => {}
                 ReadFieldResult::Field { record_end } => {
                     cells += 1;
                     kept = 0;
                     if record_end {
-                        return Ok(Some(Record { line, cells }));
+                        // The line end that closes the record is read by now.
+                        let lines = (self.line - line).max(1);
+                        // A quote that is not closed runs on to the next row's opening quote, which then seems to
+                        // close it in the middle of a cell. The rows between are hidden, so the file is refused.
+                        if self.misquoted && lines > 1 {
+                            return Err(DataError::OpenQuote { path: self.path.into(), line, lines });
+                        }
+                        return Ok(Some(Record { line, lines, cells }));
                     }
                 }
                 ReadFieldResult::End => return Ok(None),
@@ -125,7 +159,15 @@ pub(super) fn scan(
     label: Option<&str>,
     each: &mut dyn FnMut(u64, Result<RawRow, Fault>),
 ) -> Result<(), DataError> {
-    let mut records = Records { path, input, reader: Reader::new(), line: 1, ended: false };
+    let mut records = Records {
+        path,
+        input,
+        reader: Reader::new(),
+        line: 1,
+        ended: false,
+        quoting: Quoting::FieldStart,
+        misquoted: false,
+    };
     let mut names: Vec<Vec<u8>> = Vec::new();
     let header = records.next(
         |place| (place < MAX_COLUMNS).then_some(MAX_NAME),
@@ -155,8 +197,11 @@ pub(super) fn scan(
         let Some(record) = record else { return Ok(()) };
         let row = if record.cells == header.cells {
             row(text_cell, label.map(|_| label_cell))
+        } else if std::str::from_utf8(&text_cell.bytes).is_err() && text_cell.length <= MAX_TEXT {
+            // Said first: such a file has one encoding fault, and as many other faults as it causes.
+            Err(Fault::NotUtf8)
         } else {
-            Err(Fault::FieldCount { found: record.cells, expected: header.cells })
+            Err(Fault::FieldCount { found: record.cells, expected: header.cells, lines: record.lines })
         };
         each(record.line, row);
     }

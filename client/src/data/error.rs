@@ -88,8 +88,8 @@ pub enum DataError {
     },
     /// A quote that is never closed.
     #[error(
-        "{}:{line}: a quoted cell of the row that begins on this line is never closed, so the rest of the file is part \
-         of it; close the quote there or in an earlier row (a quote inside a quoted cell is written twice)",
+        "{}:{line}: a quoted cell of the row that begins on this line is never closed, so the {lines} lines from there on \
+         are read as one row; close the quote there or in an earlier row (a quote inside a quoted cell is written twice)",
         path.display()
     )]
     OpenQuote {
@@ -97,6 +97,8 @@ pub enum DataError {
         path: PathBuf,
         /// First line of the row.
         line: u64,
+        /// Lines that it swallows.
+        lines: u64,
     },
     /// A header and nothing below it.
     #[error("{}: found no row; expected at least one", path.display())]
@@ -163,6 +165,8 @@ pub enum Fault {
         found: usize,
         /// Fields of the header.
         expected: usize,
+        /// Lines that the row takes.
+        lines: u64,
     },
     /// Bytes that are not UTF-8.
     NotUtf8,
@@ -239,7 +243,10 @@ impl Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::FieldCount { found, expected } => write!(out, "found {found} fields, expected {expected}"),
+            Self::FieldCount { found, expected, lines } => {
+                write!(out, "found {found} fields, expected {expected}")?;
+                if *lines > 1 { write!(out, "; it takes {lines} lines, so a quote may not be closed") } else { Ok(()) }
+            }
             Self::TooLong { bytes } => write!(out, "found {bytes} bytes or more, expected at most {}", super::MAX_TEXT),
             Self::BadJson { message } => write!(out, "{message}"),
             Self::NotObject { found } => write!(out, "found {found}, expected an object"),

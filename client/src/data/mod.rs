@@ -67,14 +67,14 @@ pub fn scan(
 /// # Errors
 /// The file as a whole is unusable, or no row is.
 pub fn read(path: &Path, columns: &Columns, labels: &LabelMap) -> Result<(Vec<Row>, DataReport), DataError> {
-    let mut rows = Vec::new();
+    let (mut rows, mut seen) = (Vec::new(), report::Seen::default());
     let mut report = DataReport::new(path);
     scan(path, &columns.text, Some(&columns.label), &mut |line, row| match row {
         Ok(RawRow { text, label }) => {
             let label = label.unwrap_or_default();
             match labels.index(&label) {
                 Some(index) => {
-                    report.use_row(&text, index);
+                    report.use_row(&mut seen, &text, index);
                     rows.push(Row { text, label: index });
                 }
                 None => report.unknown_label(line, &label, labels),

@@ -51,9 +51,11 @@ pub struct DataReport {
     pub duplicates: u64,
     /// Used rows whose text stood in an earlier row with another label.
     pub conflicts: u64,
-    #[serde(skip)]
-    texts: HashMap<[u8; 16], usize>,
 }
+
+/// The texts of earlier rows, by digest, with their label.
+#[derive(Default)]
+pub(super) struct Seen(HashMap<[u8; 16], usize>);
 
 impl DataReport {
     pub(super) fn new(path: &Path) -> Self {
@@ -66,7 +68,6 @@ impl DataReport {
             unknown_labels: BTreeMap::new(),
             duplicates: 0,
             conflicts: 0,
-            texts: HashMap::new(),
         }
     }
 
@@ -75,13 +76,13 @@ impl DataReport {
         self.rows - self.used
     }
 
-    pub(super) fn use_row(&mut self, text: &str, label: usize) {
+    pub(super) fn use_row(&mut self, texts: &mut Seen, text: &str, label: usize) {
         self.rows += 1;
         self.used += 1;
         *self.per_label.entry(label).or_default() += 1;
         let mut digest = [0; 16];
         digest.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..16]);
-        match self.texts.insert(digest, label) {
+        match texts.0.insert(digest, label) {
             Some(earlier) if earlier == label => self.duplicates += 1,
             Some(_) => self.conflicts += 1,
             None => {}

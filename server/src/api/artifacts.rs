@@ -1,13 +1,14 @@
 //! Artifacts on the wire, resumable both ways.
 
 use std::pin::Pin;
+use std::time::{Duration, Instant};
 
 use fedtune_proto::CHUNK_BYTES;
 use fedtune_proto::digest::{ArtifactRef, Digest};
 use fedtune_proto::v1::artifacts_server::Artifacts as ArtifactsRpc;
 use fedtune_proto::v1::upload_request::Part;
 use fedtune_proto::v1::{self, DownloadChunk};
-use futures::{Stream, StreamExt, stream};
+use futures::{Stream, stream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{identity, wire};
@@ -15,6 +16,9 @@ use crate::coordinator::Handle;
 use crate::coordinator::Permit;
 use crate::pki::{Identity, Role};
 use crate::store::{Artifacts, StoreError};
+
+/// How often moving bytes are reported.
+const PULSE: Duration = Duration::from_secs(1);
 
 const ANYBODY: &[Role] = &[Role::Site, Role::Evaluator, Role::Operator];
 
@@ -41,6 +45,26 @@ impl Service {
     }
 }
 
+/// Tells the coordinator, now and then, that bytes of a peer are moving.
+struct Pulse {
+    coordinator: Handle,
+    site: String,
+    told: Instant,
+}
+
+impl Pulse {
+    fn new(coordinator: &Handle, identity: &Identity) -> Self {
+        Self { coordinator: coordinator.clone(), site: identity.name.clone(), told: Instant::now() }
+    }
+
+    async fn beat(&mut self) {
+        if self.told.elapsed() > PULSE {
+            self.told = Instant::now();
+            self.coordinator.moving(self.site.clone()).await;
+        }
+    }
+}
+
 /// Two peers may send the same bytes at once, so each has its own staging file.
 fn staging_name(identity: &Identity, artifact: ArtifactRef) -> String {
     format!("{}-{}.part", artifact.digest, identity.name)
@@ -61,13 +85,17 @@ impl ArtifactsRpc for Service {
             return Err(Status::out_of_range(format!("offset {offset} is past the {size} bytes of {digest}")));
         }
         let artifacts = self.artifacts.clone();
-        let offsets = stream::iter((offset..size).step_by(CHUNK_BYTES));
-        let chunks = offsets.then(move |start| {
+        let pulse = Pulse::new(&self.coordinator, &identity);
+        let chunks = stream::try_unfold((offset, pulse), move |(start, mut pulse)| {
             let artifacts = artifacts.clone();
             async move {
+                if start >= size {
+                    return Ok(None);
+                }
+                pulse.beat().await;
                 let end = size.min(start + CHUNK_BYTES as u64);
                 let data = artifacts.read(digest, start..end).await.map_err(wire::storage)?;
-                Ok(DownloadChunk { data })
+                Ok(Some((DownloadChunk { data }, (end, pulse))))
             }
         });
         Ok(Response::new(Box::pin(chunks)))
@@ -111,7 +139,9 @@ impl ArtifactsRpc for Service {
             let reason = format!("the upload goes on at byte {}, not {}; ask UploadStatus", staged.size(), header.offset);
             return Err(Status::out_of_range(reason));
         }
+        let mut pulse = Pulse::new(&self.coordinator, &identity);
         loop {
+            pulse.beat().await;
             let data = match parts.message().await {
                 Ok(Some(v1::UploadRequest { part: Some(Part::Data(data)) })) => data,
                 Ok(Some(_)) => return Err(Status::invalid_argument("expected bytes after the header")),

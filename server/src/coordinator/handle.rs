@@ -65,6 +65,7 @@ pub(super) enum Request {
     CloseSession { site: String, session: String },
     Heartbeat { site: String, session: String, reply: Reply<bool> },
     Progress { site: String, session: String, job: String, turn: Turn, activity: Activity, reply: Reply<bool> },
+    Moving { site: String },
     Expect { site: String, job: String, turn: Turn, reply: Reply<Result<Expected, StoreError>> },
     Report {
         site: String,
@@ -126,6 +127,12 @@ impl Handle {
         activity: Activity,
     ) -> Result<bool, Gone> {
         self.ask(|reply| Request::Progress { site, session, job, turn, activity, reply }).await
+    }
+
+    /// Bytes of a site are moving, which counts as progress of its task.
+    pub async fn moving(&self, site: String) {
+        // Only a sign: a lost one is made good by the next.
+        let _ = self.requests.send(Request::Moving { site }).await;
     }
 
     /// What a result of this turn is checked against.

@@ -1,0 +1,40 @@
+//! What the site tells of itself; label counts only where its policy allows it.
+
+use std::collections::BTreeMap;
+
+use fedtune_config::site::DeviceKind;
+use fedtune_proto::v1::{Capabilities, LabelCount};
+
+use super::work::Site;
+use crate::data::{self, Columns, DataError, LabelMap};
+
+pub(super) fn of(site: &Site) -> Result<Capabilities, DataError> {
+    let device = match site.config.device.kind {
+        DeviceKind::Cpu => "cpu",
+        DeviceKind::Cuda => "cuda",
+    };
+    let mut label_counts = Vec::new();
+    if let (true, Some(train)) = (site.config.policy.share_label_counts, &site.config.data.train) {
+        let named = |column: &Option<String>, default: &str| column.clone().unwrap_or_else(|| default.into());
+        let columns = Columns {
+            text: named(&site.config.data.text_column, "text"),
+            label: named(&site.config.data.label_column, "label"),
+        };
+        let labels = data::labels_in(train, &columns)?;
+        let (rows, _) = data::read(train, &columns, &LabelMap::new(&labels, &BTreeMap::new())?)?;
+        let mut counts = vec![0; labels.len()];
+        rows.iter().for_each(|row| counts[row.label] += 1);
+        // The job's names, where the site maps its own to them.
+        let job_name = |label: String| site.config.data.labels.get(&label).cloned().unwrap_or(label);
+        label_counts =
+            labels.into_iter().zip(counts).map(|(label, examples)| LabelCount { label: job_name(label), examples }).collect();
+    }
+    Ok(Capabilities { device: device.into(), memory_bytes: memory_bytes().unwrap_or(0), label_counts })
+}
+
+/// The machine's memory, where the system tells it.
+fn memory_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.trim().strip_suffix("kB")?.trim();
+    kib.parse::<u64>().ok().map(|kib| kib * 1024)
+}

@@ -1,0 +1,311 @@
+//! What a directive sets going: fetch, compute, send, report. One task at a time; it outlives a broken session, because
+//! its calls are repeated until they succeed or it is withdrawn.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use fedtune_proto::digest::{ArtifactRef, Digest};
+use fedtune_proto::transfer::{self, TransferError};
+use fedtune_proto::v1::federation_client::FederationClient;
+use fedtune_proto::v1::report_result_request::Outcome;
+use fedtune_proto::v1::{self, ReportProgressRequest, ReportResultRequest, Task, TaskId, TaskKind, Withdraw};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tonic::transport::Channel;
+use tracing::{info, warn};
+
+use super::calls::repeat;
+use super::outbox::{Finished, Outbox};
+use super::work::{Site, WorkError};
+use crate::finetune::Progress;
+
+/// Least time between two reports of progress, and between two lines of the log about it.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
+/// The task in progress.
+pub(super) struct Tasks {
+    site: Arc<Site>,
+    channel: Channel,
+    session: watch::Receiver<String>,
+    current: Option<Current>,
+}
+
+struct Current {
+    id: TaskId,
+    cancelled: Arc<AtomicBool>,
+    task: JoinHandle<()>,
+}
+
+impl Tasks {
+    pub(super) fn new(site: Arc<Site>, channel: Channel, session: watch::Receiver<String>) -> Self {
+        Self { site, channel, session, current: None }
+    }
+
+    /// Begins a task, unless it is in progress already; another one in progress is given up.
+    pub(super) fn begin(&mut self, task: Task) {
+        let Some(id) = task.id.clone() else { return };
+        if self.current.as_ref().is_some_and(|current| current.id == id && !current.task.is_finished()) {
+            return;
+        }
+        self.stop();
+        info!(job = id.job, round = id.round, attempt = id.attempt, kind = id.kind().as_str_name(), "task begun");
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let running = Running {
+            site: self.site.clone(),
+            channel: self.channel.clone(),
+            session: self.session.clone(),
+            outbox: Outbox::new(&self.site.config.storage.work),
+            cancelled: cancelled.clone(),
+            id: id.clone(),
+        };
+        self.current = Some(Current { id, cancelled, task: tokio::spawn(running.run(task)) });
+    }
+
+    /// Gives up the task in progress if it is the one that is not wanted any more.
+    pub(super) fn withdraw(&mut self, withdraw: Withdraw) {
+        if self.current.as_ref().is_some_and(|current| Some(&current.id) == withdraw.id.as_ref()) {
+            info!("task withdrawn: {}", withdraw.reason);
+            self.stop();
+        }
+    }
+
+    fn stop(&mut self) {
+        if let Some(current) = self.current.take() {
+            current.cancelled.store(true, Ordering::Relaxed);
+            current.task.abort();
+        }
+    }
+}
+
+struct Running {
+    site: Arc<Site>,
+    channel: Channel,
+    session: watch::Receiver<String>,
+    outbox: Outbox,
+    cancelled: Arc<AtomicBool>,
+    id: TaskId,
+}
+
+/// What is reported, and the artifact bytes that travelled.
+struct Report {
+    outcome: Outcome,
+    bytes_down: u64,
+    bytes_up: u64,
+}
+
+enum Failure {
+    Work(WorkError),
+    Transfer(TransferError),
+}
+
+impl From<WorkError> for Failure {
+    fn from(error: WorkError) -> Self {
+        Self::Work(error)
+    }
+}
+
+impl From<TransferError> for Failure {
+    fn from(error: TransferError) -> Self {
+        Self::Transfer(error)
+    }
+}
+
+fn file(path: &Path) -> impl Fn(std::io::Error) -> WorkError {
+    let path = path.to_path_buf();
+    move |source| WorkError::File { path: path.clone(), source }
+}
+
+impl Running {
+    async fn run(self, task: Task) {
+        let result = match self.perform(&task).await {
+            Ok(result) => result,
+            Err(Failure::Work(e)) if e.is_cancelled() => return,
+            Err(failure) => {
+                let (reason, refused) = match failure {
+                    Failure::Work(e) => (e.to_string(), e.is_refusal()),
+                    Failure::Transfer(e) => (e.to_string(), false),
+                };
+                warn!("the task failed: {reason}");
+                let outcome = Outcome::Failed(v1::Failed { reason, refused });
+                Report { outcome, bytes_down: 0, bytes_up: 0 }
+            }
+        };
+        let Report { outcome, bytes_down, bytes_up } = result;
+        let trained = matches!(outcome, Outcome::Trained(_));
+        let request = ReportResultRequest {
+            session: self.session.borrow().clone(),
+            task: Some(self.id.clone()),
+            outcome: Some(outcome),
+            bytes_down,
+            bytes_up,
+        };
+        let client = FederationClient::new(self.channel.clone());
+        let answer = repeat("reporting the result", || {
+            let (mut client, request) = (client.clone(), request.clone());
+            async move { client.report_result(request).await }
+        })
+        .await;
+        match answer.map(tonic::Response::into_inner) {
+            Ok(answer) if answer.accepted => info!(round = self.id.round, "result accepted"),
+            Ok(answer) => warn!(round = self.id.round, "the result does not count: {}", answer.reason),
+            Err(status) => warn!("the aggregator refused the result: {}", status.message()),
+        }
+        if trained {
+            self.outbox.answered(&self.id);
+        }
+    }
+
+    async fn perform(&self, task: &Task) -> Result<Report, Failure> {
+        if let Some((finished, update)) = self.outbox.finished(&self.id) {
+            info!("the update of this task is in the outbox; sending it");
+            return self.send_update(finished, &update).await;
+        }
+        let job = self.site.job(task)?;
+        let (model, mut bytes_down) = self.fetch_model(task).await?;
+        let kind = self.id.kind();
+        let state = match (&task.state, kind) {
+            (_, TaskKind::Initialize) => PathBuf::new(),
+            (Some(artifact), _) => {
+                let checked = ArtifactRef::try_from(artifact).map_err(|e| WorkError::Malformed(e.to_string()))?;
+                let path = self.outbox.state(checked.digest).map_err(file(&self.site.config.storage.work))?;
+                bytes_down += self.fetch(artifact, &path).await?;
+                path
+            }
+            (None, _) => return Err(WorkError::Malformed("it names no state".into()).into()),
+        };
+        let out = self.outbox.begin(&self.id).map_err(file(&self.site.config.storage.work))?;
+        let site = self.site.clone();
+        match kind {
+            TaskKind::Initialize => {
+                let (path, began) = (out.clone(), Instant::now());
+                let recipe_json = self.compute(move |_| site.initialize(&job, &model, &path)).await?;
+                let artifact = digest(&out).await?;
+                let bytes_up = self.send(artifact, &out).await?;
+                info!(seconds = began.elapsed().as_secs_f64(), "first state made");
+                let state = Some(artifact.into());
+                Ok(Report { outcome: Outcome::Initialized(v1::Initialized { state, recipe_json }), bytes_down, bytes_up })
+            }
+            TaskKind::Train => {
+                let (path, round) = (out.clone(), self.id.round);
+                let report =
+                    self.compute(move |observer| site.train(&job, round, &model, &state, &path, observer)).await?;
+                info!(round, loss = report.train_loss, seconds = report.seconds, "fine-tuned");
+                let finished = Finished {
+                    update: digest(&out).await?,
+                    examples: report.examples,
+                    train_loss: report.train_loss,
+                    train_seconds: report.seconds,
+                    bytes_down,
+                };
+                self.outbox.finish(&self.id, &finished).map_err(file(&out))?;
+                self.send_update(finished, &out).await
+            }
+            TaskKind::Evaluate => {
+                let sums = self.compute(move |observer| site.evaluate(&job, &model, &state, observer)).await?;
+                info!(round = self.id.round, accuracy = sums.accuracy(), "state scored");
+                let evaluation =
+                    v1::Evaluation { examples: sums.examples, loss_sum: sums.loss_sum, confusion: sums.confusion };
+                let outcome = Outcome::Evaluated(v1::EvaluatedState { evaluation: Some(evaluation) });
+                Ok(Report { outcome, bytes_down, bytes_up: 0 })
+            }
+            TaskKind::Unspecified => {
+                Err(WorkError::Malformed("this version does not know its kind; install a newer fedtune-client".into()).into())
+            }
+        }
+    }
+
+    async fn fetch_model(&self, task: &Task) -> Result<(PathBuf, u64), Failure> {
+        let folder = self.outbox.model(task).map_err(file(&self.site.config.storage.work))?;
+        let mut bytes = 0;
+        for model_file in &task.base_model {
+            let plain = Path::new(&model_file.name).file_name().is_some_and(|name| name == model_file.name.as_str());
+            let (true, Some(artifact)) = (plain, &model_file.artifact) else {
+                return Err(WorkError::Malformed(format!("it names the model file {:?}", model_file.name)).into());
+            };
+            bytes += self.fetch(artifact, &folder.join(&model_file.name)).await?;
+        }
+        Ok((folder, bytes))
+    }
+
+    async fn fetch(&self, artifact: &v1::Artifact, path: &Path) -> Result<u64, TransferError> {
+        repeat("downloading", || transfer::download(&self.channel, artifact, path)).await
+    }
+
+    async fn send(&self, artifact: ArtifactRef, path: &Path) -> Result<u64, TransferError> {
+        let artifact = artifact.into();
+        repeat("uploading", || transfer::upload(&self.channel, &artifact, path)).await
+    }
+
+    async fn send_update(&self, finished: Finished, path: &Path) -> Result<Report, Failure> {
+        let bytes_up = self.send(finished.update, path).await?;
+        let outcome = Outcome::Trained(v1::Trained {
+            update: Some(finished.update.into()),
+            examples: finished.examples,
+            train_loss: finished.train_loss,
+            train_seconds: finished.train_seconds,
+        });
+        Ok(Report { outcome, bytes_down: finished.bytes_down, bytes_up })
+    }
+
+    /// Computes on a thread of its own, and reports progress meanwhile.
+    async fn compute<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut dyn crate::finetune::Observer) -> Result<T, WorkError> + Send + 'static,
+    ) -> Result<T, WorkError> {
+        let (sender, mut progress) = watch::channel(None::<Progress>);
+        let cancelled = self.cancelled.clone();
+        let computing = tokio::task::spawn_blocking(move || {
+            let mut observer = |progress: Progress| {
+                sender.send_replace(Some(progress));
+                if cancelled.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            };
+            work(&mut observer)
+        });
+        tokio::pin!(computing);
+        let mut logged = Instant::now();
+        loop {
+            tokio::select! {
+                computed = &mut computing => return computed.unwrap_or_else(|e| Err(WorkError::Panicked(e.to_string()))),
+                Ok(()) = progress.changed() => {
+                    let Some(now) = *progress.borrow_and_update() else { continue };
+                    if logged.elapsed() > LOG_EVERY {
+                        logged = Instant::now();
+                        info!(step = now.step, of = now.steps, loss = now.loss, examples_per_second = now.examples_per_second, "progress");
+                    }
+                    self.report(now).await;
+                    // The work may end meanwhile; its result must not wait for the pause.
+                    tokio::select! {
+                        computed = &mut computing => return computed.unwrap_or_else(|e| Err(WorkError::Panicked(e.to_string()))),
+                        () = tokio::time::sleep(REPORT_EVERY) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// One report; a lost one is made good by the next.
+    async fn report(&self, progress: Progress) {
+        let request = ReportProgressRequest {
+            session: self.session.borrow().clone(),
+            task: Some(self.id.clone()),
+            done: progress.step as u64,
+            total: progress.steps as u64,
+            loss: Some(progress.loss).filter(|loss| loss.is_finite()),
+            examples_per_second: progress.examples_per_second,
+        };
+        if let Err(status) = FederationClient::new(self.channel.clone()).report_progress(request).await {
+            tracing::debug!("progress was not reported: {}", status.message());
+        }
+    }
+}
+
+async fn digest(path: &Path) -> Result<ArtifactRef, WorkError> {
+    let hashed = path.to_path_buf();
+    let digest = tokio::task::spawn_blocking(move || Digest::of_file(&hashed)).await;
+    let (digest, size) = digest.map_err(std::io::Error::other).and_then(|d| d).map_err(file(path))?;
+    Ok(ArtifactRef { digest, size })
+}

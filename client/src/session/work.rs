@@ -1,0 +1,132 @@
+//! The computing of a task. Files in, files and numbers out; no network here.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use fedtune_config::job::Job;
+use fedtune_config::{ConfigError, SiteConfig};
+use fedtune_proto::v1;
+
+use crate::data::{self, Columns, DataError, LabelMap, Row};
+use crate::finetune::{self, FinetuneError, FitReport, Observer, Plan};
+use crate::model::{Classifier, ModelError, ModelSpec};
+
+/// Rows in a batch that is only scored.
+const EVALUATION_BATCH: usize = 32;
+
+/// A site: its configuration and its opened device.
+#[derive(Debug)]
+pub(super) struct Site {
+    pub(super) config: SiteConfig,
+    pub(super) device: Device,
+}
+
+/// A task that could not be done.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WorkError {
+    #[error("the job cannot be read: {0}")]
+    Job(#[from] ConfigError),
+    #[error("{0}")]
+    Data(#[from] DataError),
+    #[error("{0}")]
+    Model(#[from] ModelError),
+    #[error("{0}")]
+    Finetune(#[from] FinetuneError),
+    #[error("this site has no {0} in its site.toml, which the task needs")]
+    NoData(&'static str),
+    #[error("the task from the aggregator is malformed: {0}")]
+    Malformed(String),
+    #[error("{path}: {source}", path = path.display())]
+    File { path: PathBuf, source: std::io::Error },
+    #[error("the computation panicked; please report it: {0}")]
+    Panicked(String),
+}
+
+impl WorkError {
+    /// Whether asking this site again is useless.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Job(_) | Self::Data(_) | Self::NoData(_) | Self::Malformed(_))
+    }
+
+    pub(super) fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Finetune(FinetuneError::Cancelled { .. }))
+    }
+}
+
+impl Site {
+    /// The job of a task, as the aggregator's operator wrote it.
+    pub(super) fn job(&self, task: &v1::Task) -> Result<Job, WorkError> {
+        let found = fedtune_proto::digest::Digest::of(task.job_text.as_bytes()).to_string();
+        if found != task.job_digest {
+            return Err(WorkError::Malformed("the job's text does not have the digest it should".into()));
+        }
+        Ok(fedtune_config::parse("the job".as_ref(), &task.job_text, std::iter::empty())?)
+    }
+
+    /// Writes the first state of a job. Returns its export recipe as JSON.
+    pub(super) fn initialize(&self, job: &Job, model: &Path, state: &Path) -> Result<String, WorkError> {
+        let classifier = Classifier::load(model, &ModelSpec::from(job), &self.device)?;
+        classifier.write_state(state)?;
+        serde_json::to_string(&classifier.export_recipe()).map_err(|e| WorkError::Malformed(e.to_string()))
+    }
+
+    /// Fine-tunes a state on the site's training rows for a round and writes what changed.
+    pub(super) fn train(
+        &self,
+        job: &Job,
+        round: u32,
+        model: &Path,
+        state: &Path,
+        update: &Path,
+        observer: &mut dyn Observer,
+    ) -> Result<FitReport, WorkError> {
+        let (rows, _) = self.rows(job)?;
+        let mut classifier = Classifier::load(model, &ModelSpec::from(job), &self.device)?;
+        classifier.load_state(state)?;
+        let steps = job.training.steps_per_round(rows.len());
+        let plan = Plan {
+            first_step: (round.max(1) as usize - 1) * steps,
+            steps,
+            total_steps: job.rounds.count as usize * steps,
+            round,
+        };
+        let report = finetune::fit(&mut classifier, &rows, &job.training, plan, observer)?;
+        classifier.write_delta(state, update)?;
+        Ok(report)
+    }
+
+    /// Scores a state: an evaluator on its test file, a training site on its validation split.
+    pub(super) fn evaluate(
+        &self,
+        job: &Job,
+        model: &Path,
+        state: &Path,
+        observer: &mut dyn Observer,
+    ) -> Result<finetune::Evaluation, WorkError> {
+        let rows = match &self.config.data.test {
+            Some(test) => self.read(job, test)?,
+            None => self.rows(job)?.1,
+        };
+        if rows.is_empty() {
+            return Err(WorkError::NoData("data.test, and no data.validation_fraction above 0,"));
+        }
+        let mut classifier = Classifier::load(model, &ModelSpec::from(job), &self.device)?;
+        classifier.load_state(state)?;
+        Ok(finetune::evaluate(&classifier, &rows, EVALUATION_BATCH, observer)?)
+    }
+
+    /// Training rows and validation rows.
+    fn rows(&self, job: &Job) -> Result<(Vec<Row>, Vec<Row>), WorkError> {
+        let train = self.config.data.train.as_ref().ok_or(WorkError::NoData("data.train"))?;
+        Ok(data::split(self.read(job, train)?, self.config.data.validation_fraction))
+    }
+
+    fn read(&self, job: &Job, path: &Path) -> Result<Vec<Row>, WorkError> {
+        let labels = LabelMap::new(&job.task.labels, &self.config.data.labels)?;
+        let (rows, report) = data::read(path, &Columns::resolve(job, &self.config.data), &labels)?;
+        if report.skipped() > 0 {
+            tracing::warn!("{report}");
+        }
+        Ok(rows)
+    }
+}

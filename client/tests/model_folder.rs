@@ -1,0 +1,289 @@
+//! Model folders, states and exports: what loads, what is refused and with which words.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod tiny_model;
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use fedtune_client::model::{Classifier, ModelSpec};
+use fedtune_config::job::Trainable;
+use fedtune_proto::recipe::TensorSource;
+use serde_json::json;
+use tiny_model::{edit_config, edit_tensors, folder, spec};
+
+fn load(folder: &Path) -> Result<Classifier, String> {
+    Classifier::load(folder, &spec(), &Device::Cpu).map_err(|e| e.to_string())
+}
+
+fn assert_refused(folder: &Path, words: &[&str]) {
+    let error = load(folder).unwrap_err();
+    for word in words {
+        assert!(error.contains(word), "{error:?} lacks {word:?}");
+    }
+}
+
+fn logits(classifier: &Classifier) -> Vec<Vec<f32>> {
+    let tokens = classifier.tokenize(&["w5 w6 w7", "w30 w31", "w40 w41 w42 w43 w44"]).unwrap();
+    let batch = classifier.network().batch(&tokens.iter().collect::<Vec<_>>());
+    classifier.network().logits(&batch).unwrap().to_vec2().unwrap()
+}
+
+#[test]
+fn a_missing_folder_and_each_missing_file_are_named() {
+    let model = folder();
+    assert_refused(&model.path().join("nowhere"), &["nowhere", "Hugging Face layout"]);
+    assert_refused(&model.path().join("config.json"), &["is a file"]);
+    for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+        let model = folder();
+        std::fs::remove_file(model.path().join(file)).unwrap();
+        assert_refused(model.path(), &[file, "Hugging Face layout"]);
+    }
+    std::fs::rename(model.path().join("model.safetensors"), model.path().join("pytorch_model.bin")).unwrap();
+    assert_refused(model.path(), &["safe_serialization=True"]);
+}
+
+#[test]
+fn a_faulty_config_is_refused_with_its_field() {
+    let text = |content: &str, words: &[&str]| {
+        let model = folder();
+        std::fs::write(model.path().join("config.json"), content).unwrap();
+        assert_refused(model.path(), words);
+    };
+    text("{", &["config.json", "not valid JSON"]);
+    text("[]", &["not an object"]);
+    text("{}", &["model_type is absent", "supported: \"bert\""]);
+    text("{\"model_type\": \"bert\"}", &["vocab_size"]);
+    type Change = fn(&mut serde_json::Map<String, serde_json::Value>);
+    let cases: [(Change, &[&str]); 8] = [
+        (|c| drop(c.insert("model_type".into(), json!("roberta"))), &["roberta", "bert-base-uncased"]),
+        (|c| drop(c.insert("hidden_size".into(), json!("many"))), &["hidden_size"]),
+        (|c| drop(c.insert("hidden_size".into(), json!(4_000_000_000_000u64))), &["hidden_size", "1 to 16384"]),
+        (|c| drop(c.insert("vocab_size".into(), json!(0))), &["vocab_size is 0"]),
+        (|c| drop(c.insert("num_attention_heads".into(), json!(5))), &["num_attention_heads is 5", "divisor"]),
+        (|c| drop(c.insert("hidden_act".into(), json!("swish"))), &["hidden_act", "swish", "gelu_new"]),
+        (|c| drop(c.insert("layer_norm_eps".into(), json!(-1.0))), &["layer_norm_eps is -1"]),
+        (|c| drop(c.insert("position_embedding_type".into(), json!("relative_key"))), &["relative_key"]),
+    ];
+    for (change, words) in cases {
+        let model = folder();
+        edit_config(model.path(), change);
+        assert_refused(model.path(), words);
+    }
+}
+
+#[test]
+fn faulty_tensors_are_refused_by_name_and_shape() {
+    let model = folder();
+    edit_config(model.path(), |config| drop(config.insert("intermediate_size".into(), json!(100_000))));
+    assert_refused(model.path(), &["bert.encoder.layer.0.intermediate.dense", "[64", "[100000"]);
+
+    let model = folder();
+    edit_tensors(&model.path().join("model.safetensors"), |tensors| {
+        drop(tensors.remove("bert.encoder.layer.1.output.dense.bias"));
+    });
+    assert_refused(model.path(), &["bert.encoder.layer.1.output.dense.bias", "missing", "[32]"]);
+
+    let model = folder();
+    edit_tensors(&model.path().join("model.safetensors"), |tensors| {
+        let bias = Tensor::new(&[f32::NAN; 32], &Device::Cpu).unwrap();
+        drop(tensors.insert("bert.pooler.dense.bias".into(), bias));
+    });
+    assert_refused(model.path(), &["bert.pooler.dense.bias", "not a finite number"]);
+
+    let model = folder();
+    edit_tensors(&model.path().join("model.safetensors"), |tensors| {
+        let bias = Tensor::zeros(32, DType::U8, &Device::Cpu).unwrap();
+        drop(tensors.insert("bert.pooler.dense.bias".into(), bias));
+    });
+    assert_refused(model.path(), &["bert.pooler.dense.bias", "U8", "F32"]);
+}
+
+#[test]
+fn damaged_tensor_files_are_refused_at_every_length() {
+    let model = folder();
+    let path = model.path().join("model.safetensors");
+    let whole = std::fs::read(&path).unwrap();
+    for length in [0, 3, 8, 100, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(&path, &whole[..length]).unwrap();
+        assert_refused(model.path(), &["model.safetensors", "not a whole safetensors file"]);
+    }
+    for header in [u64::MAX, 1 << 40, 5] {
+        let mut bytes = whole.clone();
+        bytes[..8].copy_from_slice(&header.to_le_bytes());
+        std::fs::write(&path, &bytes).unwrap();
+        assert_refused(model.path(), &["not a whole safetensors file"]);
+    }
+    let mut longer = whole;
+    longer.push(0);
+    std::fs::write(&path, &longer).unwrap();
+    assert_refused(model.path(), &["announces"]);
+}
+
+#[test]
+fn an_unfitting_tokenizer_or_specification_is_refused() {
+    let model = folder();
+    std::fs::write(model.path().join("tokenizer.json"), "{}").unwrap();
+    assert_refused(model.path(), &["tokenizer.json", "not a usable tokenizer"]);
+    std::fs::write(model.path().join("tokenizer.json"), tiny_model::tokenizer(61).to_string()).unwrap();
+    assert_refused(model.path(), &["token index 60", "vocab_size 60"]);
+
+    let model = folder();
+    let refused = |spec: ModelSpec| Classifier::load(model.path(), &spec, &Device::Cpu).unwrap_err().to_string();
+    assert!(refused(ModelSpec { max_length: 25, ..spec() }).contains("at most 24"));
+    assert!(refused(ModelSpec { trainable: Trainable::Last(3), ..spec() }).contains("2 encoder layers"));
+    assert!(refused(ModelSpec { labels: vec!["a".into(), "a".into()], ..spec() }).contains("twice"));
+    assert!(refused(ModelSpec { max_length: 2, ..spec() }).contains("special tokens"));
+}
+
+#[test]
+fn texts_are_cut_and_never_padded() {
+    let model = folder();
+    let classifier = load(model.path()).unwrap();
+    let tokens = classifier.tokenize(&["w5", &"w6 ".repeat(50), "unheard of"]).unwrap();
+    assert_eq!(tokens[0].words, [2, 5, 3]);
+    assert_eq!(tokens[1].words.len(), 16);
+    assert_eq!(tokens[2].words, [2, 1, 1, 3]);
+}
+
+#[test]
+fn every_form_of_base_model_gives_the_same_network() {
+    let model = folder();
+    let expected = logits(&load(model.path()).unwrap());
+    edit_tensors(&model.path().join("model.safetensors"), |tensors| {
+        *tensors = tensors
+            .drain()
+            .map(|(name, tensor)| {
+                let name = name.strip_prefix("bert.").unwrap_or(&name).to_owned();
+                let name = name.replace("LayerNorm.weight", "LayerNorm.gamma");
+                (name.replace("LayerNorm.bias", "LayerNorm.beta"), tensor)
+            })
+            .collect();
+    });
+    let classifier = load(model.path()).unwrap();
+    assert_eq!(logits(&classifier), expected);
+
+    let frozen = ModelSpec { trainable: Trainable::Head, ..spec() };
+    let recipe = Classifier::load(model.path(), &frozen, &Device::Cpu).unwrap().export_recipe();
+    let norm = recipe.tensors.iter().find(|tensor| tensor.name == "bert.embeddings.LayerNorm.weight").unwrap();
+    assert_eq!(norm.source, TensorSource::Base("embeddings.LayerNorm.gamma".into()));
+}
+
+#[test]
+fn a_missing_head_is_new_and_the_same_at_every_site() {
+    let model = folder();
+    edit_tensors(&model.path().join("model.safetensors"), |tensors| {
+        tensors.retain(|name, _| !name.starts_with("classifier") && !name.contains("pooler"));
+    });
+    let first = logits(&load(model.path()).unwrap());
+    assert_eq!(first, logits(&load(model.path()).unwrap()));
+    let other = ModelSpec { seed: 2, ..spec() };
+    assert_ne!(first, logits(&Classifier::load(model.path(), &other, &Device::Cpu).unwrap()));
+
+    // Other labels need another classifier; the base model's own does not stand in the way.
+    let model = folder();
+    let four = ModelSpec { labels: ["a", "b", "c", "d"].map(String::from).to_vec(), ..spec() };
+    assert_eq!(logits(&Classifier::load(model.path(), &four, &Device::Cpu).unwrap())[0].len(), 4);
+}
+
+#[test]
+fn a_state_round_trips_and_holds_exactly_what_is_trained() {
+    let (model, out) = (folder(), tempfile::tempdir().unwrap());
+    for (trainable, count) in [(Trainable::Full, 41), (Trainable::Head, 4), (Trainable::Last(1), 20)] {
+        let spec = ModelSpec { trainable, ..spec() };
+        let mut classifier = Classifier::load(model.path(), &spec, &Device::Cpu).unwrap();
+        let (before, after, delta) = (out.path().join("b"), out.path().join("a"), out.path().join("d"));
+        classifier.write_state(&before).unwrap();
+        let tensors = classifier.state_tensors();
+        assert_eq!(tensors.len(), count);
+        assert!(tensors.is_sorted());
+        let expected = logits(&classifier);
+
+        edit_tensors(&before, |tensors| {
+            for tensor in tensors.values_mut() {
+                *tensor = (&*tensor + 0.25).unwrap();
+            }
+        });
+        std::fs::copy(&before, &after).unwrap();
+        classifier.write_state(&before).unwrap();
+        classifier.load_state(&after).unwrap();
+        assert_ne!(logits(&classifier), expected);
+        classifier.write_delta(&before, &delta).unwrap();
+        let delta = candle_core::safetensors::load(&delta, &Device::Cpu).unwrap();
+        assert_eq!(delta.len(), count);
+        for tensor in delta.values() {
+            let values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+            assert!(values.iter().all(|x| (x - 0.25).abs() < 1e-6));
+        }
+        classifier.load_state(&before).unwrap();
+        assert_eq!(logits(&classifier), expected);
+    }
+}
+
+#[test]
+fn an_unfitting_state_changes_nothing() {
+    let (model, out) = (folder(), tempfile::tempdir().unwrap());
+    let spec = ModelSpec { trainable: Trainable::Head, ..spec() };
+    let mut classifier = Classifier::load(model.path(), &spec, &Device::Cpu).unwrap();
+    let expected = logits(&classifier);
+    type Change = fn(&mut std::collections::HashMap<String, Tensor>);
+    let bias = "classifier.bias";
+    let cases: [(Change, &str); 5] = [
+        (|t| drop(t.remove("classifier.bias")), "is missing"),
+        (|t| drop(t.insert("bert.other".into(), Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap())), "bert.other"),
+        (|t| drop(t.insert("classifier.bias".into(), Tensor::zeros(4, DType::F32, &Device::Cpu).unwrap())), "[4]"),
+        (|t| drop(t.insert("classifier.bias".into(), Tensor::zeros(3, DType::F16, &Device::Cpu).unwrap())), "F32"),
+        (
+            |t| {
+                drop(
+                    t.insert("classifier.bias".into(), Tensor::new(&[0f32, f32::INFINITY, 0.0], &Device::Cpu).unwrap()),
+                )
+            },
+            "not a finite number",
+        ),
+    ];
+    for (change, words) in cases {
+        let path = out.path().join("state");
+        classifier.write_state(&path).unwrap();
+        edit_tensors(&path, change);
+        for error in [
+            classifier.load_state(&path).unwrap_err().to_string(),
+            classifier.write_delta(&path, &out.path().join("delta")).unwrap_err().to_string(),
+        ] {
+            assert!(error.contains(words) || error.contains(bias), "{error}");
+        }
+        assert_eq!(logits(&classifier), expected);
+    }
+}
+
+#[test]
+fn an_export_loads_again_with_labels_and_length() {
+    let (model, out) = (folder(), tempfile::tempdir().unwrap());
+    let labels = ["yes", "no"].map(String::from).to_vec();
+    let classifier =
+        Classifier::load(model.path(), &ModelSpec { labels: labels.clone(), ..spec() }, &Device::Cpu).unwrap();
+    classifier.save(out.path()).unwrap();
+    let again = Classifier::load_exported(out.path(), &Device::Cpu).unwrap();
+    assert_eq!(again.labels(), labels);
+    assert_eq!(again.max_length(), 16);
+    assert_eq!(logits(&again), logits(&classifier));
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(out.path().join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["architectures"], json!(["BertForSequenceClassification"]));
+    assert_eq!(config["id2label"], json!({"0": "yes", "1": "no"}));
+    assert_eq!(config["label2id"], json!({"yes": 0, "no": 1}));
+    assert_eq!(config["problem_type"], json!("single_label_classification"));
+    let recipe = classifier.export_recipe();
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&recipe.config_json).unwrap(), config);
+    assert!(recipe.tensors.iter().all(|tensor| tensor.source == TensorSource::State));
+    let names: Vec<_> = std::fs::read_dir(out.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(names.iter().all(|name| !name.to_string_lossy().ends_with(".part")), "{names:?}");
+
+    // A base model without a classifier is no exported model.
+    edit_tensors(&out.path().join("model.safetensors"), |tensors| drop(tensors.remove("classifier.weight")));
+    let error = Classifier::load_exported(out.path(), &Device::Cpu).unwrap_err().to_string();
+    assert!(error.contains("classifier.weight"), "{error}");
+    edit_config(out.path(), |config| drop(config.remove("id2label")));
+    let error = Classifier::load_exported(out.path(), &Device::Cpu).unwrap_err().to_string();
+    assert!(error.contains("id2label"), "{error}");
+}

@@ -1,0 +1,47 @@
+//! `run`: the aggregator.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use fedtune_config::server::{Log, LogFormat};
+use fedtune_config::{ConfigError, ServerConfig};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::api::Aggregator;
+
+/// Run the aggregator until it is told to stop (SIGTERM or Ctrl-C).
+///
+/// A job that was running when it stopped goes on in the same round.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  fedtune-server run --config federation/server.toml\n\nEvery field of server.toml can be overridden: FEDTUNE_SERVER__LISTEN__ADDRESS=127.0.0.1:7443")]
+pub(super) struct Run {
+    /// The configuration, server.toml
+    #[arg(long, default_value = "federation/server.toml", value_name = "FILE")]
+    config: PathBuf,
+}
+
+impl Run {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let config: ServerConfig = fedtune_config::load(&self.config)?;
+        let Log { format, level } = &config.log;
+        let filter = EnvFilter::try_new(level)
+            .map_err(|e| ConfigError::whole(&self.config, format!("log.level: found {level:?}: {e}")))?;
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        match format {
+            LogFormat::Text => log.with_target(false).init(),
+            LogFormat::Json => log.json().flatten_event(true).init(),
+        }
+        let aggregator = Aggregator::open(config).await?;
+        // For whoever started it: the address, known even when the port was 0.
+        println!("listening on {}", aggregator.address());
+        let mut terminate = signal(SignalKind::terminate())?;
+        let stop = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+        };
+        Ok(aggregator.serve(stop).await?)
+    }
+}

@@ -1,0 +1,157 @@
+//! A job on the terminal: live bars where there is a terminal, plain lines where there is none.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::IsTerminal;
+
+use fedtune_proto::v1::{RoundSummary, ShowJobResponse, SiteActivity};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use super::job::status;
+use super::table;
+use crate::operator::{Operator, OperatorError};
+use crate::simulate::report::sums;
+
+/// Follows a job until it has ended, printing each round as it is committed.
+pub(super) async fn to_the_end(operator: &mut Operator, job: &str) -> Result<ShowJobResponse, OperatorError> {
+    let mut stream = operator.watch(job).await?;
+    let mut view = View::new();
+    let mut last = ShowJobResponse::default();
+    while let Some(shown) = stream.message().await? {
+        view.update(&shown);
+        last = shown;
+    }
+    view.finish(&last);
+    Ok(last)
+}
+
+/// What is on the terminal.
+pub(crate) struct View {
+    bars: MultiProgress,
+    phase: ProgressBar,
+    sites: BTreeMap<String, ProgressBar>,
+    rounds_shown: usize,
+    phase_shown: String,
+    live: bool,
+}
+
+impl View {
+    pub(crate) fn new() -> Self {
+        let bars = MultiProgress::new();
+        let style = ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+        let phase = bars.add(ProgressBar::new_spinner().with_style(style));
+        let live = std::io::stderr().is_terminal();
+        if live {
+            phase.enable_steady_tick(std::time::Duration::from_millis(120));
+        }
+        Self { bars, phase, sites: BTreeMap::new(), rounds_shown: 0, phase_shown: String::new(), live }
+    }
+
+    pub(crate) fn update(&mut self, shown: &ShowJobResponse) {
+        let total = shown.summary.as_ref().map_or(0, |summary| summary.rounds_total);
+        // A round is shown once its evaluation is in, or the next one has begun.
+        let ended = shown.activity.is_empty() || shown.phase.ends_with("training");
+        let ready = shown.rounds.iter().take_while(|round| round.evaluation.is_some() || ended).count();
+        for round in shown.rounds.iter().take(ready).skip(self.rounds_shown) {
+            self.line(&round_line(round, total));
+        }
+        self.rounds_shown = self.rounds_shown.max(ready);
+        if self.live {
+            self.phase.set_message(shown.phase.clone());
+            self.bars_of(&shown.activity);
+        } else if shown.phase != self.phase_shown {
+            self.line(&shown.phase);
+        }
+        self.phase_shown.clone_from(&shown.phase);
+    }
+
+    pub(crate) fn finish(&mut self, shown: &ShowJobResponse) {
+        self.bars_of(&[]);
+        self.phase.finish_and_clear();
+        if let Some(summary) = &shown.summary {
+            let best = if summary.best_round > 0 { format!("; best round {}", summary.best_round) } else { String::new() };
+            eprintln!("job {}: {}{best}", status(summary), summary.reason);
+        }
+    }
+
+    fn line(&self, text: &str) {
+        if self.live {
+            let _ = self.bars.println(text);
+        } else {
+            eprintln!("{text}");
+        }
+    }
+
+    fn bars_of(&mut self, activity: &[SiteActivity]) {
+        self.sites.retain(|site, bar| {
+            let keep = activity.iter().any(|a| a.site == *site);
+            if !keep {
+                bar.finish_and_clear();
+            }
+            keep
+        });
+        let width = activity.iter().map(|a| a.site.len()).max().unwrap_or(0);
+        for a in activity {
+            let bar = self.sites.entry(a.site.clone()).or_insert_with(|| {
+                let template = "  {prefix} {bar:24} {pos}/{len} {msg}";
+                let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+                self.bars.add(ProgressBar::new(1).with_style(style))
+            });
+            bar.set_prefix(format!("{:<width$}", a.site));
+            let done = a.activity == "done";
+            bar.set_length(a.total.max(1));
+            bar.set_position(if done { a.total.max(1) } else { a.done });
+            let mut message = a.activity.clone();
+            if let Some(loss) = a.loss {
+                let _ = write!(message, "  loss {loss:.4}");
+            }
+            if a.examples_per_second > 0.0 && !done {
+                let _ = write!(message, "  {:.0} examples/s", a.examples_per_second);
+            }
+            bar.set_message(message);
+        }
+    }
+}
+
+/// One committed round in one line.
+fn round_line(round: &RoundSummary, total: u32) -> String {
+    let examples: u64 = round.sites.iter().map(|site| site.examples).sum();
+    let mut line = format!("round {}/{total}: {} sites, {examples} examples", round.round, round.sites.len());
+    if let Some(evaluation) = &round.evaluation {
+        let sums = sums(evaluation);
+        let _ = write!(line, ", accuracy {:.4}, macro-F1 {:.4}, loss {:.4}", sums.accuracy(), sums.macro_f1(), sums.loss());
+    }
+    let _ = write!(line, ", {:.1} s", round.wall_seconds);
+    for problem in &round.problems {
+        let _ = write!(line, "\n  {}: {}", problem.site, problem.reason);
+    }
+    line
+}
+
+/// A job with its rounds, for reading.
+pub(super) fn describe(shown: &ShowJobResponse) -> String {
+    let summary = shown.summary.clone().unwrap_or_default();
+    let mut text = format!("job     {}\nname    {}\nstatus  {}", summary.job, summary.name, status(&summary));
+    if !summary.reason.is_empty() {
+        let _ = write!(text, " ({})", summary.reason);
+    }
+    let _ = writeln!(text, "\nnow     {}\nrounds  {} of {}", shown.phase, summary.rounds_done, summary.rounds_total);
+    if summary.best_round > 0 {
+        let _ = writeln!(text, "best    round {}", summary.best_round);
+    }
+    text.push('\n');
+    let rows = shown.rounds.iter().map(|round| {
+        let sums = round.evaluation.as_ref().map(sums);
+        let score = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.4}"));
+        [
+            round.round.to_string(),
+            round.sites.len().to_string(),
+            score(sums.as_ref().map(|s| s.accuracy())),
+            score(sums.as_ref().map(|s| s.macro_f1())),
+            score(sums.as_ref().map(|s| s.loss())),
+            format!("{:.1}", round.wall_seconds),
+            round.state_digest.chars().take(16).collect(),
+        ]
+    });
+    text + &table::layout(["ROUND", "SITES", "ACCURACY", "MACRO-F1", "LOSS", "SECONDS", "STATE"], rows)
+}

@@ -1,0 +1,13 @@
+//! `fedtune-server`: the command line, thin.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match fedtune_server::cli::run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", fedtune_proto::channel::chain(error.as_ref()));
+            fedtune_server::exit::code(&error)
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The operator's side of an aggregator: submits jobs with their base models, watches, exports models.
+
+mod export;
+
+use std::path::{Path, PathBuf};
+
+use fedtune_config::Job;
+use fedtune_proto::channel::{ChannelError, Credentials};
+use fedtune_proto::digest::{ArtifactRef, Digest};
+use fedtune_proto::transfer::{self, TransferError};
+use fedtune_proto::v1::operator_client::OperatorClient;
+use fedtune_proto::v1::plan_export_request::Selector;
+use fedtune_proto::v1::{self, ModelFile};
+use fedtune_proto::{MESSAGE_BYTES_MAX, version};
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+
+/// A call to the aggregator did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum OperatorError {
+    /// It cannot be reached.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// It refused, or the link broke.
+    #[error("the aggregator answered: {message}", message = .0.message())]
+    Remote(Box<Status>),
+    /// A transfer stopped.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    /// A model folder that cannot be used.
+    #[error("{path}: {reason}", path = path.display())]
+    Model {
+        /// The folder or file.
+        path: PathBuf,
+        /// What was found and expected.
+        reason: String,
+    },
+    /// A file that cannot be read or written.
+    #[error("{path}: {source}", path = path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl From<Status> for OperatorError {
+    fn from(status: Status) -> Self {
+        Self::Remote(Box::new(status))
+    }
+}
+
+/// Files of a base model beside the three that it must have.
+const OPTIONAL: [&str; 4] = ["tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "merges.txt"];
+const NEEDED: [&str; 3] = ["config.json", "tokenizer.json", "model.safetensors"];
+
+/// A connection with the operator's certificate.
+#[derive(Debug, Clone)]
+pub struct Operator {
+    channel: Channel,
+    client: OperatorClient<Channel>,
+}
+
+impl Operator {
+    /// Connects to the aggregator at `https://host:port` with the bundle in a folder.
+    ///
+    /// # Errors
+    /// The bundle cannot be read, or the aggregator cannot be reached.
+    pub async fn connect(address: &str, bundle: &Path) -> Result<Self, OperatorError> {
+        let channel = Credentials::read(bundle, "operator")?.connect(address).await?;
+        let client = OperatorClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        Ok(Self { channel, client })
+    }
+
+    /// Uploads the job's base model where the aggregator lacks it, and queues the job. `progress` is told the name of
+    /// each file before it travels. Returns the job's id.
+    ///
+    /// # Errors
+    /// See [`OperatorError`].
+    pub async fn submit(&mut self, job: &Job, mut progress: impl FnMut(&str, u64)) -> Result<String, OperatorError> {
+        let folder = &job.model.path;
+        let mut base_model = Vec::new();
+        for (name, needed) in NEEDED.iter().map(|n| (n, true)).chain(OPTIONAL.iter().map(|n| (n, false))) {
+            let path = folder.join(name);
+            if !path.is_file() {
+                if needed {
+                    let reason = format!(
+                        "lacks {name}; a base model is a folder in Hugging Face layout with {}",
+                        NEEDED.join(", ")
+                    );
+                    return Err(OperatorError::Model { path: folder.clone(), reason });
+                }
+                continue;
+            }
+            let hashed = path.clone();
+            let digest = tokio::task::spawn_blocking(move || Digest::of_file(&hashed)).await;
+            let failed = |source| OperatorError::File { path: path.clone(), source };
+            let (digest, size) = digest.map_err(|e| failed(std::io::Error::other(e)))?.map_err(failed)?;
+            progress(name, size);
+            let artifact = v1::Artifact::from(ArtifactRef { digest, size });
+            transfer::upload(&self.channel, &artifact, &path).await?;
+            base_model.push(ModelFile { name: (*name).into(), artifact: Some(artifact) });
+        }
+        let request =
+            v1::SubmitJobRequest { protocol: Some(version::PROTOCOL), job_text: job.to_toml(), base_model };
+        Ok(self.client.submit_job(request).await?.into_inner().job)
+    }
+
+    /// Every job, oldest first.
+    ///
+    /// # Errors
+    /// See [`OperatorError`].
+    pub async fn jobs(&mut self) -> Result<Vec<v1::JobSummary>, OperatorError> {
+        Ok(self.client.list_jobs(v1::ListJobsRequest {}).await?.into_inner().jobs)
+    }
+
+    /// One job with its rounds.
+    ///
+    /// # Errors
+    /// See [`OperatorError`].
+    pub async fn show(&mut self, job: &str) -> Result<v1::ShowJobResponse, OperatorError> {
+        Ok(self.client.show_job(v1::ShowJobRequest { job: job.into() }).await?.into_inner())
+    }
+
+    /// The same, again at every change, until the job has ended.
+    ///
+    /// # Errors
+    /// See [`OperatorError`].
+    pub async fn watch(&mut self, job: &str) -> Result<Streaming<v1::ShowJobResponse>, OperatorError> {
+        Ok(self.client.watch_job(v1::WatchJobRequest { job: job.into() }).await?.into_inner())
+    }
+
+    /// Cancels a job.
+    ///
+    /// # Errors
+    /// See [`OperatorError`].
+    pub async fn cancel(&mut self, job: &str) -> Result<(), OperatorError> {
+        self.client.cancel_job(v1::CancelJobRequest { job: job.into() }).await?;
+        Ok(())
+    }
+
+    /// Every enrolled site.
+    ///
+    /// # Errors
+    /// See [`OperatorError`].
+    pub async fn sites(&mut self) -> Result<Vec<v1::SiteSummary>, OperatorError> {
+        Ok(self.client.list_sites(v1::ListSitesRequest {}).await?.into_inner().sites)
+    }
+
+    /// Writes the model of a round into `folder`, in Hugging Face layout. Returns the round.
+    ///
+    /// # Errors
+    /// See [`OperatorError`].
+    pub async fn export(&mut self, job: &str, selector: Selector, folder: &Path) -> Result<u32, OperatorError> {
+        let request = v1::PlanExportRequest { job: job.into(), selector: Some(selector) };
+        let plan = self.client.plan_export(request).await?.into_inner();
+        let round = plan.round;
+        export::write(&self.channel, plan, folder).await?;
+        Ok(round)
+    }
+}

@@ -1,0 +1,199 @@
+//! report.json: what a simulation writes down. A stable interface, documented in `docs/report.md`.
+
+use std::path::Path;
+
+use fedtune_config::Job;
+use fedtune_proto::{v1, version};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::SimulateError;
+use crate::round::EvaluationSums;
+
+/// The whole report.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// The exact text of the job.
+    pub job: String,
+    /// The programs that ran.
+    pub versions: Versions,
+    /// Seed of the partition and of the job.
+    pub seed: u64,
+    /// Every committed round.
+    pub rounds: Vec<RoundReport>,
+    /// The best round; `None` if nothing was evaluated.
+    pub best: Option<BestReport>,
+    /// What non-federated training reaches with the same budget; absent unless asked for.
+    pub baselines: Option<Baselines>,
+    /// The aggregator's peak resident memory; absent where the system does not tell.
+    pub aggregator_peak_rss_bytes: Option<u64>,
+    /// The last state's BLAKE3 digest.
+    pub state_digest: String,
+    /// From the first process to this report.
+    pub wall_seconds: f64,
+}
+
+/// The programs that ran.
+#[derive(Debug, Clone, Serialize)]
+pub struct Versions {
+    /// The aggregator.
+    pub server: String,
+    /// The sites.
+    pub client: String,
+    /// The protocol between them.
+    pub protocol: String,
+}
+
+/// One committed round.
+#[derive(Debug, Clone, Serialize)]
+pub struct RoundReport {
+    /// From 1.
+    pub round: u32,
+    /// Scores of its state; `None` if it was not evaluated.
+    pub evaluation: Option<EvaluationReport>,
+    /// Whose updates counted.
+    pub sites: Vec<SiteReport>,
+    /// Time of the strategy's pass.
+    pub aggregate_seconds: f64,
+    /// From opening to evaluation.
+    pub wall_seconds: f64,
+}
+
+/// Scores of a state.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct EvaluationReport {
+    /// Share of examples labelled rightly.
+    pub accuracy: f64,
+    /// Unweighted mean of the labels' F1.
+    pub macro_f1: f64,
+    /// Mean cross-entropy.
+    pub loss: f64,
+    /// Number of examples.
+    pub examples: u64,
+}
+
+/// One site in a round.
+#[derive(Debug, Clone, Serialize)]
+pub struct SiteReport {
+    /// Its name.
+    pub name: String,
+    /// Distinct examples trained on.
+    pub examples: u64,
+    /// Mean training loss over the steps.
+    pub train_loss: f64,
+    /// Time of its fine-tuning.
+    pub train_seconds: f64,
+    /// Artifact bytes it sent.
+    pub bytes_up: u64,
+    /// Artifact bytes it received.
+    pub bytes_down: u64,
+}
+
+/// The best round.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct BestReport {
+    /// The round.
+    pub round: u32,
+    /// Its accuracy.
+    pub accuracy: f64,
+}
+
+/// Non-federated training with the same budget.
+#[derive(Debug, Clone, Serialize)]
+pub struct Baselines {
+    /// Each site alone on its own rows.
+    pub local: Vec<LocalBaseline>,
+    /// All rows in one place.
+    pub pooled: PooledBaseline,
+}
+
+/// A site alone.
+#[derive(Debug, Clone, Serialize)]
+pub struct LocalBaseline {
+    /// The site.
+    pub site: String,
+    /// Accuracy on the test file.
+    pub accuracy: f64,
+}
+
+/// All rows in one place.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct PooledBaseline {
+    /// Accuracy on the test file.
+    pub accuracy: f64,
+}
+
+impl Report {
+    pub(super) fn new(
+        job: &Job,
+        client: String,
+        seed: u64,
+        shown: &v1::ShowJobResponse,
+        baselines: Option<Baselines>,
+        aggregator_peak_rss_bytes: Option<u64>,
+        wall_seconds: f64,
+    ) -> Self {
+        let rounds: Vec<RoundReport> = shown.rounds.iter().map(round).collect();
+        let best_round = shown.summary.as_ref().map_or(0, |summary| summary.best_round);
+        let best = rounds.iter().find(|round| round.round == best_round).and_then(|round| {
+            round.evaluation.map(|evaluation| BestReport { round: round.round, accuracy: evaluation.accuracy })
+        });
+        let v1::ProtocolVersion { major, minor } = version::PROTOCOL;
+        let versions =
+            Versions { server: crate::PROGRAM.into(), client, protocol: format!("fedtune.v1 {major}.{minor}") };
+        let state_digest = shown.rounds.last().map(|round| round.state_digest.clone()).unwrap_or_default();
+        Self {
+            job: job.to_toml(),
+            versions,
+            seed,
+            rounds,
+            best,
+            baselines,
+            aggregator_peak_rss_bytes,
+            state_digest,
+            wall_seconds,
+        }
+    }
+
+    pub(super) fn write(&self, path: &Path) -> Result<(), SimulateError> {
+        let text = serde_json::to_string_pretty(self).map_err(std::io::Error::other);
+        text.and_then(|text| std::fs::write(path, text + "\n")).map_err(SimulateError::file(path))
+    }
+}
+
+fn round(round: &v1::RoundSummary) -> RoundReport {
+    let evaluation = round.evaluation.as_ref().map(|wire| {
+        let sums = sums(wire);
+        EvaluationReport {
+            accuracy: sums.accuracy(),
+            macro_f1: sums.macro_f1(),
+            loss: sums.loss(),
+            examples: sums.examples,
+        }
+    });
+    let sites = round.sites.iter().map(|site| SiteReport {
+        name: site.site.clone(),
+        examples: site.examples,
+        train_loss: site.train_loss,
+        train_seconds: site.train_seconds,
+        bytes_up: site.bytes_up,
+        bytes_down: site.bytes_down,
+    });
+    RoundReport {
+        round: round.round,
+        evaluation,
+        sites: sites.collect(),
+        aggregate_seconds: round.aggregate_seconds,
+        wall_seconds: round.wall_seconds,
+    }
+}
+
+/// A round as it stands in report.json.
+pub(crate) fn round_json(wire: &v1::RoundSummary) -> Value {
+    serde_json::to_value(round(wire)).unwrap_or_default()
+}
+
+/// The sums of an evaluation.
+pub(crate) fn sums(wire: &v1::Evaluation) -> EvaluationSums {
+    EvaluationSums { examples: wire.examples, loss_sum: wire.loss_sum, confusion: wire.confusion.clone() }
+}
