@@ -1,1 +1,29 @@
-//! fedtune-tests
+//! Proofs across both programs. The harness starts the real ones, with real TLS and real files; nothing here is part of
+//! the product.
+//!
+//! [`Federation`] is an aggregator with its folder; [`SyntheticSite`] speaks a site's protocol with made-up tensors, for
+//! what would be slow or impossible with the real client (large states, hostile answers).
+
+mod federation;
+mod synthetic;
+
+use std::path::PathBuf;
+
+pub use federation::{Federation, Ran, run, text};
+pub use synthetic::{SyntheticSite, delta_file, model_folder, state_file};
+
+/// The folder of the repository.
+pub fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// One of the programs, built beside the running test.
+///
+/// # Panics
+/// It is not there.
+pub fn program(name: &str) -> PathBuf {
+    let own = std::env::current_exe().expect("a test has a path");
+    let folders = own.ancestors().skip(1).take(2);
+    let found = folders.map(|folder| folder.join(name)).find(|path| path.is_file());
+    found.unwrap_or_else(|| panic!("{name} is not built; run `cargo build --workspace --bins` first"))
+}

@@ -13,7 +13,9 @@ use super::CliError;
 /// never leaves, and sends back weight deltas. A broken link is waited for; a finished update is kept on disk until the
 /// aggregator has it.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  fedtune-client run --config site.toml\n\nEvery field of site.toml can be overridden: FEDTUNE_SITE__DEVICE__THREADS=8")]
+#[command(
+    after_help = "Example:\n  fedtune-client run --config site.toml\n\nEvery field of site.toml can be overridden: FEDTUNE_SITE__DEVICE__THREADS=8"
+)]
 pub(super) struct Arguments {
     /// The configuration, site.toml
     #[arg(long, default_value = "site.toml", value_name = "FILE")]
@@ -37,8 +39,8 @@ enum LogFormat {
 
 impl Arguments {
     pub(super) fn run(self) -> Result<(), CliError> {
-        let filter = EnvFilter::try_new(&self.log)
-            .map_err(|e| CliError::Usage(format!("--log: found {:?}: {e}", self.log)))?;
+        let filter =
+            EnvFilter::try_new(&self.log).map_err(|e| CliError::Usage(format!("--log: found {:?}: {e}", self.log)))?;
         let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
         match self.log_format {
             LogFormat::Text => log.with_target(false).init(),

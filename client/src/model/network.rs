@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use candle_core::backprop::GradStore;
 use candle_core::{Device, Result, Tensor, Var, bail};
 
 use super::batch::{Batch, Layout};
 use super::config::BertConfig;
 use super::names;
 use super::ops::dropout::DropoutStream;
-use super::ops::{self, Indices};
+use super::ops::{self, Indices, Tape};
 
 /// One parameter.
 #[derive(Debug, Clone)]
@@ -50,15 +51,35 @@ pub struct Network {
     device: Device,
 }
 
+/// Gradients as the device's backward pass gives them.
+enum Store {
+    Fused(ops::Gradients),
+    Composed(GradStore),
+}
+
+impl Store {
+    fn remove(&mut self, variable: &Tensor) -> Option<Tensor> {
+        match self {
+            Self::Fused(gradients) => gradients.remove(variable),
+            Self::Composed(gradients) => gradients.remove(variable),
+        }
+    }
+}
+
 /// How a pass runs.
 struct Mode {
     dropout: Option<DropoutStream>,
     /// The word rows of a training batch in place of the whole table, so that their gradient is small.
     words: Option<(Var, Vec<u32>)>,
     training: bool,
+    tape: Tape,
 }
 
 impl Mode {
+    fn evaluation() -> Self {
+        Self { dropout: None, words: None, training: false, tape: Tape::default() }
+    }
+
     fn dropout(&self, layer: usize, place: u64) -> Option<ops::Dropout> {
         self.dropout.and_then(|stream| stream.at(layer as u64 * 8 + place))
     }
@@ -96,7 +117,7 @@ impl Network {
     /// # Errors
     /// An index outside its table, or a failure of the device.
     pub fn logits(&self, batch: &Batch) -> Result<Tensor> {
-        self.classify(batch, &Mode { dropout: None, words: None, training: false })
+        self.classify(batch, &Mode::evaluation())
     }
 
     /// Hidden states of every token after the last layer, `[rows, hidden]`, in evaluation mode.
@@ -104,7 +125,7 @@ impl Network {
     /// # Errors
     /// As [`Self::logits`].
     pub fn hidden_states(&self, batch: &Batch) -> Result<Tensor> {
-        self.encode(batch, &Mode { dropout: None, words: None, training: false }, Reach::AllTokens)
+        self.encode(batch, &Mode::evaluation(), Reach::AllTokens)
     }
 
     /// Loss and the gradient of every trained parameter.
@@ -116,13 +137,15 @@ impl Network {
             Some(table) if table.trained && self.device.is_cpu() => Some(self.used_words(batch, &table.var)?),
             _ => None,
         };
-        let mode = Mode { dropout, words, training: true };
+        let mode = Mode { dropout, words, training: true, tape: Tape::default() };
         let logits = self.classify(batch, &mode)?;
-        let loss = ops::cross_entropy(&logits, labels)?;
-        let mut store = loss.backward()?;
+        let loss = ops::cross_entropy(&mode.tape, &logits, labels)?;
+        let Mode { words, tape, .. } = mode;
+        let mut store =
+            if self.device.is_cpu() { Store::Fused(tape.backward(&loss)?) } else { Store::Composed(loss.backward()?) };
         let mut gradients = BTreeMap::new();
         for (name, parameter) in self.parameters.iter().filter(|(_, parameter)| parameter.trained) {
-            let gradient = match &mode.words {
+            let gradient = match &words {
                 Some((compact, rows)) if name == names::WORDS => {
                     store.remove(compact).map(|values| Gradient::Rows { rows: rows.clone(), values })
                 }
@@ -154,19 +177,24 @@ impl Network {
     }
 
     fn linear(&self, x: &Tensor, name: &str, mode: &Mode) -> Result<Tensor> {
-        ops::linear(x, &self.tensor(&format!("{name}.weight"), mode)?, &self.tensor(&format!("{name}.bias"), mode)?)
+        ops::linear(
+            &mode.tape,
+            x,
+            &self.tensor(&format!("{name}.weight"), mode)?,
+            &self.tensor(&format!("{name}.bias"), mode)?,
+        )
     }
 
     fn norm(&self, x: &Tensor, name: &str, mode: &Mode) -> Result<Tensor> {
         let (weight, bias) =
             (self.tensor(&format!("{name}.weight"), mode)?, self.tensor(&format!("{name}.bias"), mode)?);
-        ops::layer_norm(x, &weight, &bias, self.config.layer_norm_eps)
+        ops::layer_norm(&mode.tape, x, &weight, &bias, self.config.layer_norm_eps)
     }
 
     fn classify(&self, batch: &Batch, mode: &Mode) -> Result<Tensor> {
         let first = self.encode(batch, mode, Reach::FirstTokens)?;
-        let pooled = self.linear(&first, names::POOLER, mode)?.tanh()?;
-        let pooled = ops::dropout(&pooled, mode.dropout(self.config.num_hidden_layers, 1))?;
+        let pooled = ops::tanh(&mode.tape, &self.linear(&first, names::POOLER, mode)?)?;
+        let pooled = ops::dropout(&mode.tape, &pooled, mode.dropout(self.config.num_hidden_layers, 1))?;
         self.linear(&pooled, names::CLASSIFIER, mode)
     }
 
@@ -189,10 +217,15 @@ impl Network {
             }
             None => (self.tensor(names::WORDS, mode)?, batch.indices.clone()),
         };
-        let sum =
-            ops::embed(&words, &self.tensor(names::POSITIONS, mode)?, &self.tensor(names::TYPES, mode)?, indices)?;
+        let sum = ops::embed(
+            &mode.tape,
+            &words,
+            &self.tensor(names::POSITIONS, mode)?,
+            &self.tensor(names::TYPES, mode)?,
+            indices,
+        )?;
         let sum = self.norm(&sum, names::EMBEDDINGS_NORM, mode)?;
-        ops::dropout(&sum, mode.dropout(self.config.num_hidden_layers, 0))
+        ops::dropout(&mode.tape, &sum, mode.dropout(self.config.num_hidden_layers, 0))
     }
 
     /// One encoder layer. The classifier sees the first token of each sequence only, so the last layer computes
@@ -202,22 +235,22 @@ impl Network {
         let (targets, target_layout) = match reach {
             Reach::AllTokens => (hidden.clone(), layout.clone()),
             Reach::FirstTokens => {
-                let starts = Tensor::new(layout.starts().as_slice(), &self.device)?;
-                (hidden.index_select(&starts, 0)?, Layout::packed(&vec![1; layout.sequences()]))
+                let starts = ops::pick_rows(&mode.tape, hidden, layout.starts())?;
+                (starts, Layout::packed(&vec![1; layout.sequences()]))
             }
         };
         let q = self.linear(&targets, &name(names::QUERY), mode)?;
         let k = self.linear(hidden, &name(names::KEY), mode)?;
         let v = self.linear(hidden, &name(names::VALUE), mode)?;
         let heads = self.config.num_attention_heads;
-        let context = ops::attention(&q, &k, &v, heads, (&target_layout, layout), mode.dropout(index, 0))?;
+        let context = ops::attention(&mode.tape, &q, &k, &v, heads, (&target_layout, layout), mode.dropout(index, 0))?;
         let context = self.linear(&context, &name(names::ATTENTION_OUTPUT), mode)?;
-        let attended = ops::residual(&context, &targets, mode.dropout(index, 1))?;
+        let attended = ops::residual(&mode.tape, &context, &targets, mode.dropout(index, 1))?;
         let attended = self.norm(&attended, &name(names::ATTENTION_NORM), mode)?;
         let wide = self.linear(&attended, &name(names::INTERMEDIATE), mode)?;
-        let wide = ops::activation(&wide, self.config.hidden_act)?;
+        let wide = ops::activation(&mode.tape, &wide, self.config.hidden_act)?;
         let narrow = self.linear(&wide, &name(names::OUTPUT), mode)?;
-        let out = ops::residual(&narrow, &attended, mode.dropout(index, 2))?;
+        let out = ops::residual(&mode.tape, &narrow, &attended, mode.dropout(index, 2))?;
         self.norm(&out, &name(names::OUTPUT_NORM), mode)
     }
 }

@@ -49,7 +49,10 @@ impl Transient for TransferError {
 
 impl Transient for Status {
     fn is_transient(&self) -> bool {
-        matches!(self.code(), Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal | Code::DeadlineExceeded)
+        matches!(
+            self.code(),
+            Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal | Code::DeadlineExceeded
+        )
     }
 }
 

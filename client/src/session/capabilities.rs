@@ -26,8 +26,11 @@ pub(super) fn of(site: &Site) -> Result<Capabilities, DataError> {
         rows.iter().for_each(|row| counts[row.label] += 1);
         // The job's names, where the site maps its own to them.
         let job_name = |label: String| site.config.data.labels.get(&label).cloned().unwrap_or(label);
-        label_counts =
-            labels.into_iter().zip(counts).map(|(label, examples)| LabelCount { label: job_name(label), examples }).collect();
+        label_counts = labels
+            .into_iter()
+            .zip(counts)
+            .map(|(label, examples)| LabelCount { label: job_name(label), examples })
+            .collect();
     }
     Ok(Capabilities { device: device.into(), memory_bytes: memory_bytes().unwrap_or(0), label_counts })
 }

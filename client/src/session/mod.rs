@@ -50,8 +50,8 @@ pub fn run(config: &Path) -> Result<(), SessionError> {
         .map_err(SessionError::Runtime)?;
     let site = Arc::new(work::Site { config, device });
     let ended = runtime.block_on(async {
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-            .map_err(SessionError::Runtime)?;
+        let mut terminate =
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(SessionError::Runtime)?;
         tokio::select! {
             ended = live(site) => ended,
             _ = terminate.recv() => Ok(()),

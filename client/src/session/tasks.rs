@@ -187,7 +187,11 @@ impl Running {
                 let bytes_up = self.send(artifact, &out).await?;
                 info!(seconds = began.elapsed().as_secs_f64(), "first state made");
                 let state = Some(artifact.into());
-                Ok(Report { outcome: Outcome::Initialized(v1::Initialized { state, recipe_json }), bytes_down, bytes_up })
+                Ok(Report {
+                    outcome: Outcome::Initialized(v1::Initialized { state, recipe_json }),
+                    bytes_down,
+                    bytes_up,
+                })
             }
             TaskKind::Train => {
                 let (path, round) = (out.clone(), self.id.round);
@@ -213,7 +217,8 @@ impl Running {
                 Ok(Report { outcome, bytes_down, bytes_up: 0 })
             }
             TaskKind::Unspecified => {
-                Err(WorkError::Malformed("this version does not know its kind; install a newer fedtune-client".into()).into())
+                Err(WorkError::Malformed("this version does not know its kind; install a newer fedtune-client".into())
+                    .into())
             }
         }
     }

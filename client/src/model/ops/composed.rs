@@ -3,6 +3,7 @@
 //! are not used.
 
 use candle_core::{D, Result, Tensor, bail};
+use candle_transformers::models::bert::HiddenAct;
 
 use super::dropout::Dropout;
 use super::embed::Indices;
@@ -16,6 +17,14 @@ pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, epsilon: f6
     let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
     let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
     centred.broadcast_div(&(variance + epsilon)?.sqrt()?)?.broadcast_mul(weight)?.broadcast_add(bias)
+}
+
+pub(super) fn activation(x: &Tensor, kind: HiddenAct) -> Result<Tensor> {
+    match kind {
+        HiddenAct::Gelu => x.gelu_erf(),
+        HiddenAct::GeluApproximate => x.gelu(),
+        HiddenAct::Relu => x.relu(),
+    }
 }
 
 /// The mask is drawn by the processor, so that it is the same on every device.

@@ -9,18 +9,21 @@ use candle_core::{Result, Tensor};
 use candle_transformers::models::bert::HiddenAct;
 
 use super::batch::Layout;
+use activation::Activation;
 
+mod activation;
 mod attention;
 mod composed;
 mod cross_entropy;
 pub(crate) mod dropout;
 mod embed;
-mod gelu;
 mod gemm;
 mod linear;
 mod norm;
 mod residual;
+mod rows;
 mod simd;
+mod tape;
 mod values;
 
 #[cfg(test)]
@@ -30,46 +33,61 @@ pub(crate) use dropout::Dropout;
 pub(crate) use values::read as read_values;
 
 pub(crate) use simd::vectorised;
+pub(crate) use tape::{Gradients, Tape};
 
 /// `x wᵀ + b`: x `[rows, in]`, w `[out, in]`, b `[out]`; gives `[rows, out]`.
-pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() { x.apply_op3(weight, bias, linear::Linear) } else { composed::linear(x, weight, bias) }
+pub(crate) fn linear(tape: &Tape, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    if x.device().is_cpu() { tape.apply3(linear::Linear, x, weight, bias) } else { composed::linear(x, weight, bias) }
 }
 
 /// Layer normalisation over the last dimension (Ba, Kiros and Hinton 2016, 1607.06450): x `[rows, width]`, weight and
 /// bias `[width]`.
-pub(crate) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, epsilon: f64) -> Result<Tensor> {
+pub(crate) fn layer_norm(tape: &Tape, x: &Tensor, weight: &Tensor, bias: &Tensor, epsilon: f64) -> Result<Tensor> {
     if x.device().is_cpu() {
-        x.apply_op3(weight, bias, norm::LayerNorm { epsilon: epsilon as f32 })
+        tape.apply3(norm::LayerNorm { epsilon: epsilon as f32 }, x, weight, bias)
     } else {
         composed::layer_norm(x, weight, bias, epsilon)
     }
 }
 
 /// The activation of the feed-forward part; any shape.
-pub(crate) fn activation(x: &Tensor, kind: HiddenAct) -> Result<Tensor> {
-    match kind {
-        HiddenAct::Gelu if x.device().is_cpu() => x.apply_op1(gelu::Gelu),
-        HiddenAct::Gelu => x.gelu_erf(),
-        HiddenAct::GeluApproximate => x.gelu(),
-        HiddenAct::Relu => x.relu(),
+pub(crate) fn activation(tape: &Tape, x: &Tensor, kind: HiddenAct) -> Result<Tensor> {
+    let fused = match kind {
+        HiddenAct::Gelu => Activation::Gelu,
+        HiddenAct::GeluApproximate => Activation::GeluTanh,
+        HiddenAct::Relu => Activation::Relu,
+    };
+    if x.device().is_cpu() { tape.apply1(fused, x) } else { composed::activation(x, kind) }
+}
+
+/// The hyperbolic tangent; any shape.
+pub(crate) fn tanh(tape: &Tape, x: &Tensor) -> Result<Tensor> {
+    if x.device().is_cpu() { tape.apply1(Activation::Tanh, x) } else { x.tanh() }
+}
+
+/// Some rows of `[rows, width]`, each at most once.
+pub(crate) fn pick_rows(tape: &Tape, x: &Tensor, rows: Vec<u32>) -> Result<Tensor> {
+    if x.device().is_cpu() {
+        tape.apply1(rows::PickRows { rows }, x)
+    } else {
+        x.index_select(&Tensor::new(rows.as_slice(), x.device())?, 0)
     }
 }
 
 /// `dropout(x) + shortcut`, both `[rows, width]`.
-pub(crate) fn residual(x: &Tensor, shortcut: &Tensor, dropout: Option<Dropout>) -> Result<Tensor> {
+pub(crate) fn residual(tape: &Tape, x: &Tensor, shortcut: &Tensor, dropout: Option<Dropout>) -> Result<Tensor> {
     if x.device().is_cpu() {
-        x.apply_op2(shortcut, residual::Residual { dropout })
+        tape.apply2(residual::Residual { dropout }, x, shortcut)
     } else {
         composed::dropout(x, dropout)? + shortcut
     }
 }
 
 /// Inverted dropout of `[rows, width]`: kept values are scaled so that the expectation stays.
-pub(crate) fn dropout(x: &Tensor, dropout: Option<Dropout>) -> Result<Tensor> {
+pub(crate) fn dropout(tape: &Tape, x: &Tensor, dropout: Option<Dropout>) -> Result<Tensor> {
     match dropout {
         None => Ok(x.clone()),
-        Some(dropout) if x.device().is_cpu() => x.apply_op1(residual::DropRows { dropout }),
+        Some(dropout) if x.device().is_cpu() => tape.apply1(residual::DropRows { dropout }, x),
         Some(_) => composed::dropout(x, dropout),
     }
 }
@@ -79,6 +97,7 @@ pub(crate) fn dropout(x: &Tensor, dropout: Option<Dropout>) -> Result<Tensor> {
 /// `q` `[query tokens, width]` lies as `queries` says; `k` and `v` `[tokens, width]` lie as `keys` says. Rows that
 /// belong to no sequence (padding) come out as zero on the processor and as something unspecified elsewhere.
 pub(crate) fn attention(
+    tape: &Tape,
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
@@ -88,16 +107,22 @@ pub(crate) fn attention(
 ) -> Result<Tensor> {
     if q.device().is_cpu() {
         let op = attention::Attention { heads, queries: queries.clone(), keys: keys.clone(), dropout };
-        q.apply_op3(k, v, op)
+        tape.apply3(op, q, k, v)
     } else {
         composed::attention(q, k, v, heads, (queries, keys), dropout)
     }
 }
 
 /// Sum of word, position and token-type embeddings: tables `[entries, width]`, one index into each for every token.
-pub(crate) fn embed(words: &Tensor, positions: &Tensor, types: &Tensor, indices: embed::Indices) -> Result<Tensor> {
+pub(crate) fn embed(
+    tape: &Tape,
+    words: &Tensor,
+    positions: &Tensor,
+    types: &Tensor,
+    indices: embed::Indices,
+) -> Result<Tensor> {
     if words.device().is_cpu() {
-        words.apply_op3(positions, types, embed::Embed { indices })
+        tape.apply3(embed::Embed { indices }, words, positions, types)
     } else {
         composed::embed(words, positions, types, &indices)
     }
@@ -107,9 +132,9 @@ pub(crate) use cross_entropy::row_loss;
 pub(crate) use embed::Indices;
 
 /// Mean cross-entropy of `logits` `[rows, labels]` against the label indices; a scalar.
-pub(crate) fn cross_entropy(logits: &Tensor, labels: &[u32]) -> Result<Tensor> {
+pub(crate) fn cross_entropy(tape: &Tape, logits: &Tensor, labels: &[u32]) -> Result<Tensor> {
     if logits.device().is_cpu() {
-        logits.apply_op1(cross_entropy::CrossEntropy { labels: labels.to_vec() })
+        tape.apply1(cross_entropy::CrossEntropy { labels: labels.to_vec() }, logits)
     } else {
         composed::cross_entropy(logits, labels)
     }

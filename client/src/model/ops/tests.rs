@@ -5,7 +5,7 @@ use candle_core::{Device, Result, Tensor, Var};
 use candle_transformers::models::bert::HiddenAct;
 
 use super::dropout::DropoutStream;
-use super::{Dropout, Indices, composed};
+use super::{Dropout, Indices, Tape, composed};
 use crate::model::batch::Layout;
 
 fn random(shape: &[usize], seed: u64) -> Var {
@@ -55,7 +55,7 @@ fn linear_agrees() {
         compare(
             "linear",
             &arguments,
-            |t| super::linear(&t[0], &t[1], &t[2]),
+            |t| super::linear(&Tape::default(), &t[0], &t[1], &t[2]),
             |t| composed::linear(&t[0], &t[1], &t[2]),
         );
     }
@@ -68,16 +68,53 @@ fn layer_norm_agrees() {
         compare(
             "layer norm",
             &arguments,
-            |t| super::layer_norm(&t[0], &t[1], &t[2], 1e-12),
+            |t| super::layer_norm(&Tape::default(), &t[0], &t[1], &t[2], 1e-12),
             |t| composed::layer_norm(&t[0], &t[1], &t[2], 1e-12),
         );
     }
 }
 
 #[test]
-fn gelu_agrees() {
+fn activations_agree() {
     let arguments = [Var::from_tensor(&(random(&[300, 70], 1).as_tensor() * 3.0).unwrap()).unwrap()];
-    compare("gelu", &arguments, |t| super::activation(&t[0], HiddenAct::Gelu), |t| t[0].gelu_erf());
+    for kind in [HiddenAct::Gelu, HiddenAct::GeluApproximate, HiddenAct::Relu] {
+        let what = format!("{kind:?}");
+        compare(
+            &what,
+            &arguments,
+            |t| super::activation(&Tape::default(), &t[0], kind),
+            |t| composed::activation(&t[0], kind),
+        );
+    }
+    compare("tanh", &arguments, |t| super::tanh(&Tape::default(), &t[0]), |t| t[0].tanh());
+}
+
+#[test]
+fn picked_rows_agree() {
+    let arguments = [random(&[9, 6], 1)];
+    let rows = Tensor::new(&[7u32, 0, 3], &Device::Cpu).unwrap();
+    compare(
+        "pick rows",
+        &arguments,
+        |t| super::pick_rows(&Tape::default(), &t[0], vec![7, 0, 3]),
+        |t| t[0].index_select(&rows, 0),
+    );
+    assert!(super::pick_rows(&Tape::default(), arguments[0].as_tensor(), vec![9]).is_err());
+}
+
+#[test]
+fn the_tape_adds_up_what_a_tensor_gets_from_several_places() {
+    let (x, y) = (random(&[5, 4], 1), random(&[5, 4], 2));
+    let tape = Tape::default();
+    let sum = super::residual(&tape, x.as_tensor(), y.as_tensor(), None).unwrap();
+    let twice = super::residual(&tape, &sum, x.as_tensor(), dropout(0.3)).unwrap();
+    let thrice = super::residual(&tape, &twice, &sum, None).unwrap();
+    let loss = super::cross_entropy(&tape, &thrice, &[0, 1, 2, 3, 0]).unwrap();
+    let expected = loss.backward().unwrap();
+    let mut found = tape.backward(&loss).unwrap();
+    for var in [&x, &y] {
+        assert_near("tape", &found.remove(var).unwrap(), expected.get(var).unwrap());
+    }
 }
 
 #[test]
@@ -87,10 +124,15 @@ fn dropout_and_residual_agree() {
         compare(
             "residual",
             &arguments,
-            |t| super::residual(&t[0], &t[1], mask),
+            |t| super::residual(&Tape::default(), &t[0], &t[1], mask),
             |t| composed::dropout(&t[0], mask)?.add(&t[1]),
         );
-        compare("dropout", &arguments[..1], |t| super::dropout(&t[0], mask), |t| composed::dropout(&t[0], mask));
+        compare(
+            "dropout",
+            &arguments[..1],
+            |t| super::dropout(&Tape::default(), &t[0], mask),
+            |t| composed::dropout(&t[0], mask),
+        );
     }
 }
 
@@ -113,7 +155,10 @@ fn attention_agrees_with_and_without_dropout() {
                 compare(
                     "attention",
                     &arguments,
-                    |t| super::attention(&t[0], &t[1], &t[2], heads, (queries, &layout), mask)?.index_select(&real, 0),
+                    |t| {
+                        super::attention(&Tape::default(), &t[0], &t[1], &t[2], heads, (queries, &layout), mask)?
+                            .index_select(&real, 0)
+                    },
                     |t| {
                         composed::attention(&t[0], &t[1], &t[2], heads, (queries, &layout), mask)?
                             .index_select(&real, 0)
@@ -131,12 +176,12 @@ fn embeddings_agree() {
     compare(
         "embed",
         &arguments,
-        |t| super::embed(&t[0], &t[1], &t[2], indices.clone()),
+        |t| super::embed(&Tape::default(), &t[0], &t[1], &t[2], indices.clone()),
         |t| composed::embed(&t[0], &t[1], &t[2], &indices),
     );
     let outside = Indices { words: vec![9; 5], ..indices };
     let tensors: Vec<&Tensor> = arguments.iter().map(|var| var.as_tensor()).collect();
-    assert!(super::embed(tensors[0], tensors[1], tensors[2], outside).is_err());
+    assert!(super::embed(&Tape::default(), tensors[0], tensors[1], tensors[2], outside).is_err());
 }
 
 #[test]
@@ -146,18 +191,26 @@ fn cross_entropy_agrees() {
     compare(
         "cross-entropy",
         &arguments,
-        |t| super::cross_entropy(&t[0], &labels),
+        |t| super::cross_entropy(&Tape::default(), &t[0], &labels),
         |t| composed::cross_entropy(&t[0], &labels),
     );
-    assert!(super::cross_entropy(arguments[0].as_tensor(), &[4; 7]).is_err());
+    assert!(super::cross_entropy(&Tape::default(), arguments[0].as_tensor(), &[4; 7]).is_err());
 }
 
 #[test]
 fn nothing_is_computed_for_frozen_arguments() {
     let (x, weight, bias) = (random(&[3, 4], 1), random(&[2, 4], 2), random(&[2], 3));
-    let frozen = super::linear(&x.as_detached_tensor(), weight.as_tensor(), &bias.as_detached_tensor()).unwrap();
+    let frozen =
+        super::linear(&Tape::default(), &x.as_detached_tensor(), weight.as_tensor(), &bias.as_detached_tensor())
+            .unwrap();
     let store = frozen.sum_all().unwrap().backward().unwrap();
     assert!(store.get(&weight).is_some() && store.get(&x).is_none() && store.get(&bias).is_none());
-    let all = super::linear(&x.as_detached_tensor(), &weight.as_detached_tensor(), &bias.as_detached_tensor()).unwrap();
+    let all = super::linear(
+        &Tape::default(),
+        &x.as_detached_tensor(),
+        &weight.as_detached_tensor(),
+        &bias.as_detached_tensor(),
+    )
+    .unwrap();
     assert!(!all.track_op());
 }

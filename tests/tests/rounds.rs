@@ -1,0 +1,313 @@
+//! Rounds across the real programs: training, kills, hostile and repeated answers.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::path::PathBuf;
+
+use fedtune_proto::transfer::{self, TransferError};
+use fedtune_proto::v1::report_result_request::Outcome;
+use fedtune_proto::v1::{self, TaskKind};
+use fedtune_tests::{Federation, SyntheticSite, delta_file, model_folder, run, state_file, text};
+
+/// Splits the demo's rows by their site into files, and makes the three sites and the evaluator.
+fn demo_sites(federation: &Federation) -> Vec<String> {
+    let rows = std::fs::read_to_string(federation.path("demo/data/train.csv")).unwrap();
+    let (header, rows) = rows.split_once('\n').unwrap();
+    let mut names: Vec<String> = rows.lines().map(|row| row.rsplit_once(',').unwrap().1.to_owned()).collect();
+    names.sort();
+    names.dedup();
+    for name in &names {
+        let of_site = rows.lines().filter(|row| row.ends_with(&format!(",{name}")));
+        let text: Vec<&str> = std::iter::once(header).chain(of_site).collect();
+        let path = federation.path(&format!("{name}.csv"));
+        std::fs::write(&path, text.join("\n")).unwrap();
+        federation.write_site(name, "site", &format!("train = {path:?}\nvalidation_fraction = 0.2"));
+    }
+    let test = federation.path("demo/data/test.csv");
+    federation.write_site("judge", "evaluator", &format!("test = {test:?}"));
+    names
+}
+
+/// The whole loop: real sites train, the state improves, the best model is exported and used by the client.
+#[test]
+fn real_sites_train_a_model_that_the_client_then_uses() {
+    let mut federation = Federation::start();
+    let names = demo_sites(&federation);
+    assert_eq!(names.len(), 3);
+    for name in names.iter().map(String::as_str).chain(["judge"]) {
+        federation.start_client(name);
+    }
+    let job = federation.submit(&[("count = 6", "count = 2")]);
+    let shown = federation.ended(&job, "completed");
+    let rounds = shown["rounds"].as_array().unwrap();
+    assert_eq!(rounds.len(), 2);
+    for round in rounds {
+        assert_eq!(round["sites"].as_array().unwrap().len(), 3);
+        assert_eq!(round["evaluation"]["examples"], 300);
+        assert!(round["sites"][0]["bytes_up"].as_u64().unwrap() > 1_000_000);
+    }
+    let loss = |round: usize| rounds[round]["evaluation"]["loss"].as_f64().unwrap();
+    assert!(loss(1) < loss(0), "{shown}");
+
+    let model = federation.path("model");
+    federation.operator(&["model", "export", &format!("{job}@last"), "--to", text(&model)]).ok();
+    let test = federation.path("demo/data/test.csv");
+    let scored = run("fedtune-client", ["evaluate", "--model", text(&model), "--data", text(&test), "--output", "json"]).ok();
+    let scored: serde_json::Value = serde_json::from_str(scored.stdout.lines().last().unwrap()).unwrap();
+    let accuracy = |value: &serde_json::Value| value["evaluation"]["accuracy"].as_f64().unwrap();
+    assert!((accuracy(&scored) - accuracy(&rounds[1])).abs() < 1e-9, "{scored} {shown}");
+    let model = federation.path("first");
+    federation.operator(&["model", "export", &format!("{}@1", &job[..30]), "--to", text(&model)]).ok();
+    federation.operator(&["model", "export", &format!("{job}@7"), "--to", text(&federation.path("z"))]).failed(8, &["round 7"]);
+}
+
+/// Sites that score on their own validation split, `head` only, and a cancelled job before it in the queue.
+#[test]
+fn sites_evaluate_themselves_and_jobs_queue() {
+    let mut federation = Federation::start();
+    let names = demo_sites(&federation);
+    let sites = [("[evaluation]", "[evaluation]"), ("[rounds]\ncount = 6", "[evaluation]\nby = \"sites\"\n[rounds]\ncount = 1")];
+    let first = federation.submit(&[sites[1]]);
+    let second = federation.submit(&[sites[1], ("epochs = 2", "steps = 5\ntrainable = \"head\"")]);
+    let queued = federation.show(&second);
+    assert_eq!(queued["status"], "queued");
+    federation.operator(&["job", "cancel", &first]).ok();
+    assert_eq!(federation.show(&first)["status"], "cancelled");
+    federation.operator(&["job", "cancel", &first]).failed(8, &["cancelled already"]);
+    names.iter().for_each(|name| federation.start_client(name));
+    let shown = federation.ended(&second, "completed");
+    let examples = shown["rounds"][0]["evaluation"]["examples"].as_u64().unwrap();
+    assert!((100..300).contains(&examples), "about a fifth of 900 rows: {shown}");
+    // The head is a small part of the model.
+    assert!(shown["rounds"][0]["sites"][0]["bytes_up"].as_u64().unwrap() < 200_000);
+    federation.operator(&["job", "show", "no-such-job"]).failed(8, &["no job"]);
+}
+
+/// A kill of the aggregator and of a site in the middle changes nothing of the result.
+#[test]
+fn kills_in_the_middle_change_no_bit_of_the_result() {
+    let digest = |kill: bool| {
+        let mut federation = Federation::start();
+        let names = demo_sites(&federation);
+        for name in names.iter().map(String::as_str).chain(["judge"]) {
+            federation.start_client(name);
+        }
+        let job = federation.submit(&[("count = 6", "count = 2"), ("epochs = 2", "steps = 12")]);
+        if kill {
+            federation.wait_for(&job, "training", |shown| shown["phase"] == "round 1: training");
+            federation.kill_server();
+            federation.start_server();
+            federation.kill_client(&names[1]);
+            federation.start_client(&names[1]);
+            federation.wait_for(&job, "second round", |shown| shown["rounds_done"] == 1);
+            federation.kill_server();
+            federation.kill_client(&names[0]);
+            federation.start_client(&names[0]);
+            federation.start_server();
+        }
+        federation.ended(&job, "completed");
+        let model = federation.path("model");
+        federation.operator(&["model", "export", &format!("{job}@last"), "--to", text(&model)]).ok();
+        fedtune_proto::digest::Digest::of_file(&model.join("model.safetensors")).unwrap().0
+    };
+    assert_eq!(digest(false), digest(true));
+}
+
+struct Synthetic {
+    federation: Federation,
+    runtime: tokio::runtime::Runtime,
+    state: PathBuf,
+    bundles: Vec<PathBuf>,
+    job: String,
+}
+
+const ELEMENTS: u64 = 1_000_000;
+
+impl Synthetic {
+    /// A job of one round for so many sites that speak the protocol by hand.
+    fn new(sites: usize, quorum: usize) -> Self {
+        let federation = Federation::start();
+        let work = federation.path("synthetic");
+        let job = model_folder(&work, 1, quorum).unwrap();
+        let state = state_file(&work.join("state"), ELEMENTS).unwrap();
+        let bundles = (0..sites).map(|i| federation.enrol(&format!("site-{i}"), "site")).collect();
+        let job = federation.operator(&["job", "submit", text(&job)]).ok().stdout.trim().to_owned();
+        Self { federation, runtime: tokio::runtime::Runtime::new().unwrap(), state, bundles, job }
+    }
+
+    fn connect(&self, site: usize) -> SyntheticSite {
+        self.runtime.block_on(SyntheticSite::connect(self.federation.address(), &self.bundles[site])).unwrap()
+    }
+
+    fn task(&self, site: &mut SyntheticSite, kind: TaskKind) -> v1::Task {
+        let task = self.runtime.block_on(site.task()).unwrap();
+        assert_eq!(task.id.as_ref().unwrap().kind(), kind);
+        task
+    }
+
+    fn update(&self, seed: u64) -> PathBuf {
+        delta_file(&self.federation.path(&format!("update-{seed}")), ELEMENTS, seed).unwrap()
+    }
+
+    fn initialize(&self, site: &mut SyntheticSite) {
+        let task = self.task(site, TaskKind::Initialize);
+        self.runtime.block_on(async {
+            let (artifact, _) = site.upload(&self.state).await.unwrap();
+            let recipe_json = r#"{"config_json":"{}","tensors":[]}"#.into();
+            let initialized = v1::Initialized { state: Some(artifact), recipe_json };
+            assert!(site.report(&task, Outcome::Initialized(initialized)).await.unwrap().accepted);
+        });
+    }
+}
+
+/// Bad updates are quarantined with their reason, repeated ones change nothing, and the round completes without them.
+#[test]
+fn bad_repeated_and_stale_answers_are_named_and_the_round_goes_on() {
+    let synthetic = Synthetic::new(4, 2);
+    let mut sites: Vec<SyntheticSite> = Vec::new();
+    sites.push(synthetic.connect(0));
+    synthetic.initialize(&mut sites[0]);
+    // The round opens at quorum: connect the rest first would race, so the round of two is what the first two see.
+    sites.push(synthetic.connect(1));
+    let tasks: Vec<_> = (0..2).map(|i| synthetic.task(&mut sites[i], TaskKind::Train)).collect();
+    synthetic.runtime.block_on(async {
+        // Not finite.
+        let bad = synthetic.update(3);
+        let mut bytes = std::fs::read(&bad).unwrap();
+        let last = bytes.len() - 4;
+        bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+        std::fs::write(&bad, bytes).unwrap();
+        let answer = sites[1].send_update(&tasks[1], &bad, 10).await.unwrap();
+        assert!(!answer.accepted && answer.reason.contains("NaN"), "{answer:?}");
+        let again = sites[1].send_update(&tasks[1], &synthetic.update(4), 10).await.unwrap();
+        assert!(!again.accepted && again.reason.contains("NaN"), "a quarantined site has had its turn: {again:?}");
+        // A stale attempt, before and after.
+        let mut stale = tasks[0].clone();
+        stale.id.as_mut().unwrap().attempt = 7;
+        let answer = sites[0].send_update(&stale, &synthetic.update(5), 10).await.unwrap();
+        assert!(!answer.accepted && answer.reason.contains("attempt 7"), "{answer:?}");
+    });
+    // A good one, twice: below quorum the round is tried again with the same state.
+    let good = synthetic.update(6);
+    synthetic.runtime.block_on(async {
+        for _ in 0..2 {
+            sites[0].send_update(&tasks[0], &good, 10).await.ok();
+        }
+    });
+    let retried: Vec<_> = (0..2).map(|i| synthetic.task(&mut sites[i], TaskKind::Train)).collect();
+    assert_eq!(retried[0].id.as_ref().unwrap().attempt, 2);
+    assert_eq!(retried[0].state, tasks[0].state);
+    synthetic.runtime.block_on(async {
+        for (site, task) in sites.iter().zip(&retried) {
+            for _ in 0..2 {
+                let answer = site.send_update(task, &good, 10).await.unwrap();
+                assert!(answer.accepted, "{answer:?}");
+            }
+        }
+    });
+    let shown = synthetic.federation.ended(&synthetic.job, "completed");
+    assert_eq!(shown["rounds"][0]["sites"].as_array().unwrap().len(), 2);
+    let answer = synthetic.runtime.block_on(sites[0].send_update(&retried[0], &good, 10));
+    assert!(answer.is_err() || !answer.unwrap().accepted, "the job is over");
+}
+
+/// An upload goes on where it stopped, bytes of another digest do not count, and too many are refused.
+#[test]
+fn uploads_resume_and_damaged_or_oversized_ones_are_refused() {
+    let synthetic = Synthetic::new(1, 1);
+    let mut site = synthetic.connect(0);
+    let task = synthetic.task(&mut site, TaskKind::Initialize);
+    synthetic.runtime.block_on(async {
+        let (digest, size) = fedtune_proto::digest::Digest::of_file(&synthetic.state).unwrap();
+        let artifact = v1::Artifact { digest: digest.to_string(), size };
+        // The first megabyte and a half, then the link is cut.
+        let bytes = std::fs::read(&synthetic.state).unwrap();
+        let mut client = v1::artifacts_client::ArtifactsClient::new(site.channel.clone());
+        let part = |part| v1::UploadRequest { part: Some(part) };
+        let header = v1::UploadHeader { artifact: Some(artifact.clone()), offset: 0 };
+        let parts = vec![
+            part(v1::upload_request::Part::Header(header)),
+            part(v1::upload_request::Part::Data(bytes[..1 << 20].to_vec().into())),
+            part(v1::upload_request::Part::Data(bytes[1 << 20..(1 << 20) + (1 << 19)].to_vec().into())),
+        ];
+        let answer = client.upload(tokio_stream::iter(parts)).await.unwrap().into_inner();
+        assert_eq!((answer.received, answer.complete), ((1 << 20) + (1 << 19), false));
+        let travelled = transfer::upload(&site.channel, &artifact, &synthetic.state).await.unwrap();
+        assert_eq!(travelled, size - (1 << 20) - (1 << 19));
+        assert_eq!(transfer::upload(&site.channel, &artifact, &synthetic.state).await.unwrap(), 0, "it is there");
+
+        let wrong = v1::Artifact { digest: "cd".repeat(32), size };
+        let error = transfer::upload(&site.channel, &wrong, &synthetic.state).await.unwrap_err();
+        assert!(error.to_string().contains("have the digest"), "{error}");
+        let short = v1::Artifact { digest: "ef".repeat(32), size: 1000 };
+        let header = v1::UploadHeader { artifact: Some(short), offset: 0 };
+        let parts = vec![
+            part(v1::upload_request::Part::Header(header)),
+            part(v1::upload_request::Part::Data(bytes[..2000].to_vec().into())),
+        ];
+        let status = client.upload(tokio_stream::iter(parts)).await.unwrap_err();
+        assert!(status.message().contains("more than the 1000 bytes"), "{status}");
+        let huge = v1::Artifact { digest: "ab".repeat(32), size: u64::MAX };
+        let error = transfer::upload(&site.channel, &huge, &synthetic.state).await.unwrap_err();
+        assert!(matches!(&error, TransferError::Remote { .. }) && error.to_string().contains("at most"), "{error}");
+        let malformed = v1::Artifact { digest: "../../etc/passwd".into(), size: 5 };
+        let error = transfer::upload(&site.channel, &malformed, &synthetic.state).await.unwrap_err();
+        assert!(error.to_string().contains("expected a BLAKE3 digest"), "{error}");
+
+        let recipe_json = r#"{"config_json":"{}","tensors":[]}"#.into();
+        let initialized = v1::Initialized { state: Some(artifact.clone()), recipe_json };
+        assert!(site.report(&task, Outcome::Initialized(initialized)).await.unwrap().accepted);
+        let task = site.task().await.unwrap();
+        assert_eq!(task.state, Some(artifact.clone()));
+
+        // A download goes on from the bytes that are there, and damaged ones are not kept.
+        let part_file = synthetic.federation.path("down.part");
+        std::fs::write(&part_file, &bytes[..3_000_000]).unwrap();
+        let down = synthetic.federation.path("down");
+        assert_eq!(transfer::download(&site.channel, &artifact, &down).await.unwrap(), size - 3_000_000);
+        assert_eq!(std::fs::read(&down).unwrap(), bytes);
+        std::fs::remove_file(&down).unwrap();
+        std::fs::write(&part_file, vec![1; 3_000_000]).unwrap();
+        let error = transfer::download(&site.channel, &artifact, &down).await.unwrap_err();
+        assert!(matches!(error, TransferError::Damaged { .. }));
+        assert_eq!(transfer::download(&site.channel, &artifact, &down).await.unwrap(), size);
+    });
+}
+
+/// A newer session of the same site takes over; the older one is told why.
+#[test]
+fn a_newer_session_takes_over() {
+    let synthetic = Synthetic::new(1, 1);
+    let mut older = synthetic.connect(0);
+    let _ = synthetic.task(&mut older, TaskKind::Initialize);
+    let mut newer = synthetic.connect(0);
+    let error = synthetic.runtime.block_on(older.task()).unwrap_err().to_string();
+    assert!(error.contains("took over"), "{error}");
+    assert!(synthetic.runtime.block_on(older.heartbeat()).is_err());
+    synthetic.runtime.block_on(newer.heartbeat()).unwrap();
+    let _ = synthetic.task(&mut newer, TaskKind::Initialize);
+}
+
+/// Peak memory does not grow with the size of the state or the number of sites. The full size is the benchmark
+/// `aggregator-memory`.
+#[test]
+fn the_aggregator_stays_small() {
+    let peak = |sites: usize| {
+        let mut synthetic = Synthetic::new(sites, sites);
+        let state = state_file(&synthetic.federation.path("large"), 20_000_000).unwrap();
+        let update = delta_file(&synthetic.federation.path("large-update"), 20_000_000, 3).unwrap();
+        synthetic.state = state.clone();
+        for i in 0..sites {
+            let mut site = synthetic.connect(i);
+            let (state, update, work) = (state.clone(), update.clone(), synthetic.federation.path(&format!("site-{i}")));
+            std::fs::create_dir_all(&work).unwrap();
+            synthetic.runtime.spawn(async move { site.serve(&state, &update, &work).await });
+        }
+        synthetic.federation.ended(&synthetic.job, "completed");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", synthetic.federation.server_id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() / 1024
+    };
+    let megabytes = peak(6);
+    assert!(megabytes < 200, "{megabytes} MB for an 80 MB state and 6 sites");
+}

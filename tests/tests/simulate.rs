@@ -1,0 +1,61 @@
+//! `simulate`, as a researcher runs it: the run folder it leaves, and what it refuses.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use fedtune_config::demo;
+use fedtune_tests::{run, text};
+
+#[test]
+fn a_short_demo_leaves_a_whole_run_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let ran = run("fedtune-server", ["simulate", "--rounds", "2", "--out", text(&out), "--output", "json"]).ok();
+    let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(report, serde_json::from_slice::<serde_json::Value>(&std::fs::read(out.join("report.json")).unwrap()).unwrap());
+    let rounds = report["rounds"].as_array().unwrap();
+    assert_eq!(rounds.len(), 2);
+    let names: Vec<_> = rounds[0]["sites"].as_array().unwrap().iter().map(|site| site["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["north-hospital", "river-clinic", "south-hospital"]);
+    assert_eq!(report["baselines"]["local"].as_array().unwrap().len(), 3);
+    assert!(report["baselines"]["pooled"]["accuracy"].as_f64().is_some());
+    assert_eq!(report["state_digest"].as_str().unwrap().len(), 64);
+    assert!(report["aggregator_peak_rss_bytes"].as_u64().unwrap() < 200_000_000);
+    assert!(report["job"].as_str().unwrap().contains("triage-demo"));
+    for file in ["model/config.json", "model/model.safetensors", "model/tokenizer.json", "logs/aggregator.log"] {
+        assert!(out.join(file).is_file(), "{file}");
+    }
+    assert!(!out.join("federation").exists(), "keys and shards are removed");
+    // The same folder again is refused, not overwritten.
+    run("fedtune-server", ["simulate", "--out", text(&out)]).failed(2, &["holds a run already"]);
+    // The model is used on new text.
+    let notes = folder.path().join("notes.csv");
+    std::fs::write(&notes, "text\n\"itchy red rash on both arms\"\n").unwrap();
+    let predictions = folder.path().join("predictions.csv");
+    let model = out.join("model");
+    run("fedtune-client", ["predict", "--model", text(&model), "--data", text(&notes), "--out", text(&predictions)]).ok();
+    assert!(std::fs::read_to_string(&predictions).unwrap().contains("label"));
+}
+
+#[test]
+fn unusable_wishes_are_refused_before_any_work() {
+    let folder = tempfile::tempdir().unwrap();
+    demo::write(folder.path()).unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let out = path("out");
+    let (model, train, test, job) = (path("model"), path("data/train.csv"), path("data/test.csv"), path("job.toml"));
+    let with = |words: &[&str]| {
+        let fixed = ["simulate", "--model", &model, "--test", &test, "--out", &out];
+        run("fedtune-server", fixed.iter().chain(words))
+    };
+    with(&["--train", &train, "--partition", "dirichlet:0"]).failed(2, &["dirichlet:ALPHA"]);
+    with(&["--train", &train, "--partition", "column:ward"]).failed(4, &["lacks the column \"ward\"", "text, label, site"]);
+    with(&["--train", &train, "--sites", "200"]).failed(2, &["900 rows among 200 sites"]);
+    with(&["--train", &train, "--rounds", "0"]).failed(3, &["rounds.count", "found 0"]);
+    with(&["--train", &path("absent.csv")]).failed(4, &["absent.csv", "cannot be read"]);
+    with(&["--train", &train, "--job", &job, "--sites", "2", "--partition", "iid"]).failed(2, &["rounds.quorum is 3"]);
+    let header = path("header.csv");
+    std::fs::write(&header, "text,label\n").unwrap();
+    with(&["--train", &header]).failed(4, &["has no rows"]);
+    std::fs::remove_file(folder.path().join("model/tokenizer.json")).unwrap();
+    with(&["--train", &train]).failed(5, &["lacks tokenizer.json", "Hugging Face layout"]);
+}
