@@ -380,8 +380,10 @@ impl Default for Evaluation {
 }
 
 impl Job {
-    /// A job with every default, for these labels on this base model.
+    /// A job with every default, for these labels on this base model; the learning rate is the one that suits the
+    /// model's width ([`suggested_learning_rate`]).
     pub fn classify(name: &str, model: &Path, labels: Vec<String>) -> Self {
+        let training = Training { learning_rate: suggested_learning_rate(model), ..Training::default() };
         Self {
             name: name.into(),
             model: Model { path: model.to_path_buf() },
@@ -392,7 +394,7 @@ impl Job {
                 label_column: default_label_column(),
                 max_length: default_max_length(),
             },
-            training: Training::default(),
+            training,
             rounds: Rounds::default(),
             aggregation: Aggregation::default(),
             evaluation: Evaluation::default(),
@@ -405,6 +407,20 @@ impl Job {
     /// Never: every field has a TOML form.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("every field of a job has a TOML form")
+    }
+}
+
+/// Widest model, by `hidden_size`, that counts as small.
+const SMALL_HIDDEN_SIZE: u64 = 512;
+
+/// A peak learning rate for the model in this folder, where nobody chose one: 2e-4 for encoders of a hidden size up to
+/// 512, which need larger steps, and the default of [`Training`] for wider ones and for folders that cannot be read.
+pub fn suggested_learning_rate(model: &Path) -> f64 {
+    let text = std::fs::read_to_string(model.join("config.json")).unwrap_or_default();
+    let config: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    match config["hidden_size"].as_u64() {
+        Some(width) if width <= SMALL_HIDDEN_SIZE => 2e-4,
+        _ => Training::default().learning_rate,
     }
 }
 

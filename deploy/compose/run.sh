@@ -68,7 +68,8 @@ done
 fedtune-server site list
 
 say "running the demo's job"
-sed -e "s/^quorum = .*/quorum = $sites/" -e "s|^path = .*|path = \"$demo/model\"|" $demo/job.toml >/tmp/job.toml
+sed -e "s|^path = .*|path = \"$demo/model\"|" -e "s/^quorum = .*/quorum = $sites/" -e "s/^count = .*/count = $ROUNDS/" \
+    $demo/job.toml >/tmp/job.toml
 fedtune-server job submit /tmp/job.toml --watch >/tmp/job
 job=$(head -n 1 /tmp/job)
 

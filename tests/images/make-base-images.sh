@@ -28,7 +28,7 @@ bootstrap() {
     trap 'exit 130' INT TERM
     root=$work/root
     say "debootstrap: a minimal Debian 12"
-    debootstrap --variant=minbase bookworm "$root" ${DEBIAN_MIRROR:-} >"$work/log" 2>&1 || {
+    debootstrap --variant=minbase bookworm "$root" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$work/log" 2>&1 || {
         tail -n 20 "$work/log" >&2
         lacks "debootstrap failed; is a Debian mirror reachable?"
     }
@@ -70,6 +70,8 @@ make_rust() {
         apt-get update
         apt-get install --yes --no-install-recommends gcc g++ libc6-dev make pkg-config ca-certificates git
     ' >"$work/log" 2>&1 || { tail -n 20 "$work/log" >&2; lacks "apt-get failed; is a Debian mirror reachable?"; }
+    # Certificates that this machine trusts beside the usual ones, for cargo behind a proxy.
+    [ -z "${SSL_CERT_FILE:-}" ] || cp "$SSL_CERT_FILE" "$root/etc/ssl/certs/ca-certificates.crt"
     say "the toolchain: $(rustc --version)"
     tar -C "$toolchain" --exclude=share/doc --exclude=share/man --exclude=lib/rustlib/src -c . | tar -C "$root/usr/local" -x
     mkdir -p "$root/usr/local/cargo"

@@ -1,5 +1,6 @@
 //! `run`: takes part in a federation.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -41,7 +42,8 @@ impl Arguments {
     pub(super) fn run(self) -> Result<(), CliError> {
         let filter =
             EnvFilter::try_new(&self.log).map_err(|e| CliError::Usage(format!("--log: found {:?}: {e}", self.log)))?;
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let colours = std::io::stderr().is_terminal();
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
         match self.log_format {
             LogFormat::Text => log.with_target(false).init(),
             LogFormat::Json => log.json().flatten_event(true).init(),

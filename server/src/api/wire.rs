@@ -183,3 +183,35 @@ pub(super) fn site(snapshot: SiteSnapshot) -> v1::SiteSummary {
         memory_bytes: about.memory_bytes,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn sums_that_do_not_add_up_are_named() {
+        let wire = |examples, loss_sum, confusion: &[u64]| v1::Evaluation { examples, loss_sum, confusion: confusion.into() };
+        assert!(sums(wire(4, 1.5, &[1, 1, 0, 2]), 2).is_ok());
+        for (wrong, expected) in [
+            (wire(4, 1.5, &[1, 1, 2]), "expected 2 x 2"),
+            (wire(5, 1.5, &[1, 1, 0, 2]), "add up to the 5 examples"),
+            (wire(0, 0.0, &[0, 0, 0, 0]), "add up"),
+            (wire(4, f64::NAN, &[1, 1, 0, 2]), "sum of losses"),
+            (wire(4, -1.0, &[1, 1, 0, 2]), "sum of losses"),
+            (wire(1, 1.0, &[u64::MAX, 2, 0, 0]), "add up"),
+        ] {
+            let reason = sums(wrong, 2).expect_err(expected);
+            assert!(reason.contains(expected), "{reason}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn task_ids_read_back(job in "[a-z0-9-]{1,40}", round in any::<u32>(), attempt in any::<u32>(), work in 0_usize..3) {
+            let there = Turn { work: [Work::Initialize, Work::Train, Work::Evaluate][work], round, attempt };
+            let (id, back) = turn(Some(task_id(job.clone(), there))).expect("sound");
+            prop_assert_eq!((id, back), (job, there));
+        }
+    }
+}

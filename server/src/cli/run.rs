@@ -1,5 +1,6 @@
 //! `run`: the aggregator.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -27,7 +28,8 @@ impl Run {
         let Log { format, level } = &config.log;
         let filter = EnvFilter::try_new(level)
             .map_err(|e| ConfigError::whole(&self.config, format!("log.level: found {level:?}: {e}")))?;
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let colours = std::io::stderr().is_terminal();
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
         match format {
             LogFormat::Text => log.with_target(false).init(),
             LogFormat::Json => log.json().flatten_event(true).init(),

@@ -1,0 +1,90 @@
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use fedtune_config::Job;
+use fedtune_proto::digest::{ArtifactRef, Digest};
+
+use super::artifacts::Writer;
+use super::records::{BaseFile, JobRecord, JobStatus};
+use super::*;
+use crate::pki::{Identity, Role};
+use crate::round::{Event, Machine, Plan, World};
+
+fn job(id: &str, submitted_ms: u64) -> JobRecord {
+    let job = Job::classify("n", "m".as_ref(), vec!["a".into(), "b".into()]);
+    let artifact = ArtifactRef { digest: Digest::of(b"x"), size: 1 };
+    JobRecord {
+        id: id.into(),
+        name: job.name.clone(),
+        text: job.to_toml(),
+        base_model: vec![BaseFile { name: "config.json".into(), artifact }],
+        submitted_ms,
+        status: JobStatus::Queued,
+        reason: String::new(),
+        machine: Machine::new(Plan::of(&job)),
+        recipe: None,
+    }
+}
+
+#[tokio::test]
+async fn records_survive_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("records.sqlite");
+    let north = Identity::new(Role::Site, "north").unwrap();
+    {
+        let records = Records::open(&path).await.unwrap();
+        assert!(records.add_site(&north, 5).await.unwrap());
+        assert!(!records.add_site(&Identity::new(Role::Evaluator, "north").unwrap(), 6).await.unwrap(), "taken");
+        records.add_job(&job("second", 20)).await.unwrap();
+        records.add_job(&job("first", 10)).await.unwrap();
+        assert!(records.add_job(&job("first", 30)).await.is_err(), "an id stands once");
+        let mut running = job("first", 10);
+        running.status = JobStatus::Running;
+        let world = World { now_ms: 1, trainers: ["north".to_owned()].into(), ..World::default() };
+        running.machine = running.machine.step(Event::Tick, &world).0;
+        running.recipe = Some("{}".into());
+        records.save(&running, &[]).await.unwrap();
+    }
+    let records = Records::open(&path).await.unwrap();
+    assert_eq!(records.sites().await.unwrap(), [north]);
+    let jobs = records.jobs().await.unwrap();
+    let ids: Vec<_> = jobs.iter().map(|job| (job.id.as_str(), job.status)).collect();
+    assert_eq!(ids, [("first", JobStatus::Running), ("second", JobStatus::Queued)]);
+    assert!(jobs[0].machine.work_of("north").is_some());
+    assert_eq!((jobs[0].recipe.as_deref(), jobs[1].recipe.as_deref()), (Some("{}"), None));
+    assert!(records.rounds("first").await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("records.sqlite");
+    std::fs::write(&path, vec![7; 5000]).unwrap();
+    assert!(Records::open(&path).await.is_err());
+}
+
+#[tokio::test]
+async fn artifacts_appear_only_whole_and_under_their_own_digest() {
+    let folder = tempfile::tempdir().unwrap();
+    let artifacts = Artifacts::open(folder.path()).unwrap();
+    let digest = Digest::of(b"hello world");
+    let mut staged = artifacts.stage("upload").await.unwrap();
+    staged.append(b"hello ").await.unwrap();
+    staged.sync().await.unwrap();
+    drop(staged);
+    assert_eq!(artifacts.size(digest).await.unwrap(), None);
+    // Goes on after a restart.
+    let artifacts = Artifacts::open(folder.path()).unwrap();
+    let mut staged = artifacts.stage("upload").await.unwrap();
+    assert_eq!(staged.size(), 6);
+    staged.append(b"world").await.unwrap();
+    assert_eq!(artifacts.publish(staged, digest).await.unwrap(), ArtifactRef { digest, size: 11 });
+    assert_eq!(artifacts.read(digest, 6..11).await.unwrap(), &b"world"[..]);
+    let mut staged = artifacts.stage("other").await.unwrap();
+    staged.append(b"hello_world").await.unwrap();
+    assert!(matches!(artifacts.publish(staged, digest).await, Err(StoreError::Damaged { .. })));
+    assert_eq!(artifacts.stage("other").await.unwrap().size(), 0, "damaged bytes are gone");
+    let mut writer = Writer::create(&artifacts, "made").await.unwrap();
+    writer.append(b"hello ").await.unwrap();
+    writer.append(b"world").await.unwrap();
+    assert_eq!(writer.finish(&artifacts).await.unwrap().digest, digest);
+}
