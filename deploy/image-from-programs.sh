@@ -5,7 +5,7 @@
 #   deploy/image-from-programs.sh target/release           makes fedtune
 #   deploy/image-from-programs.sh target/release NAME      makes NAME
 #
-# The programs must run on Debian 12: built on a Linux whose C library is no newer than 2.36, for the engine's processor.
+# The programs must run on Debian 12: built for the engine's processor, on a Linux whose C library is 2.36 or older.
 set -eu
 
 [ $# -ge 1 ] || { echo "usage: $0 FOLDER [IMAGE]" >&2; exit 2; }

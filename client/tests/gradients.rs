@@ -83,7 +83,7 @@ fn distance(found: &[f64], expected: &[f64]) -> f64 {
 fn pass(network: &Network, reference: &HashMap<String, Tensor>) -> Pass {
     let sequences = sequences(reference);
     let batch = network.batch(&sequences.iter().collect::<Vec<_>>());
-    network.gradients(&batch, &labels(reference), None).unwrap()
+    network.gradients(&batch, &labels(reference), &[], None).unwrap()
 }
 
 fn assert_gradients(network: &Network, pass: &Pass, reference: &HashMap<String, Tensor>) {
@@ -139,7 +139,7 @@ fn a_padded_batch_gives_the_same_gradients() {
     let (network, reference) = (network(Trainable::Full), reference("gradients.safetensors"));
     let sequences = sequences(&reference);
     let batch = Batch::padded(&sequences.iter().collect::<Vec<_>>());
-    assert_gradients(&network, &network.gradients(&batch, &labels(&reference), None).unwrap(), &reference);
+    assert_gradients(&network, &network.gradients(&batch, &labels(&reference), &[], None).unwrap(), &reference);
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn dropout_changes_the_loss_and_repeats_bit_for_bit() {
     let batch = network.batch(&sequences.iter().collect::<Vec<_>>());
     let run = |step| {
         let stream = DropoutStream { probability: 0.2, seed: 7, round: 2, step };
-        let pass = network.gradients(&batch, &labels(&reference), Some(stream)).unwrap();
+        let pass = network.gradients(&batch, &labels(&reference), &[], Some(stream)).unwrap();
         let gradients: Vec<Vec<f64>> = network
             .parameters()
             .iter()

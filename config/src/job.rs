@@ -182,6 +182,9 @@ pub struct Training {
     pub clip_norm: f64,
     /// Dropout probability of embeddings, attention, hidden states and classifier.
     pub dropout: f64,
+    /// How far a site's loss allows for the labels it happens to have: this times the logarithm of each label's share is
+    /// added to the logits in training. 0 is plain cross-entropy; 1 makes sites with different labels agree soonest.
+    pub logit_adjustment: f64,
     /// Seed of initialisation, shuffling and dropout.
     pub seed: u64,
 }
@@ -200,6 +203,7 @@ impl Default for Training {
             weight_decay: 0.01,
             clip_norm: 1.0,
             dropout: 0.1,
+            logit_adjustment: 0.0,
             seed: 42,
         }
     }
@@ -491,6 +495,7 @@ impl Job {
         unit(p, "training.warmup", t.warmup, true);
         unit(p, "training.weight_decay", t.weight_decay, true);
         unit(p, "training.dropout", t.dropout, false);
+        unit(p, "training.logit_adjustment", t.logit_adjustment, true);
         range(p, "training.batch_size", t.batch_size, 1, 65_536);
         if let Some(epochs) = t.epochs {
             range(p, "training.epochs", epochs, 1, 10_000);

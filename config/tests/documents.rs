@@ -65,6 +65,7 @@ fn every_fault_of_a_job_names_line_field_found_and_allowed() {
         ("training", "batch_size = 0", 8, vec!["training.batch_size", "found 0", "from 1 to"]),
         ("training", "batch_size = -3", 8, vec!["training.batch_size", "-3"]),
         ("training", "dropout = 1.0", 8, vec!["training.dropout", "less than 1"]),
+        ("training", "logit_adjustment = 2.0", 8, vec!["training.logit_adjustment", "0 to 1"]),
         ("training", "warmup = 1.5", 8, vec!["training.warmup", "1.5"]),
         ("training", "weight_decay = -0.1", 8, vec!["training.weight_decay"]),
         ("training", "clip_norm = -1.0", 8, vec!["training.clip_norm"]),

@@ -70,8 +70,13 @@ fedtune-server site list
 say "running the demo's job"
 sed -e "s|^path = .*|path = \"$demo/model\"|" -e "s/^quorum = .*/quorum = $sites/" -e "s/^count = .*/count = $ROUNDS/" \
     $demo/job.toml >/tmp/job.toml
-fedtune-server job submit /tmp/job.toml --watch >/tmp/job
-job=$(head -n 1 /tmp/job)
+job=$(fedtune-server job submit /tmp/job.toml)
+echo "job $job"
+until fedtune-server job watch "$job"; do
+    # 7: the aggregator is away. It is started again, and the job goes on.
+    [ $? -eq 7 ] || fail "the job did not complete"
+    sleep 1
+done
 
 say "result"
 fedtune-server job show "$job"

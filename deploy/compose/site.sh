@@ -1,8 +1,8 @@
 #!/bin/sh
-# One site, or with the argument `evaluator` the evaluator: takes a place, waits until run.sh has enrolled it, takes part.
+# One site, or with the argument `evaluator` the evaluator: takes a place, waits until run.sh has enrolled it, joins.
 #
-# A place is a folder below /sites: 1, 2, 3, ... and evaluator. Taking one is locking it, so no two replicas have the same
-# one, and the kernel frees it when the replica ends, however it ends. Work that was left there is gone on with.
+# A place is a folder below /sites: 1, 2, 3, ... and evaluator. Taking one is locking it, so no two replicas have the
+# same one, and the kernel frees it when the replica ends, however it ends. Work that was left there is gone on with.
 set -eu
 
 take() {

@@ -6,8 +6,8 @@
 #   tests/images/make-base-images.sh debian     only debian:bookworm-slim, all that the compose test needs
 #   tests/images/make-base-images.sh rust       only rust:1.95-bookworm (2 GB)
 #
-# Runs as root and needs a Docker engine, debootstrap and a Debian mirror (DEBIAN_MIRROR names another than debootstrap's
-# own). The Rust toolchain is this machine's own, from `rustc --print sysroot`.
+# Runs as root and needs a Docker engine, debootstrap and a Debian mirror (DEBIAN_MIRROR names another than
+# debootstrap's own). The Rust toolchain is this machine's own, from `rustc --print sysroot`.
 # Exit codes: 0 the images are there; 3 something this needs is missing; any other, a step failed.
 set -eu
 
@@ -26,7 +26,7 @@ bootstrap() {
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
     trap 'exit 130' INT TERM
-    root=$work/root
+    root=$work/debian
     say "debootstrap: a minimal Debian 12"
     debootstrap --variant=minbase bookworm "$root" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$work/log" 2>&1 || {
         tail -n 20 "$work/log" >&2
@@ -39,7 +39,7 @@ import() {
     name=$1; shift
     rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/var/log/*.log "$root"/usr/share/doc/* \
         "$root"/usr/share/man/* "$root"/usr/share/locale/* "$root"/tmp/*
-    tar --numeric-owner -C "$root" -c . | docker import "$@" --message "made by make-base-images.sh" - "$name" >/dev/null
+    tar --numeric-owner -C "$root" -c . | docker import "$@" - "$name" >/dev/null
     say "$name is made"
 }
 
@@ -73,7 +73,8 @@ make_rust() {
     # Certificates that this machine trusts beside the usual ones, for cargo behind a proxy.
     [ -z "${SSL_CERT_FILE:-}" ] || cp "$SSL_CERT_FILE" "$root/etc/ssl/certs/ca-certificates.crt"
     say "the toolchain: $(rustc --version)"
-    tar -C "$toolchain" --exclude=share/doc --exclude=share/man --exclude=lib/rustlib/src -c . | tar -C "$root/usr/local" -x
+    tar -C "$toolchain" --exclude=share/doc --exclude=share/man --exclude=lib/rustlib/src -c . |
+        tar -C "$root/usr/local" -x
     mkdir -p "$root/usr/local/cargo"
     import $RUST --change 'ENV CARGO_HOME=/usr/local/cargo' --change 'CMD ["bash"]' \
         --change 'ENV PATH=/usr/local/cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'

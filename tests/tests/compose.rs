@@ -1,7 +1,7 @@
-//! `docker compose up`, as README.md gives it: the demo's federation in containers, with three sites and scaled to five.
+//! `docker compose up`, as README.md gives it: the demo's federation in containers, with three sites and with five.
 //!
-//! Skipped, with the reason, where no Docker engine or no Compose is there, or no base image is to be had. The programs of
-//! the image are those built beside this test, so that nothing is compiled in a container.
+//! Skipped, with the reason, where no Docker engine or no Compose is there, or no base image is to be had. The programs
+//! of the image are those built beside this test, so that nothing is compiled in a container.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 

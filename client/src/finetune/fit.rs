@@ -59,6 +59,7 @@ pub fn fit(
     let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
     let tokens = classifier.tokenize(&texts)?;
     let network = classifier.network();
+    let offset = logit_offset(rows, classifier.labels().len(), training.logit_adjustment);
     let mut optimizer = match training.optimizer {
         Optimizer::Adamw => AdamW::new(training.weight_decay),
     };
@@ -80,7 +81,7 @@ pub fn fit(
             round: plan.round,
             step: step as u64,
         };
-        let pass = network.gradients(&network.batch(&sequences), &labels, Some(dropout))?;
+        let pass = network.gradients(&network.batch(&sequences), &labels, &offset, Some(dropout))?;
         let learning_rate = schedule::learning_rate(training, plan.first_step + step, plan.total_steps);
         let diverged = |what, value| FinetuneError::Diverged { what, value, step, learning_rate };
         if !pass.loss.is_finite() {
@@ -114,4 +115,31 @@ pub fn fit(
         seconds,
         rows_per_second: used as f64 / seconds.max(1e-9),
     })
+}
+
+/// Logit adjustment (Menon et al. 2021, 2007.07314, eq. 10): `τ·log π_c` for each label, with π the shares of the labels in
+/// these rows, one row added to each so that an absent label has a share. Empty for τ = 0.
+fn logit_offset(rows: &[Row], labels: usize, strength: f64) -> Vec<f32> {
+    if strength == 0.0 {
+        return Vec::new();
+    }
+    let mut counts = vec![1.0; labels];
+    rows.iter().for_each(|row| counts[row.label] += 1.0);
+    let total: f64 = counts.iter().sum();
+    counts.iter().map(|count| (strength * (count / total).ln()) as f32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_logit_offset_is_the_log_share_of_each_label() {
+        let rows: Vec<Row> = [0, 0, 0, 2].map(|label| Row { text: String::new(), label }).into();
+        assert!(logit_offset(&rows, 3, 0.0).is_empty());
+        let expected = [4.0_f32 / 7.0, 1.0 / 7.0, 2.0 / 7.0].map(|share| 0.5 * share.ln());
+        for (found, expected) in logit_offset(&rows, 3, 0.5).into_iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+        }
+    }
 }

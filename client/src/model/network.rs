@@ -128,18 +128,24 @@ impl Network {
         self.encode(batch, &Mode::evaluation(), Reach::AllTokens)
     }
 
-    /// Loss and the gradient of every trained parameter.
+    /// Loss and the gradient of every trained parameter. `offset` (`[labels]`, or empty) is added to the logits in the loss.
     ///
     /// # Errors
     /// As [`Self::logits`]; also when a trained parameter gets no gradient, which would mean that it silently stays.
-    pub fn gradients(&self, batch: &Batch, labels: &[u32], dropout: Option<DropoutStream>) -> Result<Pass> {
+    pub fn gradients(
+        &self,
+        batch: &Batch,
+        labels: &[u32],
+        offset: &[f32],
+        dropout: Option<DropoutStream>,
+    ) -> Result<Pass> {
         let words = match self.parameters.get(names::WORDS) {
             Some(table) if table.trained && self.device.is_cpu() => Some(self.used_words(batch, &table.var)?),
             _ => None,
         };
         let mode = Mode { dropout, words, training: true, tape: Tape::default() };
         let logits = self.classify(batch, &mode)?;
-        let loss = ops::cross_entropy(&mode.tape, &logits, labels)?;
+        let loss = ops::cross_entropy(&mode.tape, &logits, labels, offset)?;
         let Mode { words, tape, .. } = mode;
         let mut store =
             if self.device.is_cpu() { Store::Fused(tape.backward(&loss)?) } else { Store::Composed(loss.backward()?) };

@@ -74,6 +74,8 @@ pub(super) fn embed(words: &Tensor, positions: &Tensor, types: &Tensor, indices:
     rows(words, &indices.words)?.add(&rows(types, &indices.types)?)?.add(&rows(positions, &indices.positions)?)
 }
 
-pub(super) fn cross_entropy(logits: &Tensor, labels: &[u32]) -> Result<Tensor> {
+pub(super) fn cross_entropy(logits: &Tensor, labels: &[u32], offset: &[f32]) -> Result<Tensor> {
+    let logits = if offset.is_empty() { logits.clone() } else { logits.broadcast_add(&Tensor::new(offset, logits.device())?)? };
+    let logits = &logits;
     candle_nn::loss::cross_entropy(logits, &Tensor::new(labels, logits.device())?)
 }

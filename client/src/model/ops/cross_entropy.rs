@@ -6,6 +6,15 @@ use super::values::{read, slice};
 
 pub(super) struct CrossEntropy {
     pub(super) labels: Vec<u32>,
+    /// Added to each row of logits first; empty for nothing.
+    pub(super) offset: Vec<f32>,
+}
+
+impl CrossEntropy {
+    fn shifted(&self, row: &[f32]) -> Vec<f32> {
+        let offset = self.offset.iter().copied().chain(std::iter::repeat(0.0));
+        row.iter().zip(offset).map(|(logit, offset)| logit + offset).collect()
+    }
 }
 
 /// log Σ exp of a row, by the largest value.
@@ -31,18 +40,19 @@ impl CustomOp1 for CrossEntropy {
         }
         let logits = slice(logits, layout)?;
         let sum: f64 =
-            logits.chunks_exact(width).zip(&self.labels).map(|(row, label)| row_loss(row, *label as usize)).sum();
+            logits.chunks_exact(width).zip(&self.labels).map(|(row, label)| row_loss(&self.shifted(row), *label as usize)).sum();
         Ok((CpuStorage::F32(vec![(sum / rows as f64) as f32]), Shape::from(())))
     }
 
-    /// d/dlogits = (softmax − one-hot) / rows.
+    /// d/dlogits = (softmax of the shifted logits − one-hot) / rows.
     fn bwd(&self, logits: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let (rows, width) = logits.dims2()?;
         let factor = f64::from(grad.to_scalar::<f32>()?) / rows as f64;
         let gradient = read(logits, |logits| {
             let mut out = Vec::with_capacity(logits.len());
             for (row, label) in logits.chunks_exact(width).zip(&self.labels) {
-                let total = log_sum_exp(row);
+                let row = self.shifted(row);
+                let total = log_sum_exp(&row);
                 out.extend(row.iter().enumerate().map(|(i, x)| {
                     let target = if i == *label as usize { 1.0 } else { 0.0 };
                     (((f64::from(*x) - total).exp() - target) * factor) as f32

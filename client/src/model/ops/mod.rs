@@ -131,11 +131,12 @@ pub(crate) fn embed(
 pub(crate) use cross_entropy::row_loss;
 pub(crate) use embed::Indices;
 
-/// Mean cross-entropy of `logits` `[rows, labels]` against the label indices; a scalar.
-pub(crate) fn cross_entropy(tape: &Tape, logits: &Tensor, labels: &[u32]) -> Result<Tensor> {
+/// Mean cross-entropy of `logits` `[rows, labels]` against the label indices; a scalar. `offset` (`[labels]`, or empty) is
+/// added to each row of logits first.
+pub(crate) fn cross_entropy(tape: &Tape, logits: &Tensor, labels: &[u32], offset: &[f32]) -> Result<Tensor> {
     if logits.device().is_cpu() {
-        tape.apply1(cross_entropy::CrossEntropy { labels: labels.to_vec() }, logits)
+        tape.apply1(cross_entropy::CrossEntropy { labels: labels.to_vec(), offset: offset.to_vec() }, logits)
     } else {
-        composed::cross_entropy(logits, labels)
+        composed::cross_entropy(logits, labels, offset)
     }
 }

@@ -109,7 +109,7 @@ fn the_tape_adds_up_what_a_tensor_gets_from_several_places() {
     let sum = super::residual(&tape, x.as_tensor(), y.as_tensor(), None).unwrap();
     let twice = super::residual(&tape, &sum, x.as_tensor(), dropout(0.3)).unwrap();
     let thrice = super::residual(&tape, &twice, &sum, None).unwrap();
-    let loss = super::cross_entropy(&tape, &thrice, &[0, 1, 2, 3, 0]).unwrap();
+    let loss = super::cross_entropy(&tape, &thrice, &[0, 1, 2, 3, 0], &[]).unwrap();
     let expected = loss.backward().unwrap();
     let mut found = tape.backward(&loss).unwrap();
     for var in [&x, &y] {
@@ -188,13 +188,15 @@ fn embeddings_agree() {
 fn cross_entropy_agrees() {
     let arguments = [random(&[7, 4], 1)];
     let labels = [0, 3, 1, 1, 2, 0, 3];
-    compare(
-        "cross-entropy",
-        &arguments,
-        |t| super::cross_entropy(&Tape::default(), &t[0], &labels),
-        |t| composed::cross_entropy(&t[0], &labels),
-    );
-    assert!(super::cross_entropy(&Tape::default(), arguments[0].as_tensor(), &[4; 7]).is_err());
+    for offset in [&[][..], &[0.5, -3.0, 0.0, 1.0]] {
+        compare(
+            "cross-entropy",
+            &arguments,
+            |t| super::cross_entropy(&Tape::default(), &t[0], &labels, offset),
+            |t| composed::cross_entropy(&t[0], &labels, offset),
+        );
+    }
+    assert!(super::cross_entropy(&Tape::default(), arguments[0].as_tensor(), &[4; 7], &[]).is_err());
 }
 
 #[test]
