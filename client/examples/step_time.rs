@@ -39,7 +39,8 @@ fn main() -> anyhow::Result<()> {
     for step in 0..steps {
         let stream = DropoutStream { probability, seed: 1, round: 1, step: step as u64 };
         let started = Instant::now();
-        let pass = network.gradients(&network.batch(&sequences.iter().collect::<Vec<_>>()), &classes, &[], Some(stream))?;
+        let pass =
+            network.gradients(&network.batch(&sequences.iter().collect::<Vec<_>>()), &classes, &[], Some(stream))?;
         let computed = started.elapsed().as_secs_f64();
         let norm = gradient_norm(&pass.gradients)?;
         optimizer.step(network.parameters(), &pass.gradients, 5e-5, (1.0 / (norm + 1e-6)).min(1.0))?;

@@ -11,6 +11,9 @@ use crate::error::Problems;
 use crate::load::Document;
 use crate::units::Span;
 
+/// Most labels of a job; a confusion matrix has the square of it, and must fit a message.
+const LABELS_MAX: usize = 1000;
+
 /// The longest accepted name of a job or label, in bytes.
 const MAX_NAME: usize = 200;
 
@@ -290,7 +293,8 @@ pub struct Rounds {
     pub count: u32,
     /// Who takes part.
     pub cohort: Cohort,
-    /// A round starts when so many training sites are online, and counts when so many updates are in.
+    /// A round starts when so many training sites (or the cohort, if that is a larger number) are online, and counts when
+    /// so many updates are in.
     pub quorum: usize,
     /// How long a round waits for its updates once it is open. A site that is still moving bytes or taking steps
     /// is waited for; one that is silent is not.
@@ -466,8 +470,8 @@ impl Document for Job {
 impl Job {
     fn validate_task(&self, p: &mut Problems) {
         let Task { kind: TaskKind::TextClassification, labels, text_column, label_column, max_length } = &self.task;
-        p.check((2..=10_000).contains(&labels.len()), "task.labels", || {
-            format!("found {} labels; expected 2 to 10000", labels.len())
+        p.check((2..=LABELS_MAX).contains(&labels.len()), "task.labels", || {
+            format!("found {} labels; expected 2 to {LABELS_MAX}", labels.len())
         });
         let mut seen = BTreeSet::new();
         for (i, label) in labels.iter().enumerate() {

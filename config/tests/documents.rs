@@ -13,8 +13,9 @@ fn read<T: Document>(text: &str) -> Result<T, ConfigError> {
 
 fn job_with(section: &str, line: &str) -> String {
     let marker = format!("[{section}]\n");
-    format!("name = \"n\"\n[model]\npath = \"m\"\n[task]\nkind = \"text-classification\"\nlabels = [\"a\", \"b\"]\n[training]\n[rounds]\n[aggregation]\n[evaluation]\n")
-        .replace(&marker, &format!("{marker}{line}\n"))
+    let empty = "name = \"n\"\n[model]\npath = \"m\"\n[task]\nkind = \"text-classification\"\nlabels = [\"a\", \"b\"]\n\
+                 [training]\n[rounds]\n[aggregation]\n[evaluation]\n";
+    empty.replace(&marker, &format!("{marker}{line}\n"))
 }
 
 /// The example with its commented defaults switched on.

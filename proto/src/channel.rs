@@ -52,6 +52,31 @@ pub enum ChannelError {
     },
 }
 
+impl ChannelError {
+    /// Whether one side's TLS refused the other's certificate.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Connect { reason, .. } if is_refusal(reason))
+    }
+}
+
+/// Whether a transport error is a refusal by TLS: by our side ("invalid peer certificate") or the other ("fatal alert").
+/// With TLS 1.3 the latter comes with the first call, not when connecting.
+pub fn is_refusal(reason: &str) -> bool {
+    ["invalid peer certificate", "fatal alert"].iter().any(|sign| reason.contains(sign))
+}
+
+/// A refusal by TLS with what to do about it.
+pub fn explained(reason: &str) -> String {
+    let remedy = if reason.contains("NotValidForName") {
+        "; the server's certificate is for other host names: make it with `fedtune-server init --host NAME`, or use a name it has"
+    } else if is_refusal(reason) {
+        "; the bundle and the aggregator are of different federations, or a certificate has expired"
+    } else {
+        ""
+    };
+    format!("{reason}{remedy}")
+}
+
 impl Credentials {
     /// Reads `ca.pem`, `NAME.pem` and `NAME-key.pem` from a folder; `name` is `site` or `operator`.
     ///
@@ -74,10 +99,8 @@ impl Credentials {
     /// # Errors
     /// The address or the PEM files are malformed, nobody answers, or the other side is not of this authority.
     pub async fn connect(&self, address: &str) -> Result<Channel, ChannelError> {
-        let malformed = |e: tonic::transport::Error| ChannelError::Malformed {
-            address: address.to_owned(),
-            reason: chain(&e),
-        };
+        let malformed =
+            |e: tonic::transport::Error| ChannelError::Malformed { address: address.to_owned(), reason: chain(&e) };
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(&self.authority))
             .identity(Identity::from_pem(&self.certificate, &self.key));

@@ -93,7 +93,8 @@ impl Layout {
     /// # Errors
     /// What was found and what was expected.
     pub fn parse(header: &[u8], file_bytes: u64) -> Result<Self, String> {
-        let raw: BTreeMap<String, serde_json::Value> =
+        // Raw values, so that a hostile header takes no more memory than its own bytes.
+        let raw: BTreeMap<String, &serde_json::value::RawValue> =
             serde_json::from_slice(header).map_err(|e| format!("its header is not a JSON object: {e}"))?;
         let data_start = 8 + header.len() as u64;
         let mut tensors = Vec::with_capacity(raw.len());
@@ -101,7 +102,7 @@ impl Layout {
             if name == "__metadata__" {
                 continue;
             }
-            let entry: RawEntry = serde_json::from_value(value).map_err(|e| format!("tensor {name:?}: {e}"))?;
+            let entry: RawEntry = serde_json::from_str(value.get()).map_err(|e| format!("tensor {name:?}: {e}"))?;
             let (begin, end) = entry.data_offsets;
             let width = dtype_bytes(&entry.dtype)
                 .ok_or_else(|| format!("tensor {name:?} has the unknown element type {:?}", entry.dtype))?;

@@ -37,7 +37,7 @@ pub enum TransferError {
         status: Box<Status>,
     },
     /// The bytes are not those of the digest; what arrived has been removed.
-    #[error("the bytes of artifact {expected} have the digest {found}; they were damaged on the way, try again")]
+    #[error("the bytes of artifact {expected} have the digest {found}; the sender's copy is damaged")]
     Damaged {
         /// The digest asked for.
         expected: String,
@@ -52,10 +52,17 @@ impl TransferError {
         match self {
             Self::Remote { status, .. } => matches!(
                 status.code(),
-                tonic::Code::Unavailable | tonic::Code::Unknown | tonic::Code::Cancelled | tonic::Code::Internal
+                tonic::Code::Unavailable
+                    | tonic::Code::Unknown
+                    | tonic::Code::Cancelled
+                    | tonic::Code::Internal
+                    | tonic::Code::DeadlineExceeded
+                    // Another call of ours has not ended yet, or has moved the offset.
+                    | tonic::Code::Aborted
+                    | tonic::Code::OutOfRange
             ),
-            Self::Damaged { .. } => true,
-            Self::File { .. } => false,
+            // Not the link: TCP and TLS carry bytes whole. The source is damaged.
+            Self::Damaged { .. } | Self::File { .. } => false,
         }
     }
 }
@@ -84,12 +91,7 @@ pub async fn download(channel: &Channel, artifact: &Artifact, path: &Path) -> Re
     name.push(".part");
     let part = PathBuf::from(name);
     let fail = file_error(&part);
-    let mut file = tokio::fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(&part)
-        .await
-        .map_err(&fail)?;
+    let mut file = tokio::fs::OpenOptions::new().create(true).append(true).open(&part).await.map_err(&fail)?;
     let mut have = file.metadata().await.map_err(&fail)?.len();
     if have > artifact.size {
         file.set_len(0).await.map_err(&fail)?;

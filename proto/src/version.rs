@@ -40,7 +40,8 @@ mod tests {
     #[test]
     fn minor_versions_mix_and_major_versions_do_not() {
         assert_eq!(check("x", Some(ProtocolVersion { major: 1, minor: 9 })), Ok(()));
-        let text = check("old-client 0.0.1", Some(ProtocolVersion { major: 2, minor: 0 })).unwrap_err().to_string();
+        let text =
+            check("old-client 0.0.1", Some(ProtocolVersion { major: 2, minor: 0 })).expect_err("differs").to_string();
         assert!(text.contains("old-client 0.0.1") && text.contains("1.0") && text.contains("2.0"), "{text}");
         assert!(check("", None).is_err());
     }

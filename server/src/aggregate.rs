@@ -71,16 +71,18 @@ pub async fn fedavg(
                     let from = start + offset;
                     add(&mut sum, &artifacts.read(update.digest, from..from + length).await?, weight as f64);
                 }
-                let state = artifacts.read(state.digest, window).await?;
-                Ok::<_, StoreError>(apply(&state, &sum, total as f64))
+                let bytes = artifacts.read(state.digest, window).await?;
+                apply(&bytes, &sum, total as f64).ok_or_else(|| StoreError::Unsound {
+                    digest: state.digest,
+                    reason: "with these updates added it has a value that is not finite".into(),
+                })
             });
             async move { task.await.map_err(std::io::Error::other) }
         })
         .buffered(in_flight);
-    while let Some(window) = folded.try_next().await.map_err(|source| StoreError::File {
-        path: staging_name.into(),
-        source,
-    })? {
+    while let Some(window) =
+        folded.try_next().await.map_err(|source| StoreError::File { path: staging_name.into(), source })?
+    {
         writer.append(&window?).await?;
     }
     writer.finish(artifacts).await
@@ -88,7 +90,9 @@ pub async fn fedavg(
 
 fn windows(all: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     let end = all.end;
-    (all.start..end).step_by(usize::try_from(WINDOW_BYTES).unwrap_or(1)).map(move |start| start..end.min(start + WINDOW_BYTES))
+    (all.start..end)
+        .step_by(usize::try_from(WINDOW_BYTES).unwrap_or(1))
+        .map(move |start| start..end.min(start + WINDOW_BYTES))
 }
 
 /// `sum += weight * delta`.
@@ -98,10 +102,16 @@ fn add(sum: &mut [f64], delta: &Bytes, weight: f64) {
     }
 }
 
-/// `fl32(state + sum / total)`.
-fn apply(state: &Bytes, sum: &[f64], total: f64) -> Vec<u8> {
-    let next = |(state, sum): (&[u8; 4], &f64)| ((f64::from(f32::from_le_bytes(*state)) + sum / total) as f32).to_le_bytes();
-    state.as_chunks::<4>().0.iter().zip(sum).flat_map(next).collect()
+/// `fl32(state + sum / total)`; `None` if a value is not finite.
+fn apply(state: &Bytes, sum: &[f64], total: f64) -> Option<Vec<u8>> {
+    let mut next = Vec::with_capacity(state.len());
+    let mut finite = true;
+    for (state, sum) in state.as_chunks::<4>().0.iter().zip(sum) {
+        let value = (f64::from(f32::from_le_bytes(*state)) + sum / total) as f32;
+        finite &= value.is_finite();
+        next.extend_from_slice(&value.to_le_bytes());
+    }
+    finite.then_some(next)
 }
 
 #[cfg(test)]

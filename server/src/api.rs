@@ -148,9 +148,7 @@ impl Aggregator {
 }
 
 fn read_tls(tls: &Tls) -> Result<ServerTlsConfig, ServeError> {
-    let read = |path: &Path| {
-        std::fs::read(path).map_err(|source| ServeError::Pem { path: path.to_path_buf(), source })
-    };
+    let read = |path: &Path| std::fs::read(path).map_err(|source| ServeError::Pem { path: path.to_path_buf(), source });
     Ok(ServerTlsConfig::new()
         .identity(Identity::from_pem(read(&tls.certificate)?, read(&tls.key)?))
         .client_ca_root(Certificate::from_pem(read(&tls.ca)?)))

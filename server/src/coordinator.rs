@@ -7,7 +7,7 @@ mod handle;
 mod sessions;
 mod snapshot;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fedtune_config::job::{Job, Weighting};
@@ -42,6 +42,8 @@ struct Coordinator {
     changes: watch::Sender<u64>,
     /// For events of its own making.
     own: mpsc::WeakSender<Request>,
+    /// Events whose transition could not be stored yet, and nobody else repeats.
+    unstored: VecDeque<Event>,
 }
 
 struct Active {
@@ -71,6 +73,7 @@ pub async fn start(
         active: None,
         changes,
         own: sender.downgrade(),
+        unstored: VecDeque::new(),
     };
     coordinator.next_job().await?;
     tokio::spawn(async move {
@@ -109,10 +112,11 @@ impl Coordinator {
             Request::Progress { site, session, job, turn, activity, reply } => {
                 let known = self.sessions.heard(&site, &session);
                 if known && self.is_active(&job) {
-                    if let Some(active) = &mut self.active {
-                        active.activity.insert(site.clone(), activity);
+                    let before = self.active.as_mut().and_then(|active| active.activity.insert(site.clone(), activity));
+                    // Only a step is a sign of progress; saying the same again is not.
+                    if before.is_none_or(|before| before.turn != turn || activity.done > before.done) {
+                        self.apply_logged(Event::Progress(site, turn)).await;
                     }
-                    self.apply_logged(Event::Progress(site, turn)).await;
                     self.changed();
                 }
                 let _ = reply.send(known);
@@ -130,7 +134,7 @@ impl Coordinator {
                 let _ = reply.send(self.report(&site, &job, turn, event, recipe).await);
             }
             Request::Permit { identity, permit, reply } => {
-                let _ = reply.send(self.permits(&identity, permit));
+                let _ = reply.send(self.permits(&identity, permit).await);
             }
             Request::Aggregated { job, event } => {
                 if self.is_active(&job) {
@@ -170,6 +174,13 @@ impl Coordinator {
         {
             error!("the next job cannot start: {e}");
         }
+        while let Some(event) = self.unstored.pop_front() {
+            if let Err(e) = self.apply(event.clone()).await {
+                error!("a transition still cannot be stored: {e}");
+                self.unstored.push_front(event);
+                return;
+            }
+        }
         self.apply_logged(Event::Tick).await;
     }
 
@@ -193,7 +204,12 @@ impl Coordinator {
                 let _ = own.send(Request::CloseSession { site: name, session }).await;
             }
         });
-        self.apply_logged(Event::Joined(site)).await;
+        self.apply_logged(Event::Joined(site.clone())).await;
+        let works = self.active.as_ref().is_some_and(|active| active.record.machine.work_of(&site).is_some());
+        if !works {
+            // What it may have begun before the link broke is not wanted any more.
+            self.sessions.send(&site, Directive::WithdrawAll);
+        }
         Ok(opened)
     }
 
@@ -201,22 +217,32 @@ impl Coordinator {
         self.active.as_ref().is_some_and(|active| active.record.id == job)
     }
 
-    fn world(&self) -> World {
-        World {
+    async fn world(&self) -> Result<World, StoreError> {
+        Ok(World {
             now_ms: now_ms(),
             trainers: self.sessions.online(Role::Site),
             evaluators: self.sessions.online(Role::Evaluator),
-        }
+            evaluator_enrolled: self.records.sites().await?.iter().any(|site| site.role == Role::Evaluator),
+        })
     }
 
     /// What a result of this turn would be checked against, or the answer it has had already.
     async fn expect(&self, site: &str, job: &str, turn: Turn) -> Result<handle::Expected, StoreError> {
         let stale = |reason: String| handle::Expected::Answered(Answer { accepted: false, reason });
-        let Some(active) = self.active.as_ref().filter(|active| active.record.id == job) else {
-            return Ok(stale(format!("job {job} is not running")));
+        let active = self.active.as_ref().filter(|active| active.record.id == job);
+        let stored;
+        let machine = match active {
+            Some(active) => &active.record.machine,
+            None => match self.find(job).await {
+                Ok(record) => {
+                    stored = record;
+                    &stored.machine
+                }
+                Err(Rejected::Store(e)) => return Err(e),
+                Err(unknown) => return Ok(stale(unknown.to_string())),
+            },
         };
-        let machine = &active.record.machine;
-        if machine.work_of(site) == Some(turn) {
+        if let Some(active) = active.filter(|_| machine.work_of(site) == Some(turn)) {
             return Ok(handle::Expected::Open {
                 state: machine.state,
                 labels: active.job.task.labels.len(),
@@ -225,7 +251,15 @@ impl Coordinator {
         }
         let accepted = handle::Expected::Answered(Answer { accepted: true, reason: "it is stored already".into() });
         if turn.work == Work::Initialize {
-            return Ok(stale("the first state exists already".into()));
+            let own = machine.initializer.as_deref() == Some(site);
+            return Ok(if own { accepted } else { stale("the first state was made by another site".into()) });
+        }
+        if let Phase::Evaluating { record, sites, .. } = &machine.phase
+            && turn.work == Work::Evaluate
+            && (record.round, record.attempt) == (turn.round, turn.attempt)
+            && matches!(sites.get(site), Some(crate::round::Judge::Done(_)))
+        {
+            return Ok(accepted);
         }
         if let Phase::Training { round, attempt, sites, .. } = &machine.phase
             && (*round, *attempt) == (turn.round, turn.attempt)
@@ -286,9 +320,18 @@ impl Coordinator {
         }
     }
 
-    fn permits(&self, identity: &Identity, permit: Permit) -> Result<(), String> {
+    async fn permits(&self, identity: &Identity, permit: Permit) -> Result<(), String> {
+        let within = |size: u64, most: u64| {
+            if size <= most { Ok(()) } else { Err(format!("the artifact has {size} bytes; expected at most {most}")) }
+        };
         if identity.role == Role::Operator {
-            return Ok(());
+            return match permit {
+                Permit::Read(_) => Ok(()),
+                Permit::Write(size) => within(size, self.limits.artifact_bytes),
+            };
+        }
+        if !self.records.sites().await.map_err(|e| e.to_string())?.contains(identity) {
+            return Err(format!("{} is not enrolled here", identity.name));
         }
         let Some(active) = &self.active else { return Err("no job is running".into()) };
         let machine = &active.record.machine;
@@ -296,7 +339,11 @@ impl Coordinator {
             Permit::Read(digest) => {
                 let of_base = active.record.base_model.iter().any(|file| file.artifact.digest == digest);
                 let of_state = machine.state.is_some_and(|state| state.digest == digest);
-                if of_base || of_state { Ok(()) } else { Err(format!("artifact {digest} is not part of the running job")) }
+                if of_base || of_state {
+                    Ok(())
+                } else {
+                    Err(format!("artifact {digest} is not part of the running job"))
+                }
             }
             Permit::Write(size) => {
                 let most = match machine.work_of(&identity.name).map(|turn| turn.work) {
@@ -305,7 +352,7 @@ impl Coordinator {
                     Some(Work::Train) => machine.state.map_or(0, |state| state.size + (1 << 16)),
                     Some(Work::Evaluate) | None => return Err("no task of this site asks for an upload".into()),
                 };
-                if size <= most { Ok(()) } else { Err(format!("the artifact has {size} bytes; expected at most {most}")) }
+                within(size, most)
             }
         }
     }
@@ -367,16 +414,20 @@ impl Coordinator {
         }
     }
 
-    /// An event whose failure nobody waits to hear of; it stays undone and comes again with the next tick.
+    /// An event whose failure nobody waits to hear of; it is applied again with the next tick.
     async fn apply_logged(&mut self, event: Event) {
-        if let Err(e) = self.apply(event).await {
-            error!("a transition could not be stored: {e}");
+        if let Err(e) = self.apply(event.clone()).await {
+            error!("a transition could not be stored, it is tried again: {e}");
+            // Signs of life come again by themselves.
+            if !matches!(event, Event::Tick | Event::Progress(..)) && self.unstored.len() < REQUESTS_MAX {
+                self.unstored.push_back(event);
+            }
         }
     }
 
     /// Steps the machine, stores what it became, then carries out the effects.
     async fn apply(&mut self, event: Event) -> Result<(), StoreError> {
-        let world = self.world();
+        let world = self.world().await?;
         let Some(active) = &mut self.active else { return Ok(()) };
         // Signs of progress only move a deadline; after a restart sites get their time anew.
         let volatile = matches!(event, Event::Progress(..));
@@ -394,10 +445,13 @@ impl Coordinator {
             };
         }
         if !(volatile && effects.is_empty()) {
-            let rounds: Vec<RoundRecord> = effects.iter().filter_map(|effect| match effect {
-                Effect::Record(round) => Some(round.clone()),
-                _ => None,
-            }).collect();
+            let rounds: Vec<RoundRecord> = effects
+                .iter()
+                .filter_map(|effect| match effect {
+                    Effect::Record(round) => Some(round.clone()),
+                    _ => None,
+                })
+                .collect();
             self.records.save(&record, &rounds).await?;
         }
         active.record = record;
@@ -428,10 +482,10 @@ impl Coordinator {
                 info!(job, site, round = turn.round, reason, "task withdrawn");
                 self.sessions.send(&site, Directive::Withdraw { job, turn, reason });
             }
-            Effect::Record(round) => {
-                let accuracy = round.evaluation().map(|sums| sums.accuracy());
-                info!(job, round = round.round, sites = round.sites.len(), accuracy, "round committed");
-            }
+            Effect::Record(round) => match round.evaluation() {
+                Some(sums) => info!(job, round = round.round, accuracy = sums.accuracy(), "round evaluated"),
+                None => info!(job, round = round.round, sites = round.sites.len(), "round committed"),
+            },
             Effect::Aggregate => self.aggregate(),
             Effect::End(outcome) => {
                 info!(job, ?outcome, "job ended");
@@ -460,8 +514,11 @@ impl Coordinator {
         tokio::spawn(async move {
             let began = std::time::Instant::now();
             let staging = format!("{job}-{round}-{attempt}.state");
-            let event = match aggregate::fedavg(&artifacts, state, &weighted, &staging).await {
-                Ok(state) => Event::Aggregated { round, attempt, state, seconds: began.elapsed().as_secs_f64() },
+            // A task of its own, so that even a panic of the pass is an event.
+            let pass = tokio::spawn(async move { aggregate::fedavg(&artifacts, state, &weighted, &staging).await });
+            let event = match pass.await {
+                Ok(Ok(state)) => Event::Aggregated { round, attempt, state, seconds: began.elapsed().as_secs_f64() },
+                Ok(Err(e)) => Event::AggregationFailed(e.to_string()),
                 Err(e) => Event::AggregationFailed(e.to_string()),
             };
             if let Some(own) = own.upgrade() {

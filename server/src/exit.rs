@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use fedtune_config::ConfigError;
-use fedtune_proto::channel::ChannelError;
+use fedtune_proto::channel::{ChannelError, chain, is_refusal};
 use fedtune_proto::transfer::TransferError;
 use tonic::Code;
 
@@ -61,6 +61,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(e) = cause.downcast_ref::<OperatorError>() {
         return match e {
             OperatorError::Remote(status) => Some(match status.code() {
+                _ if is_refusal(&chain(&**status)) => 8,
                 Code::Unavailable | Code::Unknown => 7,
                 _ => 8,
             }),
@@ -69,8 +70,8 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
             OperatorError::Channel(_) | OperatorError::Transfer(_) => None,
         };
     }
-    if cause.is::<ChannelError>() {
-        return Some(7);
+    if let Some(e) = cause.downcast_ref::<ChannelError>() {
+        return Some(if e.is_refusal() { 8 } else { 7 });
     }
     if let Some(e) = cause.downcast_ref::<TransferError>() {
         return Some(if e.is_transient() { 7 } else { 9 });

@@ -6,7 +6,8 @@ fn main() -> ExitCode {
     match fedtune_server::cli::run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", fedtune_proto::channel::chain(error.as_ref()));
+            let text = fedtune_proto::channel::chain(error.as_ref());
+            eprintln!("error: {}", fedtune_proto::channel::explained(&text));
             fedtune_server::exit::code(&error)
         }
     }

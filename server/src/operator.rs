@@ -102,8 +102,7 @@ impl Operator {
             transfer::upload(&self.channel, &artifact, &path).await?;
             base_model.push(ModelFile { name: (*name).into(), artifact: Some(artifact) });
         }
-        let request =
-            v1::SubmitJobRequest { protocol: Some(version::PROTOCOL), job_text: job.to_toml(), base_model };
+        let request = v1::SubmitJobRequest { protocol: Some(version::PROTOCOL), job_text: job.to_toml(), base_model };
         Ok(self.client.submit_job(request).await?.into_inner().job)
     }
 

@@ -77,7 +77,11 @@ impl Identity {
             && bytes.iter().all(|b| plain(*b) || *b == b'-')
             && bytes.first().is_some_and(|b| plain(*b))
             && bytes.last().is_some_and(|b| plain(*b));
-        if sound { Ok(Self { role, name: name.to_owned() }) } else { Err(PkiError::Name(name.chars().take(80).collect())) }
+        if sound {
+            Ok(Self { role, name: name.to_owned() })
+        } else {
+            Err(PkiError::Name(name.chars().take(80).collect()))
+        }
     }
 
     /// The identity in a DER certificate, if it has one of ours.
@@ -118,7 +122,9 @@ impl FromStr for Identity {
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
     /// A name that cannot stand in a certificate.
-    #[error("found the name {0:?}; expected 1 to 63 lower-case letters, digits and inner hyphens, such as north-hospital")]
+    #[error(
+        "found the name {0:?}; expected 1 to 63 lower-case letters, digits and inner hyphens, such as north-hospital"
+    )]
     Name(String),
     /// A file cannot be read or written.
     #[error("{path}: {source}", path = path.display())]
@@ -188,9 +194,8 @@ impl Authority {
     pub fn issue_server(&self, hosts: &[String]) -> Result<(), PkiError> {
         let path = self.folder.join("server.pem");
         let mut params = base_params("fedtune aggregator", LEAF_DAYS);
-        params.subject_alt_names = CertificateParams::new(hosts)
-            .map_err(|source| PkiError::Certificate { path, source })?
-            .subject_alt_names;
+        params.subject_alt_names =
+            CertificateParams::new(hosts).map_err(|source| PkiError::Certificate { path, source })?.subject_alt_names;
         self.issue(params, ExtendedKeyUsagePurpose::ServerAuth, &self.folder, "server")
     }
 

@@ -14,6 +14,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use fedtune_config::job::Evaluator;
 use fedtune_proto::digest::ArtifactRef;
 use serde::{Deserialize, Serialize};
 
@@ -31,8 +32,10 @@ pub struct Machine {
     pub state: Option<ArtifactRef>,
     /// The best round so far.
     pub best: Option<Best>,
-    /// Sites that refused this job; they are not asked again.
-    pub refused: BTreeSet<String>,
+    /// Sites that refused this job, with their reason; they are not asked again.
+    pub refused: BTreeMap<String, String>,
+    /// The site that made the first state.
+    pub initializer: Option<String>,
 }
 
 /// What a job waits for.
@@ -40,7 +43,7 @@ pub struct Machine {
 pub enum Phase {
     /// One site makes the first state from the base model.
     Initializing {
-        /// How many sites have been asked before.
+        /// How often it has failed before.
         attempt: u32,
         /// The site that was asked, `None` while nobody is online.
         site: Option<String>,
@@ -84,8 +87,10 @@ pub enum Phase {
     Evaluating {
         /// The round, already committed.
         record: RoundRecord,
-        /// Who scores, with what they said.
+        /// Who scores, with what they said. Empty while no evaluator is online.
         sites: BTreeMap<String, Judge>,
+        /// When the round was committed.
+        since_ms: u64,
     },
     /// It is over.
     Ended(Outcome),
@@ -155,6 +160,8 @@ pub struct World {
     pub trainers: BTreeSet<String>,
     /// Evaluators with an open session.
     pub evaluators: BTreeSet<String>,
+    /// Whether any evaluator is enrolled at all.
+    pub evaluator_enrolled: bool,
 }
 
 /// What happened.
@@ -208,7 +215,7 @@ pub enum Event {
         /// How long the pass took.
         seconds: f64,
     },
-    /// The pass failed; the state is as it was.
+    /// The pass failed; the state is as it was, and the round is tried again.
     AggregationFailed(String),
     /// A site scored the state.
     Evaluated {
@@ -242,7 +249,7 @@ impl Machine {
     /// A job at its beginning.
     pub fn new(plan: Plan) -> Self {
         let phase = Phase::Initializing { attempt: 0, site: None, heard_ms: 0, problems: BTreeMap::new() };
-        Self { plan, phase, state: None, best: None, refused: BTreeSet::new() }
+        Self { plan, phase, state: None, best: None, refused: BTreeMap::new(), initializer: None }
     }
 
     /// The transition function.
@@ -265,11 +272,7 @@ impl Machine {
             Event::Aggregated { round, attempt, state, seconds } => {
                 self.aggregated(round, attempt, state, seconds, world, &mut effects);
             }
-            Event::AggregationFailed(reason) => {
-                if matches!(self.phase, Phase::Aggregating { .. }) {
-                    self.end(Outcome::Failed(format!("aggregation failed: {reason}")), "", &mut effects);
-                }
-            }
+            Event::AggregationFailed(reason) => self.aggregation_failed(&reason, &mut effects),
             Event::Evaluated { site, turn, sums } => self.evaluated(&site, turn, sums),
         }
         self.settle(world, &mut effects);
@@ -285,7 +288,7 @@ impl Machine {
             Phase::Training { round, attempt, sites, .. } if matches!(sites.get(site), Some(Trainee::Working(_))) => {
                 Some(Turn { work: Work::Train, round: *round, attempt: *attempt })
             }
-            Phase::Evaluating { record, sites } if matches!(sites.get(site), Some(Judge::Working(_))) => {
+            Phase::Evaluating { record, sites, .. } if matches!(sites.get(site), Some(Judge::Working(_))) => {
                 Some(Turn { work: Work::Evaluate, round: record.round, attempt: record.attempt })
             }
             _ => None,
@@ -316,25 +319,20 @@ impl Machine {
             if world.now_ms.saturating_sub(*heard_ms) <= deadline {
                 return;
             }
-            problems.insert(asked.clone(), "gave no sign of progress within rounds.deadline".into());
+            problems.insert(asked.clone(), SILENT.into());
             let turn = Turn { work: Work::Initialize, round: 0, attempt: *attempt };
             effects.push(Effect::Withdraw(asked.clone(), turn, "another site makes the first state".into()));
             *site = None;
+            *attempt += 1;
         }
-        if !problems.is_empty() {
-            *attempt = problems.len().try_into().unwrap_or(u32::MAX);
-        }
-        if *attempt >= self.plan.attempts {
-            let told: Vec<_> = problems.iter().map(|(site, reason)| format!("{site}: {reason}")).collect();
-            let reason = format!("no site could make the first state: {}", told.join("; "));
+        // An evaluator is the operator's own and idle; it goes first. A site that failed goes last.
+        let online = || world.evaluators.iter().chain(&world.trainers);
+        let willing = || online().filter(|name| !self.refused.contains_key(*name));
+        let candidate = willing().find(|name| !problems.contains_key(*name)).or_else(|| willing().next());
+        if *attempt >= self.plan.attempts || (candidate.is_none() && online().next().is_some()) {
+            let reason = format!("no site could make the first state: {}", told(problems));
             return self.end(Outcome::Failed(reason), "", effects);
         }
-        // An evaluator is the operator's own and idle; it goes first.
-        let candidate = world
-            .evaluators
-            .iter()
-            .chain(&world.trainers)
-            .find(|name| !problems.contains_key(*name) && !self.refused.contains(*name));
         if let Some(candidate) = candidate {
             *site = Some(candidate.clone());
             *heard_ms = world.now_ms;
@@ -345,8 +343,14 @@ impl Machine {
 
     fn settle_gathering(&mut self, world: &World, effects: &mut Vec<Effect>) {
         let Phase::Gathering { round, attempt } = self.phase else { return };
-        let willing: Vec<&String> = world.trainers.iter().filter(|site| !self.refused.contains(*site)).collect();
-        if willing.len() < self.plan.quorum.max(self.plan.cohort.unwrap_or(0)) {
+        let willing: Vec<&String> = world.trainers.iter().filter(|site| !self.refused.contains_key(*site)).collect();
+        let needed = self.plan.quorum.max(self.plan.cohort.unwrap_or(0));
+        if willing.len() < needed {
+            // Those who are missing are not away: they will not.
+            if world.trainers.len() >= needed {
+                let reason = format!("too few sites are left for round {round}: {}", told(&self.refused));
+                self.end(Outcome::Failed(reason), "", effects);
+            }
             return;
         }
         let cohort = self.plan.draw_cohort(&willing, round, attempt);
@@ -362,9 +366,8 @@ impl Machine {
         let turn = Turn { work: Work::Train, round: *round, attempt: *attempt };
         for (name, site) in sites.iter_mut() {
             if matches!(site, Trainee::Working(heard) if world.now_ms.saturating_sub(*heard) > deadline) {
-                let reason = "gave no sign of progress within rounds.deadline";
-                effects.push(Effect::Withdraw(name.clone(), turn, reason.into()));
-                *site = Trainee::Out(reason.into());
+                effects.push(Effect::Withdraw(name.clone(), turn, SILENT.into()));
+                *site = Trainee::Out(SILENT.into());
             }
         }
         if sites.values().any(|site| matches!(site, Trainee::Working(_))) {
@@ -381,22 +384,16 @@ impl Machine {
         }
         if updates.len() >= self.plan.quorum {
             effects.push(Effect::Aggregate);
-            self.phase = Phase::Aggregating {
-                round: *round,
-                attempt: *attempt,
-                opened_ms: *opened_ms,
-                updates,
-                problems,
-            };
+            self.phase =
+                Phase::Aggregating { round: *round, attempt: *attempt, opened_ms: *opened_ms, updates, problems };
         } else if *attempt < self.plan.attempts {
             self.phase = Phase::Gathering { round: *round, attempt: *attempt + 1 };
         } else {
-            let told: Vec<_> = problems.iter().map(|(site, reason)| format!("{site}: {reason}")).collect();
             let reason = format!(
                 "round {round} had {} of {} updates after {attempt} attempts: {}",
                 updates.len(),
                 self.plan.quorum,
-                told.join("; ")
+                told(&problems)
             );
             self.end(Outcome::Failed(reason), "", effects);
         }
@@ -404,13 +401,24 @@ impl Machine {
 
     fn settle_evaluating(&mut self, world: &World, effects: &mut Vec<Effect>) {
         let deadline = self.plan.deadline_ms;
-        let Phase::Evaluating { record, sites } = &mut self.phase else { return };
+        let Phase::Evaluating { record, sites, since_ms } = &mut self.phase else { return };
         let turn = Turn { work: Work::Evaluate, round: record.round, attempt: record.attempt };
+        if sites.is_empty() && self.plan.by == Evaluator::Evaluator {
+            let judges = self.plan.judges(record, world);
+            effects.extend(judges.iter().map(|site| Effect::Offer(site.clone(), turn)));
+            *sites = judges.into_iter().map(|site| (site, Judge::Working(world.now_ms))).collect();
+            if sites.is_empty() {
+                // One that is enrolled may be on its way back, as after a restart.
+                if world.evaluator_enrolled && world.now_ms.saturating_sub(*since_ms) <= deadline {
+                    return;
+                }
+                record.problems.insert("evaluation".into(), "no site of role evaluator is online".into());
+            }
+        }
         for (name, site) in sites.iter_mut() {
             if matches!(site, Judge::Working(heard) if world.now_ms.saturating_sub(*heard) > deadline) {
-                let reason = "gave no sign of progress within rounds.deadline";
-                effects.push(Effect::Withdraw(name.clone(), turn, reason.into()));
-                *site = Judge::Out(reason.into());
+                effects.push(Effect::Withdraw(name.clone(), turn, SILENT.into()));
+                *site = Judge::Out(SILENT.into());
             }
         }
         if sites.values().any(|site| matches!(site, Judge::Working(_))) {
@@ -473,12 +481,14 @@ impl Machine {
         if self.work_of(from) != Some(turn) {
             return;
         }
-        if refused {
-            self.refused.insert(from.to_owned());
+        // A site that cannot score may train all the same.
+        if refused && turn.work != Work::Evaluate {
+            self.refused.insert(from.to_owned(), reason.clone());
         }
         match &mut self.phase {
-            Phase::Initializing { site, problems, .. } => {
+            Phase::Initializing { site, problems, attempt, .. } => {
                 *site = None;
+                *attempt += 1;
                 problems.insert(from.to_owned(), reason);
             }
             Phase::Training { sites, .. } => drop(sites.insert(from.into(), Trainee::Out(reason))),
@@ -490,6 +500,7 @@ impl Machine {
     fn initialized(&mut self, from: &str, turn: Turn, state: ArtifactRef) {
         if self.work_of(from) == Some(turn) && turn.work == Work::Initialize {
             self.state = Some(state);
+            self.initializer = Some(from.to_owned());
             self.phase = Phase::Gathering { round: 1, attempt: 1 };
         }
     }
@@ -534,7 +545,17 @@ impl Machine {
         effects.push(Effect::Record(record.clone()));
         effects.extend(judges.iter().map(|site| Effect::Offer(site.clone(), turn)));
         let sites = judges.into_iter().map(|site| (site, Judge::Working(world.now_ms))).collect();
-        self.phase = Phase::Evaluating { record, sites };
+        self.phase = Phase::Evaluating { record, sites, since_ms: world.now_ms };
+    }
+
+    fn aggregation_failed(&mut self, reason: &str, effects: &mut Vec<Effect>) {
+        let Phase::Aggregating { round, attempt, .. } = self.phase else { return };
+        if attempt < self.plan.attempts {
+            self.phase = Phase::Gathering { round, attempt: attempt + 1 };
+        } else {
+            let reason = format!("the updates of round {round} could not be aggregated: {reason}");
+            self.end(Outcome::Failed(reason), "", effects);
+        }
     }
 
     fn evaluated(&mut self, from: &str, turn: Turn, sums: EvaluationSums) {
@@ -564,6 +585,14 @@ impl Machine {
         self.phase = Phase::Ended(outcome.clone());
         effects.push(Effect::End(outcome));
     }
+}
+
+/// Why a site is given up.
+const SILENT: &str = "gave no sign of progress within rounds.deadline";
+
+/// Sites with their reasons, in words.
+fn told(problems: &BTreeMap<String, String>) -> String {
+    problems.iter().map(|(site, reason)| format!("{site}: {reason}")).collect::<Vec<_>>().join("; ")
 }
 
 fn seconds_between(from_ms: u64, to_ms: u64) -> f64 {

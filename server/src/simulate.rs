@@ -14,6 +14,8 @@ use std::time::Instant;
 use fedtune_config::Job;
 use fedtune_proto::v1::{JobStatus, ShowJobResponse};
 
+use tokio::signal::unix::{SignalKind, signal};
+
 use crate::operator::OperatorError;
 use federation::Federation;
 use partition::{Partition, Shard, Table};
@@ -94,11 +96,24 @@ pub trait Observer {
     fn ended(&mut self, shown: &ShowJobResponse);
 }
 
-/// Runs a simulation to its end and writes the run folder: report.json, model/ and logs/.
+/// Runs a simulation to its end and writes the run folder: report.json, model/ and logs/. Whatever happens, and on Ctrl-C
+/// and SIGTERM too, the programs are ended, and keys and shards are removed.
 ///
 /// # Errors
 /// See [`SimulateError`]; errors of the operator's calls come as they are.
 pub async fn run(simulation: Simulation, observer: &mut dyn Observer) -> anyhow::Result<Report> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        // A signal reaches the programs as well; that they end then is not a failure of theirs.
+        biased;
+        _ = interrupt.recv() => Err(SimulateError::Interrupted.into()),
+        _ = terminate.recv() => Err(SimulateError::Interrupted.into()),
+        done = uninterrupted(simulation, observer) => done,
+    }
+}
+
+async fn uninterrupted(simulation: Simulation, observer: &mut dyn Observer) -> anyhow::Result<Report> {
     let began = Instant::now();
     let Simulation { job, train, test, sites, partition, seed, threads_per_site, baselines, out } = simulation;
     let out = out.as_path();
@@ -112,7 +127,8 @@ pub async fn run(simulation: Simulation, observer: &mut dyn Observer) -> anyhow:
     let shards = partition.split(&table, sites, seed)?;
     if job.rounds.quorum > shards.len() {
         let (quorum, sites) = (job.rounds.quorum, shards.len());
-        let reason = format!("the job's rounds.quorum is {quorum}, but there are {sites} sites; lower it or raise --sites");
+        let reason =
+            format!("the job's rounds.quorum is {quorum}, but there are {sites} sites; lower it or raise --sites");
         return Err(SimulateError::Usage(reason).into());
     }
     for shard in &shards {
@@ -122,13 +138,7 @@ pub async fn run(simulation: Simulation, observer: &mut dyn Observer) -> anyhow:
     let threads = threads_per_site.unwrap_or((cores / shards.len()).max(1));
     let mut federation = Federation::create(&work, &out.join("logs"), &job, &table, &shards, test.as_deref(), threads)?;
     federation.start().await?;
-    let (shown, peak) = {
-        let driven = drive(&mut federation, &job, observer);
-        tokio::select! {
-            driven = driven => driven?,
-            _ = tokio::signal::ctrl_c() => return Err(SimulateError::Interrupted.into()),
-        }
-    };
+    let (shown, peak) = drive(&mut federation, &job, observer).await?;
     let summary = shown.summary.clone().unwrap_or_default();
     if summary.status() != JobStatus::Completed {
         let failed = crate::exit::JobFailed { job: summary.job, status: "failed".into(), reason: summary.reason };
@@ -138,10 +148,12 @@ pub async fn run(simulation: Simulation, observer: &mut dyn Observer) -> anyhow:
     let client = federation.client_program().await?;
     federation.stop().await?;
     let baselines = match (baselines, &test) {
-        (true, Some(test)) => Some(run_baselines(&federation, &job, &train, test, &shards, &out.join("logs"), observer).await?),
+        (true, Some(test)) => {
+            Some(run_baselines(&federation, &job, &train, test, &shards, &out.join("logs"), observer).await?)
+        }
         _ => None,
     };
-    federation.remove()?;
+    drop(federation);
     let report = Report::new(&job, client, seed, &shown, baselines, peak, began.elapsed().as_secs_f64());
     report.write(&out.join("report.json"))?;
     Ok(report)

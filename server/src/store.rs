@@ -34,6 +34,9 @@ pub enum StoreError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Two uploads of the same bytes by the same peer at once.
+    #[error("this upload is in progress already")]
+    Busy,
     /// Bytes that are not those of their digest.
     #[error("the bytes of artifact {expected} have the digest {found}")]
     Damaged {

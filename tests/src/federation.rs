@@ -116,7 +116,8 @@ impl Federation {
         let stdout = child.stdout.take().expect("piped");
         BufReader::new(stdout).read_line(&mut line).expect("a line");
         let address = line.trim().strip_prefix("listening on ");
-        let address = address.unwrap_or_else(|| panic!("the aggregator said {line:?}: {}", self.log_text("aggregator")));
+        let address =
+            address.unwrap_or_else(|| panic!("the aggregator said {line:?}: {}", self.log_text("aggregator")));
         let (_, port) = address.rsplit_once(':').expect("a port");
         self.address = format!("https://localhost:{port}");
         self.server = Some(child);
@@ -164,7 +165,8 @@ impl Federation {
     pub fn enrol(&self, name: &str, role: &str) -> PathBuf {
         let bundle = self.path(&format!("{name}-bundle"));
         let config = self.path("federation/server.toml");
-        run("fedtune-server", ["site", "add", name, "--role", role, "--config", text(&config), "--out", text(&bundle)]).ok();
+        run("fedtune-server", ["site", "add", name, "--role", role, "--config", text(&config), "--out", text(&bundle)])
+            .ok();
         bundle
     }
 

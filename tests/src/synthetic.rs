@@ -10,7 +10,9 @@ use fedtune_proto::layout::Layout;
 use fedtune_proto::v1::directive::Kind;
 use fedtune_proto::v1::federation_client::FederationClient;
 use fedtune_proto::v1::report_result_request::Outcome;
-use fedtune_proto::v1::{self, Directive, OpenSessionRequest, ReportResultRequest, ReportResultResponse, Task, TaskKind};
+use fedtune_proto::v1::{
+    self, Directive, OpenSessionRequest, ReportResultRequest, ReportResultResponse, Task, TaskKind,
+};
 use fedtune_proto::{transfer, version};
 use tonic::Streaming;
 use tonic::transport::Channel;
@@ -41,11 +43,8 @@ impl SyntheticSite {
     /// The aggregator is away, or refuses.
     pub async fn connect_as(address: &str, bundle: &Path, protocol: v1::ProtocolVersion) -> anyhow::Result<Self> {
         let channel = Credentials::read(bundle, "site")?.connect(address).await?;
-        let request = OpenSessionRequest {
-            protocol: Some(protocol),
-            program: "synthetic-site 9.9".into(),
-            capabilities: None,
-        };
+        let request =
+            OpenSessionRequest { protocol: Some(protocol), program: "synthetic-site 9.9".into(), capabilities: None };
         let mut directives = FederationClient::new(channel.clone()).open_session(request).await?.into_inner();
         let Some(Kind::Welcome(welcome)) = directives.message().await?.and_then(|directive| directive.kind) else {
             bail!("no welcome");
@@ -93,13 +92,7 @@ impl SyntheticSite {
     /// # Errors
     /// The call failed.
     pub async fn report(&self, task: &Task, outcome: Outcome) -> Result<ReportResultResponse, tonic::Status> {
-        let request = ReportResultRequest {
-            session: self.session.clone(),
-            task: task.id.clone(),
-            outcome: Some(outcome),
-            bytes_down: 0,
-            bytes_up: 0,
-        };
+        let request = ReportResultRequest { task: task.id.clone(), outcome: Some(outcome), bytes_down: 0, bytes_up: 0 };
         Ok(FederationClient::new(self.channel.clone()).report_result(request).await?.into_inner())
     }
 
@@ -109,8 +102,7 @@ impl SyntheticSite {
     /// The upload or the call failed.
     pub async fn send_update(&self, task: &Task, update: &Path, examples: u64) -> anyhow::Result<ReportResultResponse> {
         let (artifact, _) = self.upload(update).await?;
-        let trained =
-            v1::Trained { update: Some(artifact), examples, train_loss: 0.5, train_seconds: 1.0 };
+        let trained = v1::Trained { update: Some(artifact), examples, train_loss: 0.5, train_seconds: 1.0 };
         Ok(self.report(task, Outcome::Trained(trained)).await?)
     }
 

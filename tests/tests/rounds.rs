@@ -52,13 +52,16 @@ fn real_sites_train_a_model_that_the_client_then_uses() {
     let model = federation.path("model");
     federation.operator(&["model", "export", &format!("{job}@last"), "--to", text(&model)]).ok();
     let test = federation.path("demo/data/test.csv");
-    let scored = run("fedtune-client", ["evaluate", "--model", text(&model), "--data", text(&test), "--output", "json"]).ok();
+    let scored =
+        run("fedtune-client", ["evaluate", "--model", text(&model), "--data", text(&test), "--output", "json"]).ok();
     let scored: serde_json::Value = serde_json::from_str(scored.stdout.lines().last().unwrap()).unwrap();
     let accuracy = |value: &serde_json::Value| value["evaluation"]["accuracy"].as_f64().unwrap();
     assert!((accuracy(&scored) - accuracy(&rounds[1])).abs() < 1e-9, "{scored} {shown}");
     let model = federation.path("first");
     federation.operator(&["model", "export", &format!("{}@1", &job[..30]), "--to", text(&model)]).ok();
-    federation.operator(&["model", "export", &format!("{job}@7"), "--to", text(&federation.path("z"))]).failed(8, &["round 7"]);
+    federation
+        .operator(&["model", "export", &format!("{job}@7"), "--to", text(&federation.path("z"))])
+        .failed(8, &["round 7"]);
 }
 
 /// Sites that score on their own validation split, `head` only, and a cancelled job before it in the queue.
@@ -66,7 +69,10 @@ fn real_sites_train_a_model_that_the_client_then_uses() {
 fn sites_evaluate_themselves_and_jobs_queue() {
     let mut federation = Federation::start();
     let names = demo_sites(&federation);
-    let sites = [("[evaluation]", "[evaluation]"), ("[rounds]\ncount = 6", "[evaluation]\nby = \"sites\"\n[rounds]\ncount = 1")];
+    let sites = [
+        ("[evaluation]", "[evaluation]"),
+        ("[rounds]\ncount = 6", "[evaluation]\nby = \"sites\"\n[rounds]\ncount = 1"),
+    ];
     let first = federation.submit(&[sites[1]]);
     let second = federation.submit(&[sites[1], ("epochs = 2", "steps = 5\ntrainable = \"head\"")]);
     let queued = federation.show(&second);
@@ -299,7 +305,8 @@ fn the_aggregator_stays_small() {
         synthetic.state = state.clone();
         for i in 0..sites {
             let mut site = synthetic.connect(i);
-            let (state, update, work) = (state.clone(), update.clone(), synthetic.federation.path(&format!("site-{i}")));
+            let (state, update, work) =
+                (state.clone(), update.clone(), synthetic.federation.path(&format!("site-{i}")));
             std::fs::create_dir_all(&work).unwrap();
             synthetic.runtime.spawn(async move { site.serve(&state, &update, &work).await });
         }

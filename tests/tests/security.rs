@@ -41,8 +41,13 @@ fn plaintext_is_refused() {
     });
     // A site cannot even be configured for it.
     let site = federation.path("plain.toml");
-    std::fs::write(&site, format!("[aggregator]\naddress = \"http://{address}\"\nbundle = \"b\"\n[data]\ntrain = \"t.csv\"\n")).unwrap();
-    run("fedtune-client", ["run", "--config", text(&site)]).failed(3, &["plain.toml:2", "aggregator.address", "no plaintext"]);
+    std::fs::write(
+        &site,
+        format!("[aggregator]\naddress = \"http://{address}\"\nbundle = \"b\"\n[data]\ntrain = \"t.csv\"\n"),
+    )
+    .unwrap();
+    run("fedtune-client", ["run", "--config", text(&site)])
+        .failed(3, &["plain.toml:2", "aggregator.address", "no plaintext"]);
 }
 
 #[test]
@@ -66,10 +71,15 @@ fn an_unknown_authority_is_refused_by_both_sides() {
     // The real client says what is wrong and does not try for ever.
     let site = federation.path("foreign.toml");
     std::fs::write(federation.path("t.csv"), "text,label\na,b\n").unwrap();
-    let body = format!("[aggregator]\naddress = {:?}\nbundle = {:?}\n[data]\ntrain = \"t.csv\"\n", federation.address(), foreign);
+    let body = format!(
+        "[aggregator]\naddress = {:?}\nbundle = {:?}\n[data]\ntrain = \"t.csv\"\n",
+        federation.address(),
+        foreign
+    );
     std::fs::write(&site, body).unwrap();
     run("fedtune-client", ["run", "--config", text(&site)]).failed(8, &["refused", "different federations"]);
-    let body = format!("[aggregator]\naddress = {:?}\nbundle = \"mixed\"\n[data]\ntrain = \"t.csv\"\n", federation.address());
+    let body =
+        format!("[aggregator]\naddress = {:?}\nbundle = \"mixed\"\n[data]\ntrain = \"t.csv\"\n", federation.address());
     std::fs::write(&site, body).unwrap();
     run("fedtune-client", ["run", "--config", text(&site)]).failed(8, &["refused", "different federations"]);
 }
@@ -118,7 +128,10 @@ fn a_site_certificate_is_refused_for_every_operator_call_and_the_other_way_round
             transfer::download(&channel, &artifact, &federation.path("y")).await.unwrap_err(),
             transfer::upload(&channel, &artifact, &file).await.unwrap_err(),
         ] {
-            assert!(matches!(&error, TransferError::Remote { status, .. } if status.code() == Code::PermissionDenied), "{error}");
+            assert!(
+                matches!(&error, TransferError::Remote { status, .. } if status.code() == Code::PermissionDenied),
+                "{error}"
+            );
         }
         let operator = federation.path("federation/operator");
         let channel = Credentials::read(&operator, "operator").unwrap().connect(federation.address()).await.unwrap();
@@ -164,13 +177,12 @@ fn health_and_reflection_answer_over_mutual_tls() {
         let request = tonic_health::pb::HealthCheckRequest { service: "fedtune.v1.Federation".into() };
         let answer = health.check(request).await.unwrap().into_inner();
         assert_eq!(answer.status(), tonic_health::pb::health_check_response::ServingStatus::Serving);
-        let mut reflection =
-            tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient::new(channel);
+        let mut reflection = tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient::new(channel);
         let ask = tonic_reflection::pb::v1::ServerReflectionRequest {
             host: String::new(),
-            message_request: Some(
-                tonic_reflection::pb::v1::server_reflection_request::MessageRequest::ListServices(String::new()),
-            ),
+            message_request: Some(tonic_reflection::pb::v1::server_reflection_request::MessageRequest::ListServices(
+                String::new(),
+            )),
         };
         let mut answers = reflection.server_reflection_info(tokio_stream::once(ask)).await.unwrap().into_inner();
         let answer = format!("{:?}", answers.message().await.unwrap().unwrap());
@@ -189,7 +201,8 @@ fn keys_are_private_and_never_overwritten() {
     for key in [bundle.join("site-key.pem"), federation.path("federation/pki/ca-key.pem")] {
         assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600, "{}", key.display());
     }
-    run("fedtune-server", ["init", "--dir", text(&federation.path("federation"))]).failed(1, &["holds a federation already"]);
+    run("fedtune-server", ["init", "--dir", text(&federation.path("federation"))])
+        .failed(1, &["holds a federation already"]);
     let config = federation.path("federation/server.toml");
     let again = federation.path("again");
     let words = ["site", "add", "north", "--config", text(&config), "--out", text(&again)];

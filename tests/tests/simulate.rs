@@ -11,10 +11,14 @@ fn a_short_demo_leaves_a_whole_run_folder() {
     let out = folder.path().join("run");
     let ran = run("fedtune-server", ["simulate", "--rounds", "2", "--out", text(&out), "--output", "json"]).ok();
     let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
-    assert_eq!(report, serde_json::from_slice::<serde_json::Value>(&std::fs::read(out.join("report.json")).unwrap()).unwrap());
+    assert_eq!(
+        report,
+        serde_json::from_slice::<serde_json::Value>(&std::fs::read(out.join("report.json")).unwrap()).unwrap()
+    );
     let rounds = report["rounds"].as_array().unwrap();
     assert_eq!(rounds.len(), 2);
-    let names: Vec<_> = rounds[0]["sites"].as_array().unwrap().iter().map(|site| site["name"].as_str().unwrap()).collect();
+    let names: Vec<_> =
+        rounds[0]["sites"].as_array().unwrap().iter().map(|site| site["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["north-hospital", "river-clinic", "south-hospital"]);
     assert_eq!(report["baselines"]["local"].as_array().unwrap().len(), 3);
     assert!(report["baselines"]["pooled"]["accuracy"].as_f64().is_some());
@@ -32,7 +36,8 @@ fn a_short_demo_leaves_a_whole_run_folder() {
     std::fs::write(&notes, "text\n\"itchy red rash on both arms\"\n").unwrap();
     let predictions = folder.path().join("predictions.csv");
     let model = out.join("model");
-    run("fedtune-client", ["predict", "--model", text(&model), "--data", text(&notes), "--out", text(&predictions)]).ok();
+    run("fedtune-client", ["predict", "--model", text(&model), "--data", text(&notes), "--out", text(&predictions)])
+        .ok();
     assert!(std::fs::read_to_string(&predictions).unwrap().contains("label"));
 }
 
@@ -48,7 +53,8 @@ fn unusable_wishes_are_refused_before_any_work() {
         run("fedtune-server", fixed.iter().chain(words))
     };
     with(&["--train", &train, "--partition", "dirichlet:0"]).failed(2, &["dirichlet:ALPHA"]);
-    with(&["--train", &train, "--partition", "column:ward"]).failed(4, &["lacks the column \"ward\"", "text, label, site"]);
+    with(&["--train", &train, "--partition", "column:ward"])
+        .failed(4, &["lacks the column \"ward\"", "text, label, site"]);
     with(&["--train", &train, "--sites", "200"]).failed(2, &["900 rows among 200 sites"]);
     with(&["--train", &train, "--rounds", "0"]).failed(3, &["rounds.count", "found 0"]);
     with(&["--train", &path("absent.csv")]).failed(4, &["absent.csv", "cannot be read"]);

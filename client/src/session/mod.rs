@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fedtune_config::SiteConfig;
-use fedtune_proto::channel::{ChannelError, Credentials};
+use fedtune_proto::channel::{self, ChannelError, Credentials};
 use fedtune_proto::v1::directive::Kind;
 use fedtune_proto::v1::federation_client::FederationClient;
 use fedtune_proto::v1::{HeartbeatRequest, OpenSessionRequest, Welcome};
@@ -71,7 +71,7 @@ async fn live(site: Arc<work::Site>) -> Result<(), SessionError> {
     let mut backoff = Backoff::default();
     let mut connected: Option<(Channel, Tasks)> = None;
     loop {
-        let (channel, tasks) = match &mut connected {
+        let (link, tasks) = match &mut connected {
             Some(connected) => connected,
             None => match credentials.connect(&aggregator.address).await {
                 // The channel dials again by itself from here on.
@@ -81,8 +81,8 @@ async fn live(site: Arc<work::Site>) -> Result<(), SessionError> {
                 }
                 Err(error @ (ChannelError::Malformed { .. } | ChannelError::Bundle { .. })) => return Err(error.into()),
                 Err(ChannelError::Connect { address, reason }) => {
-                    if is_refusal(&reason) {
-                        return Err(SessionError::Refused { address, reason: explained(&reason) });
+                    if channel::is_refusal(&reason) {
+                        return Err(SessionError::Refused { address, reason: channel::explained(&reason) });
                     }
                     warn!("{address}: cannot connect: {reason}; trying again in {}", backoff.next_in());
                     backoff.wait().await;
@@ -95,10 +95,13 @@ async fn live(site: Arc<work::Site>) -> Result<(), SessionError> {
             program: PROGRAM.into(),
             capabilities: Some(capabilities.clone()),
         };
-        let ended = follow(channel, request, tasks, &session, &mut backoff).await;
+        let ended = follow(link, request, tasks, &session, &mut backoff).await;
         match ended {
             Ended::Final(reason) => {
-                return Err(SessionError::Refused { address: aggregator.address.clone(), reason: explained(&reason) });
+                return Err(SessionError::Refused {
+                    address: aggregator.address.clone(),
+                    reason: channel::explained(&reason),
+                });
             }
             Ended::Broken(reason) => {
                 warn!("session ended: {reason}; connecting again in {}", backoff.next_in());
@@ -171,22 +174,9 @@ fn ended_by(status: &Status) -> Ended {
     let reason = fedtune_proto::channel::chain(status);
     if refused {
         Ended::Final(status.message().into())
-    } else if is_refusal(&reason) {
+    } else if channel::is_refusal(&reason) {
         Ended::Final(reason)
     } else {
         Ended::Broken(reason)
-    }
-}
-
-/// TLS refusals come as transport errors: from our side ("invalid peer certificate") or from the other ("fatal alert").
-fn is_refusal(reason: &str) -> bool {
-    ["invalid peer certificate", "fatal alert"].iter().any(|sign| reason.contains(sign))
-}
-
-fn explained(reason: &str) -> String {
-    if is_refusal(reason) {
-        format!("{reason}; the bundle and the aggregator are of different federations, or the certificate has expired")
-    } else {
-        reason.into()
     }
 }

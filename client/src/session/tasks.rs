@@ -12,7 +12,7 @@ use fedtune_proto::transfer::{self, TransferError};
 use fedtune_proto::v1::federation_client::FederationClient;
 use fedtune_proto::v1::report_result_request::Outcome;
 use fedtune_proto::v1::{self, ReportProgressRequest, ReportResultRequest, Task, TaskId, TaskKind, Withdraw};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 use tracing::{info, warn};
@@ -32,6 +32,8 @@ pub(super) struct Tasks {
     channel: Channel,
     session: watch::Receiver<String>,
     current: Option<Current>,
+    /// Held by the computation in progress, so that one that was given up ends before the next begins.
+    computing: Arc<Mutex<()>>,
 }
 
 struct Current {
@@ -42,7 +44,7 @@ struct Current {
 
 impl Tasks {
     pub(super) fn new(site: Arc<Site>, channel: Channel, session: watch::Receiver<String>) -> Self {
-        Self { site, channel, session, current: None }
+        Self { site, channel, session, current: None, computing: Arc::default() }
     }
 
     /// Begins a task, unless it is in progress already; another one in progress is given up.
@@ -61,13 +63,15 @@ impl Tasks {
             outbox: Outbox::new(&self.site.config.storage.work),
             cancelled: cancelled.clone(),
             id: id.clone(),
+            computing: self.computing.clone(),
         };
         self.current = Some(Current { id, cancelled, task: tokio::spawn(running.run(task)) });
     }
 
-    /// Gives up the task in progress if it is the one that is not wanted any more.
+    /// Gives up the task in progress if it is the one that is not wanted any more, or none is.
     pub(super) fn withdraw(&mut self, withdraw: Withdraw) {
-        if self.current.as_ref().is_some_and(|current| Some(&current.id) == withdraw.id.as_ref()) {
+        let concerns = |current: &Current| withdraw.id.is_none() || withdraw.id.as_ref() == Some(&current.id);
+        if self.current.as_ref().is_some_and(|current| concerns(current) && !current.task.is_finished()) {
             info!("task withdrawn: {}", withdraw.reason);
             self.stop();
         }
@@ -88,6 +92,7 @@ struct Running {
     outbox: Outbox,
     cancelled: Arc<AtomicBool>,
     id: TaskId,
+    computing: Arc<Mutex<()>>,
 }
 
 /// What is reported, and the artifact bytes that travelled.
@@ -136,13 +141,7 @@ impl Running {
         };
         let Report { outcome, bytes_down, bytes_up } = result;
         let trained = matches!(outcome, Outcome::Trained(_));
-        let request = ReportResultRequest {
-            session: self.session.borrow().clone(),
-            task: Some(self.id.clone()),
-            outcome: Some(outcome),
-            bytes_down,
-            bytes_up,
-        };
+        let request = ReportResultRequest { task: Some(self.id.clone()), outcome: Some(outcome), bytes_down, bytes_up };
         let client = FederationClient::new(self.channel.clone());
         let answer = repeat("reporting the result", || {
             let (mut client, request) = (client.clone(), request.clone());
@@ -150,12 +149,18 @@ impl Running {
         })
         .await;
         match answer.map(tonic::Response::into_inner) {
-            Ok(answer) if answer.accepted => info!(round = self.id.round, "result accepted"),
-            Ok(answer) => warn!(round = self.id.round, "the result does not count: {}", answer.reason),
+            Ok(answer) => {
+                if answer.accepted {
+                    info!(round = self.id.round, "result accepted");
+                } else {
+                    warn!(round = self.id.round, "the result does not count: {}", answer.reason);
+                }
+                if trained {
+                    self.outbox.answered(&self.id);
+                }
+            }
+            // The update stays in the outbox; it is sent again when the task is offered again.
             Err(status) => warn!("the aggregator refused the result: {}", status.message()),
-        }
-        if trained {
-            self.outbox.answered(&self.id);
         }
     }
 
@@ -177,12 +182,13 @@ impl Running {
             }
             (None, _) => return Err(WorkError::Malformed("it names no state".into()).into()),
         };
+        let turn = self.computing.clone().lock_owned().await;
         let out = self.outbox.begin(&self.id).map_err(file(&self.site.config.storage.work))?;
         let site = self.site.clone();
         match kind {
             TaskKind::Initialize => {
                 let (path, began) = (out.clone(), Instant::now());
-                let recipe_json = self.compute(move |_| site.initialize(&job, &model, &path)).await?;
+                let recipe_json = self.compute(turn, move |_| site.initialize(&job, &model, &path)).await?;
                 let artifact = digest(&out).await?;
                 let bytes_up = self.send(artifact, &out).await?;
                 info!(seconds = began.elapsed().as_secs_f64(), "first state made");
@@ -195,8 +201,9 @@ impl Running {
             }
             TaskKind::Train => {
                 let (path, round) = (out.clone(), self.id.round);
-                let report =
-                    self.compute(move |observer| site.train(&job, round, &model, &state, &path, observer)).await?;
+                let report = self
+                    .compute(turn, move |observer| site.train(&job, round, &model, &state, &path, observer))
+                    .await?;
                 info!(round, loss = report.train_loss, seconds = report.seconds, "fine-tuned");
                 let finished = Finished {
                     update: digest(&out).await?,
@@ -209,7 +216,7 @@ impl Running {
                 self.send_update(finished, &out).await
             }
             TaskKind::Evaluate => {
-                let sums = self.compute(move |observer| site.evaluate(&job, &model, &state, observer)).await?;
+                let sums = self.compute(turn, move |observer| site.evaluate(&job, &model, &state, observer)).await?;
                 info!(round = self.id.round, accuracy = sums.accuracy(), "state scored");
                 let evaluation =
                     v1::Evaluation { examples: sums.examples, loss_sum: sums.loss_sum, confusion: sums.confusion };
@@ -259,11 +266,14 @@ impl Running {
     /// Computes on a thread of its own, and reports progress meanwhile.
     async fn compute<T: Send + 'static>(
         &self,
+        turn: OwnedMutexGuard<()>,
         work: impl FnOnce(&mut dyn crate::finetune::Observer) -> Result<T, WorkError> + Send + 'static,
     ) -> Result<T, WorkError> {
         let (sender, mut progress) = watch::channel(None::<Progress>);
         let cancelled = self.cancelled.clone();
         let computing = tokio::task::spawn_blocking(move || {
+            // This thread goes on when its waiter is gone; the guard is its own.
+            let _turn = turn;
             let mut observer = |progress: Progress| {
                 sender.send_replace(Some(progress));
                 if cancelled.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

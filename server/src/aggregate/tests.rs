@@ -36,7 +36,8 @@ impl Bench {
 
     async fn fedavg(&self, state: ArtifactRef, updates: &[(ArtifactRef, u64)]) -> ArtifactRef {
         let updates = updates.iter().enumerate();
-        let updates = updates.map(|(i, (update, weight))| (format!("site-{i}"), Weighted { update: *update, weight: *weight }));
+        let updates =
+            updates.map(|(i, (update, weight))| (format!("site-{i}"), Weighted { update: *update, weight: *weight }));
         fedavg(&self.artifacts, state, &updates.collect(), "next").await.unwrap()
     }
 }
@@ -49,10 +50,9 @@ async fn three_rounds_give_the_reference_values() {
         [[0.05, 0.1, -0.2, 0.1], [0.2, -0.1, 0.2, 0.3], [0.0, 0.3, 0.1, 0.1]],
         [[0.02, 0.1, -0.1, 0.0], [0.1, -0.1, 0.1, 0.2], [0.05, 0.2, 0.0, 0.1]],
     ];
-    for (weights, expected) in [
-        ([10, 30, 60], [1.167, -1.54, 0.62, 0.52]),
-        ([1, 1, 1], [1.24, -1.7, 0.466_666_67, 0.466_666_67]),
-    ] {
+    for (weights, expected) in
+        [([10, 30, 60], [1.167, -1.54, 0.62, 0.52]), ([1, 1, 1], [1.24, -1.7, 0.466_666_67, 0.466_666_67])]
+    {
         let bench = Bench::new();
         let mut state = bench.put("state", &[1.0, -2.0, 0.5, 0.0]).await;
         for deltas in rounds {
@@ -89,7 +89,9 @@ async fn twenty_arrival_orders_give_one_digest() {
     let bench = Bench::new();
     let length = 600_000;
     let wave = |seed: u32| -> Vec<f32> {
-        (0..length).map(|i: u32| ((i.wrapping_mul(seed.wrapping_mul(2_654_435_761)) >> 8) as f32 / 1e7 - 0.8) * 0.01).collect()
+        (0..length)
+            .map(|i: u32| ((i.wrapping_mul(seed.wrapping_mul(2_654_435_761)) >> 8) as f32 / 1e7 - 0.8) * 0.01)
+            .collect()
     };
     let state = bench.put("state", &wave(99)).await;
     let mut sites: Vec<(String, Weighted)> = Vec::new();
@@ -108,6 +110,16 @@ async fn twenty_arrival_orders_give_one_digest() {
         digests.insert(fedavg(&bench.artifacts, state, &arrived, &format!("next-{order}")).await.unwrap().digest);
     }
     assert_eq!(digests.len(), 1);
+}
+
+#[tokio::test]
+async fn a_sum_that_is_not_finite_is_no_state() {
+    let bench = Bench::new();
+    let state = bench.put("state", &[3e38]).await;
+    let update = bench.put("a", &[3e38]).await;
+    let updates = [("a".to_owned(), Weighted { update, weight: 1 })].into();
+    let error = fedavg(&bench.artifacts, state, &updates, "next").await.unwrap_err();
+    assert!(error.to_string().contains("not finite"), "{error}");
 }
 
 #[tokio::test]

@@ -111,12 +111,7 @@ impl ArtifactsRpc for Service {
         if self.complete(artifact).await? {
             return Ok(Response::new(v1::UploadStatusResponse { received: artifact.size, complete: true }));
         }
-        let staged = self.artifacts.stage(&staging_name(&identity, artifact)).await.map_err(wire::storage)?;
-        let received = staged.size();
-        if received > artifact.size {
-            staged.discard().await.map_err(wire::storage)?;
-            return Ok(Response::new(v1::UploadStatusResponse { received: 0, complete: false }));
-        }
+        let received = self.artifacts.staged_size(&staging_name(&identity, artifact)).await.map_err(wire::storage)?;
         Ok(Response::new(v1::UploadStatusResponse { received, complete: false }))
     }
 
@@ -136,7 +131,8 @@ impl ArtifactsRpc for Service {
         }
         let mut staged = self.artifacts.stage(&staging_name(&identity, artifact)).await.map_err(wire::storage)?;
         if header.offset != staged.size() {
-            let reason = format!("the upload goes on at byte {}, not {}; ask UploadStatus", staged.size(), header.offset);
+            let reason =
+                format!("the upload goes on at byte {}, not {}; ask UploadStatus", staged.size(), header.offset);
             return Err(Status::out_of_range(reason));
         }
         let mut pulse = Pulse::new(&self.coordinator, &identity);
@@ -153,7 +149,10 @@ impl ArtifactsRpc for Service {
                 }
             };
             if data.len() > CHUNK_BYTES {
-                return Err(Status::invalid_argument(format!("a chunk has {} bytes; expected at most {CHUNK_BYTES}", data.len())));
+                return Err(Status::invalid_argument(format!(
+                    "a chunk has {} bytes; expected at most {CHUNK_BYTES}",
+                    data.len()
+                )));
             }
             if staged.size() + data.len() as u64 > artifact.size {
                 staged.discard().await.map_err(wire::storage)?;

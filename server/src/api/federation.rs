@@ -1,12 +1,16 @@
 //! A site's life, on the wire.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 
+use fedtune_proto::digest::ArtifactRef;
+use fedtune_proto::recipe::{ExportRecipe, TensorSource};
 use fedtune_proto::v1::federation_server::Federation;
 use fedtune_proto::v1::report_result_request::Outcome;
 use fedtune_proto::v1::{self, Directive};
 use fedtune_proto::version;
 use futures::{Stream, StreamExt, stream};
+use tokio::sync::Semaphore;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -21,6 +25,8 @@ const SITES: &[Role] = &[Role::Site, Role::Evaluator];
 
 /// Longest texts a site may send, in bytes.
 const TEXT_MAX: usize = 4096;
+/// Most results checked at once.
+const CHECKS_MAX: usize = 2;
 /// Longest export recipe, in bytes.
 const RECIPE_MAX: usize = 2 << 20;
 
@@ -29,11 +35,49 @@ const RECIPE_MAX: usize = 2 << 20;
 pub(super) struct Service {
     coordinator: Handle,
     artifacts: Artifacts,
+    /// Checks running at once, so that their memory is bounded.
+    checks: Semaphore,
 }
 
 impl Service {
     pub(super) fn new(coordinator: Handle, artifacts: Artifacts) -> Self {
-        Self { coordinator, artifacts }
+        Self { coordinator, artifacts, checks: Semaphore::new(CHECKS_MAX) }
+    }
+
+    /// An artifact that a site says it has uploaded; the reason if it is not here.
+    async fn uploaded(&self, wire: Option<&v1::Artifact>) -> Result<Result<ArtifactRef, String>, Status> {
+        let artifact = wire::artifact(wire)?;
+        let size = self.artifacts.size(artifact.digest).await.map_err(wire::storage)?;
+        Ok(match size {
+            Some(size) if size == artifact.size => Ok(artifact),
+            Some(size) => Err(format!("artifact {} has {size} bytes, not {}", artifact.digest, artifact.size)),
+            None => Err(format!("artifact {} was not uploaded", artifact.digest)),
+        })
+    }
+
+    /// Checks that a model can be written by this recipe out of a state.
+    async fn check_recipe(&self, text: &str, state: ArtifactRef) -> Result<(), Rejection> {
+        let unfit = |reason: String| Rejection::Unfit(format!("the export recipe {reason}"));
+        if text.len() > RECIPE_MAX {
+            return Err(unfit(format!("has {} bytes; expected at most {RECIPE_MAX}", text.len())));
+        }
+        let recipe: ExportRecipe = serde_json::from_str(text).map_err(|e| unfit(format!("cannot be read: {e}")))?;
+        let config: Result<serde_json::Map<String, serde_json::Value>, _> = serde_json::from_str(&recipe.config_json);
+        config.map_err(|e| unfit(format!("has a config.json that is not an object: {e}")))?;
+        let layout = self.artifacts.layout(state).await?;
+        let mut names = BTreeSet::new();
+        for tensor in &recipe.tensors {
+            if !names.insert(&tensor.name) {
+                return Err(unfit(format!("names tensor {:?} twice", tensor.name)));
+            }
+            if tensor.source == TensorSource::State && layout.tensor(&tensor.name).is_none() {
+                return Err(unfit(format!(
+                    "takes tensor {:?} from the state, which has none of this name",
+                    tensor.name
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Checks a result; what is wrong with it becomes an [`Event::Failed`].
@@ -41,34 +85,40 @@ impl Service {
         &self,
         site: &str,
         turn: Turn,
-        expected: (Option<fedtune_proto::digest::ArtifactRef>, usize, u64),
+        expected: (Option<ArtifactRef>, usize, u64),
         request: v1::ReportResultRequest,
     ) -> Result<(Event, Option<String>), Status> {
         let (state, labels, examples_max) = expected;
         let site = site.to_owned();
         let quarantine = |site: String, reason: String| (Event::Failed { site, turn, reason, refused: false }, None);
         let outcome = request.outcome.ok_or_else(|| Status::invalid_argument("the outcome is missing"))?;
+        let _turn = self.checks.acquire().await.map_err(wire::gone)?;
         Ok(match (outcome, turn.work, state) {
             (Outcome::Failed(failed), ..) => {
                 let reason = clipped(failed.reason);
                 (Event::Failed { site, turn, reason, refused: failed.refused }, None)
             }
             (Outcome::Initialized(initialized), Work::Initialize, _) => {
-                let state = wire::artifact(initialized.state.as_ref())?;
+                let state = match self.uploaded(initialized.state.as_ref()).await? {
+                    Ok(state) => state,
+                    Err(reason) => return Ok(quarantine(site, reason)),
+                };
                 let recipe = initialized.recipe_json;
-                let sound = recipe.len() <= RECIPE_MAX
-                    && serde_json::from_str::<fedtune_proto::recipe::ExportRecipe>(&recipe).is_ok();
-                if !sound {
-                    return Ok(quarantine(site, "the export recipe cannot be read".into()));
-                }
-                match check_state(&self.artifacts, state).await {
+                let checked = match check_state(&self.artifacts, state).await {
+                    Ok(()) => self.check_recipe(&recipe, state).await,
+                    unfit => unfit,
+                };
+                match checked {
                     Ok(()) => (Event::Initialized { site, turn, state }, Some(recipe)),
                     Err(Rejection::Unfit(reason)) => quarantine(site, reason),
                     Err(Rejection::Store(e)) => return Err(wire::storage(e)),
                 }
             }
             (Outcome::Trained(trained), Work::Train, Some(state)) => {
-                let update = wire::artifact(trained.update.as_ref())?;
+                let update = match self.uploaded(trained.update.as_ref()).await? {
+                    Ok(update) => update,
+                    Err(reason) => return Ok(quarantine(site, reason)),
+                };
                 let finite = trained.train_loss.is_finite() && trained.train_seconds.is_finite();
                 if !finite {
                     return Ok(quarantine(site, format!("the training loss is {}", trained.train_loss)));
@@ -90,7 +140,7 @@ impl Service {
                 }
             }
             (Outcome::Evaluated(evaluated), Work::Evaluate, _) => {
-                match wire::sums(evaluated.evaluation.unwrap_or_default(), labels) {
+                match wire::sums(evaluated.evaluation.unwrap_or_default(), labels, examples_max) {
                     Ok(sums) => (Event::Evaluated { site, turn, sums }, None),
                     Err(reason) => quarantine(site, reason),
                 }
@@ -100,7 +150,9 @@ impl Service {
     }
 }
 
-fn clipped(mut text: String) -> String {
+/// A text of a site, fit for a terminal and a log: no control characters, of bounded length.
+fn clipped(text: String) -> String {
+    let mut text: String = text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect();
     if text.len() > TEXT_MAX {
         let end = (0..=TEXT_MAX).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
         text.truncate(end);
@@ -187,5 +239,7 @@ impl Federation for Service {
 }
 
 fn unknown_session() -> Status {
-    Status::unauthenticated("this session is not open (the aggregator restarted, or a newer one took over); connect again")
+    Status::unauthenticated(
+        "this session is not open (the aggregator restarted, or a newer one took over); connect again",
+    )
 }

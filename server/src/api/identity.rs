@@ -8,13 +8,12 @@ use crate::pki::{Identity, Role};
 ///
 /// # Errors
 /// PERMISSION_DENIED, with what was found and what is needed.
-#[expect(clippy::result_large_err, reason = "the error type of every gRPC method")]
 pub(super) fn require<T>(request: &Request<T>, roles: &[Role]) -> Result<Identity, Status> {
     let certificates = request.peer_certs();
     let leaf = certificates.as_ref().and_then(|chain| chain.first());
-    let identity = leaf
-        .and_then(|leaf| Identity::of_certificate(leaf))
-        .ok_or_else(|| Status::unauthenticated("the certificate names no fedtune identity; use a bundle of this federation"))?;
+    let identity = leaf.and_then(|leaf| Identity::of_certificate(leaf)).ok_or_else(|| {
+        Status::unauthenticated("the certificate names no fedtune identity; use a bundle of this federation")
+    })?;
     if roles.contains(&identity.role) {
         return Ok(identity);
     }

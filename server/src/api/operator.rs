@@ -181,7 +181,10 @@ impl Operator for Service {
         let round = snapshot.rounds.iter().find(|record| Some(record.round) == wanted);
         let (Some(round), Some(recipe)) = (round, snapshot.record.recipe) else {
             let wanted = wanted.map_or("the best round".into(), |round| format!("round {round}"));
-            return Err(Status::failed_precondition(format!("{wanted} is not committed; {} rounds are", snapshot.rounds.len())));
+            return Err(Status::failed_precondition(format!(
+                "{wanted} is not committed; {} rounds are",
+                snapshot.rounds.len()
+            )));
         };
         Ok(Response::new(v1::PlanExportResponse {
             round: round.round,

@@ -14,6 +14,9 @@ pub(super) fn invalid(error: NotADigest) -> Status {
 }
 
 pub(super) fn storage(error: StoreError) -> Status {
+    if matches!(error, StoreError::Busy) {
+        return Status::aborted(error.to_string());
+    }
     tracing::error!("storage failed: {error}");
     Status::unavailable(format!("the aggregator's storage failed: {error}"))
 }
@@ -30,13 +33,11 @@ pub(super) fn rejected(error: Rejected) -> Status {
     }
 }
 
-#[expect(clippy::result_large_err, reason = "the error type of every gRPC method")]
 pub(super) fn artifact(wire: Option<&v1::Artifact>) -> Result<ArtifactRef, Status> {
     let wire = wire.ok_or_else(|| Status::invalid_argument("the artifact is missing"))?;
     ArtifactRef::try_from(wire).map_err(invalid)
 }
 
-#[expect(clippy::result_large_err, reason = "the error type of every gRPC method")]
 pub(super) fn turn(wire: Option<v1::TaskId>) -> Result<(String, Turn), Status> {
     let wire = wire.ok_or_else(|| Status::invalid_argument("the task is missing"))?;
     let work = match wire.kind() {
@@ -69,6 +70,10 @@ pub(super) fn directive(directive: Directive) -> v1::Directive {
         Directive::Withdraw { job, turn, reason } => {
             v1::directive::Kind::Withdraw(v1::Withdraw { id: Some(task_id(job, turn)), reason })
         }
+        Directive::WithdrawAll => {
+            let reason = "no task of this site is open".into();
+            v1::directive::Kind::Withdraw(v1::Withdraw { id: None, reason })
+        }
         Directive::Close { reason, r#final } => v1::directive::Kind::Close(v1::Close { reason, r#final }),
     };
     v1::Directive { kind: Some(kind) }
@@ -90,7 +95,7 @@ pub(super) fn activity(turn: Turn, wire: &v1::ReportProgressRequest) -> Activity
 }
 
 /// The sums of an evaluation over so many labels, if they are consistent.
-pub(super) fn sums(wire: v1::Evaluation, labels: usize) -> Result<EvaluationSums, String> {
+pub(super) fn sums(wire: v1::Evaluation, labels: usize, examples_max: u64) -> Result<EvaluationSums, String> {
     let v1::Evaluation { examples, loss_sum, confusion } = wire;
     let counted = confusion.iter().try_fold(0_u64, |sum, count| sum.checked_add(*count));
     if confusion.len() != labels * labels {
@@ -99,8 +104,12 @@ pub(super) fn sums(wire: v1::Evaluation, labels: usize) -> Result<EvaluationSums
     if counted != Some(examples) || examples == 0 {
         return Err(format!("the confusion counts do not add up to the {examples} examples claimed"));
     }
-    if !loss_sum.is_finite() || loss_sum < 0.0 {
-        return Err(format!("the sum of losses is {loss_sum}; expected a finite number of 0 or more"));
+    if examples > examples_max {
+        return Err(format!("the evaluation claims {examples} examples; expected at most {examples_max}"));
+    }
+    // A mean of a million nats is past anything a logit in f32 gives on purpose.
+    if !(0.0..=1e6 * examples as f64).contains(&loss_sum) {
+        return Err(format!("the sum of losses is {loss_sum}; expected 0 to a million for each example"));
     }
     Ok(EvaluationSums { examples, loss_sum, confusion })
 }
@@ -146,10 +155,11 @@ pub(super) fn snapshot(snapshot: JobSnapshot) -> v1::ShowJobResponse {
 }
 
 fn round(record: RoundRecord) -> v1::RoundSummary {
-    let evaluation = record.evaluation().map(|sums| v1::Evaluation {
+    let scores = record.evaluation().map(|sums| v1::Scores {
         examples: sums.examples,
-        loss_sum: sums.loss_sum,
-        confusion: sums.confusion,
+        accuracy: sums.accuracy(),
+        macro_f1: sums.macro_f1(),
+        loss: sums.loss(),
     });
     let sites = record.sites.into_iter().map(|(site, share)| v1::SiteRound {
         site,
@@ -167,7 +177,7 @@ fn round(record: RoundRecord) -> v1::RoundSummary {
         state_digest: record.state.digest.to_string(),
         aggregate_seconds: record.aggregate_seconds,
         wall_seconds: record.wall_seconds,
-        evaluation,
+        scores,
     }
 }
 
@@ -181,6 +191,11 @@ pub(super) fn site(snapshot: SiteSnapshot) -> v1::SiteSummary {
         program: about.program,
         device: about.device,
         memory_bytes: about.memory_bytes,
+        label_counts: about
+            .label_counts
+            .into_iter()
+            .map(|(label, examples)| v1::LabelCount { label, examples })
+            .collect(),
     }
 }
 
@@ -191,8 +206,9 @@ mod tests {
 
     #[test]
     fn sums_that_do_not_add_up_are_named() {
-        let wire = |examples, loss_sum, confusion: &[u64]| v1::Evaluation { examples, loss_sum, confusion: confusion.into() };
-        assert!(sums(wire(4, 1.5, &[1, 1, 0, 2]), 2).is_ok());
+        let wire =
+            |examples, loss_sum, confusion: &[u64]| v1::Evaluation { examples, loss_sum, confusion: confusion.into() };
+        assert!(sums(wire(4, 1.5, &[1, 1, 0, 2]), 2, 10).is_ok());
         for (wrong, expected) in [
             (wire(4, 1.5, &[1, 1, 2]), "expected 2 x 2"),
             (wire(5, 1.5, &[1, 1, 0, 2]), "add up to the 5 examples"),
@@ -200,8 +216,10 @@ mod tests {
             (wire(4, f64::NAN, &[1, 1, 0, 2]), "sum of losses"),
             (wire(4, -1.0, &[1, 1, 0, 2]), "sum of losses"),
             (wire(1, 1.0, &[u64::MAX, 2, 0, 0]), "add up"),
+            (wire(11, 1.0, &[11, 0, 0, 0]), "at most 10"),
+            (wire(4, 1e9, &[1, 1, 0, 2]), "sum of losses"),
         ] {
-            let reason = sums(wrong, 2).expect_err(expected);
+            let reason = sums(wrong, 2, 10).expect_err(expected);
             assert!(reason.contains(expected), "{reason}");
         }
     }

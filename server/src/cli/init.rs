@@ -12,7 +12,9 @@ use crate::pki::{self, Authority, Identity, Role};
 /// Writes pki/ (certificate authority and server certificate), operator/ (the operator's bundle), server.toml and an
 /// example job.toml. Nothing that exists is overwritten.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  fedtune-server init --dir federation --host aggregator.example.org\n  fedtune-server run --config federation/server.toml")]
+#[command(
+    after_help = "Example:\n  fedtune-server init --dir federation --host aggregator.example.org\n  fedtune-server run --config federation/server.toml"
+)]
 pub(super) struct Init {
     /// The folder to make
     #[arg(long, default_value = "federation", value_name = "DIR")]
@@ -40,7 +42,9 @@ impl Init {
         write(&dir.join("job.toml"), &job)?;
         let d = dir.display();
         println!("Made the federation in {d}:");
-        println!("  {d}/pki         certificate authority and server certificate; keep ca-key.pem secret and backed up");
+        println!(
+            "  {d}/pki         certificate authority and server certificate; keep ca-key.pem secret and backed up"
+        );
         println!("  {d}/operator    the operator's bundle, for job and model commands (--operator {d}/operator)");
         println!("  {d}/server.toml the aggregator's configuration");
         println!("  {d}/job.toml    an example job\n");

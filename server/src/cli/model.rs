@@ -13,7 +13,9 @@ use super::Remote;
 #[derive(Debug, Subcommand)]
 pub(super) enum Model {
     /// Write the model of a round as a Hugging Face folder, which transformers loads as it is
-    #[command(after_help = "Examples:\n  fedtune-server model export 0199 --to model          the best round\n  fedtune-server model export 0199@last --to model     the last one\n  fedtune-server model export 0199@3 --to model        round 3")]
+    #[command(
+        after_help = "Examples:\n  fedtune-server model export 0199 --to model          the best round\n  fedtune-server model export 0199@last --to model     the last one\n  fedtune-server model export 0199@3 --to model        round 3"
+    )]
     Export {
         /// The job's id or the beginning of it, then @ROUND, @best or @last; @best if absent
         #[arg(value_name = "JOB[@ROUND|@best|@last]")]
@@ -41,7 +43,9 @@ impl FromStr for Which {
             "best" => Selector::Best(true),
             "last" => Selector::Last(true),
             _ => Selector::Round(
-                round.parse().map_err(|_| format!("found {round:?} after @; expected a round's number, best or last"))?,
+                round
+                    .parse()
+                    .map_err(|_| format!("found {round:?} after @; expected a round's number, best or last"))?,
             ),
         };
         Ok(Self { job: job.into(), selector })

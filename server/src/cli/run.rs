@@ -15,7 +15,9 @@ use crate::api::Aggregator;
 ///
 /// A job that was running when it stopped goes on in the same round.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  fedtune-server run --config federation/server.toml\n\nEvery field of server.toml can be overridden: FEDTUNE_SERVER__LISTEN__ADDRESS=127.0.0.1:7443")]
+#[command(
+    after_help = "Example:\n  fedtune-server run --config federation/server.toml\n\nEvery field of server.toml can be overridden: FEDTUNE_SERVER__LISTEN__ADDRESS=127.0.0.1:7443"
+)]
 pub(super) struct Run {
     /// The configuration, server.toml
     #[arg(long, default_value = "federation/server.toml", value_name = "FILE")]

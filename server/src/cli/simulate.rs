@@ -23,7 +23,9 @@ use crate::simulate::{self, Observer, SimulateError, Simulation};
 /// With neither --model nor --train nor --job it runs the embedded demo: three hospitals, none of which sees every kind
 /// of note.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  fedtune-server simulate\n  fedtune-server simulate --model MODEL --train train.csv --test test.csv --sites 3 --partition dirichlet:0.5 --rounds 3\n  fedtune-server simulate --job job.toml --train train.csv --test test.csv --partition column:hospital --baselines")]
+#[command(
+    after_help = "Examples:\n  fedtune-server simulate\n  fedtune-server simulate --model MODEL --train train.csv --test test.csv --sites 3 --partition dirichlet:0.5 --rounds 3\n  fedtune-server simulate --job job.toml --train train.csv --test test.csv --partition column:hospital --baselines"
+)]
 pub(super) struct Simulate {
     /// Number of sites; 3 if absent, or as many as --partition column:NAME makes
     #[arg(long, value_name = "N")]
@@ -91,8 +93,15 @@ impl Simulate {
             return print_json(&report);
         }
         print!("\n{}", summary(&report));
-        println!("\nThe best model is in {}, the report in {}.", out.join("model").display(), out.join("report.json").display());
-        println!("Use the model: fedtune-client predict --model {} --data FILE --out FILE", out.join("model").display());
+        println!(
+            "\nThe best model is in {}, the report in {}.",
+            out.join("model").display(),
+            out.join("report.json").display()
+        );
+        println!(
+            "Use the model: fedtune-client predict --model {} --data FILE --out FILE",
+            out.join("model").display()
+        );
         Ok(())
     }
 
@@ -115,7 +124,8 @@ impl Simulate {
 
     fn simulation(self) -> anyhow::Result<Simulation> {
         let usage = |reason: &str| SimulateError::Usage(reason.into());
-        let train = self.train.ok_or_else(|| usage("--train is missing; expected a CSV or JSONL file with labelled rows"))?;
+        let train =
+            self.train.ok_or_else(|| usage("--train is missing; expected a CSV or JSONL file with labelled rows"))?;
         if self.baselines && self.test.is_none() {
             return Err(usage("--baselines needs --test, on which they are compared").into());
         }
@@ -123,7 +133,10 @@ impl Simulate {
         let mut job = match &self.job {
             Some(path) => fedtune_config::load::<Job>(path)?,
             None => {
-                let model = self.model.as_ref().ok_or_else(|| usage("--model is missing; expected a Hugging Face folder, or a job with --job"))?;
+                let model = self
+                    .model
+                    .as_ref()
+                    .ok_or_else(|| usage("--model is missing; expected a Hugging Face folder, or a job with --job"))?;
                 let labels = Table::read(&train, "label")?.labels()?;
                 let mut job = Job::classify("simulation", model, labels);
                 job.rounds.quorum = match &partition {
@@ -147,8 +160,13 @@ impl Simulate {
             job.evaluation.by = fedtune_config::job::Evaluator::Sites;
         }
         // What the flags made of the job must be a sound job still.
-        let job: Job = fedtune_config::parse("the job with the flags of the command line".as_ref(), &job.to_toml(), std::iter::empty())?;
-        let stamp = OffsetDateTime::now_utc().format(format_description!("[year][month][day]-[hour][minute][second]"))?;
+        let job: Job = fedtune_config::parse(
+            "the job with the flags of the command line".as_ref(),
+            &job.to_toml(),
+            std::iter::empty(),
+        )?;
+        let stamp =
+            OffsetDateTime::now_utc().format(format_description!("[year][month][day]-[hour][minute][second]"))?;
         let seed = job.training.seed;
         Ok(Simulation {
             job,
@@ -173,7 +191,10 @@ fn summary(report: &Report) -> String {
         rows.extend(baselines.local.iter().map(|local| [format!("{} alone", local.site), score(local.accuracy)]));
     }
     match report.best {
-        Some(best) => rows.push([format!("federated, {} rounds (best: round {})", report.rounds.len(), best.round), score(best.accuracy)]),
+        Some(best) => rows.push([
+            format!("federated, {} rounds (best: round {})", report.rounds.len(), best.round),
+            score(best.accuracy),
+        ]),
         None => rows.push([format!("federated, {} rounds", report.rounds.len()), "not evaluated".into()]),
     }
     if let Some(baselines) = &report.baselines {
@@ -183,7 +204,9 @@ fn summary(report: &Report) -> String {
     if let (Some(best), Some(baselines)) = (best, &report.baselines) {
         let alone = baselines.local.iter().map(|local| local.accuracy).fold(0.0, f64::max);
         let verdict = match best > alone {
-            true => format!("The federated model beats every site alone, by {:.1} points or more.", 100.0 * (best - alone)),
+            true => {
+                format!("The federated model beats every site alone, by {:.1} points or more.", 100.0 * (best - alone))
+            }
             false => "Here the federated model does not beat every site alone.".into(),
         };
         text += &format!("\n{verdict}\n");

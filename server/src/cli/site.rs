@@ -19,7 +19,9 @@ pub(super) enum Site {
     ///
     /// Run this on the aggregator's machine: it needs the authority's key, which stands beside tls.ca. Give the folder
     /// it writes to the site engineer over a safe channel; it holds the site's private key.
-    #[command(after_help = "Example:\n  fedtune-server site add north-hospital --out north-hospital-bundle\n\nThe site then names the folder as aggregator.bundle in its site.toml and runs fedtune-client run --config site.toml")]
+    #[command(
+        after_help = "Example:\n  fedtune-server site add north-hospital --out north-hospital-bundle\n\nThe site then names the folder as aggregator.bundle in its site.toml and runs fedtune-client run --config site.toml"
+    )]
     Add {
         /// Lower-case letters, digits and inner hyphens
         name: String,
@@ -80,15 +82,17 @@ impl Site {
                 if output == Output::Json {
                     let sites: Vec<_> = sites
                         .iter()
-                        .map(|s| json!({ "name": s.name, "role": s.role, "online": s.online, "program": s.program, "device": s.device, "memory_bytes": s.memory_bytes }))
+                        .map(|s| json!({ "name": s.name, "role": s.role, "online": s.online, "program": s.program, "device": s.device, "memory_bytes": s.memory_bytes, "label_counts": s.label_counts.iter().map(|c| (c.label.clone(), c.examples.into())).collect::<serde_json::Map<_, _>>() }))
                         .collect();
                     return print_json(&sites);
                 }
                 let rows = sites.into_iter().map(|s| {
                     let online = if s.online { "online" } else { "offline" };
-                    [s.name, s.role, online.into(), s.device, s.program]
+                    let examples: u64 = s.label_counts.iter().map(|count| count.examples).sum();
+                    let examples = if s.label_counts.is_empty() { "-".into() } else { examples.to_string() };
+                    [s.name, s.role, online.into(), s.device, s.program, examples]
                 });
-                table::print(["SITE", "ROLE", "SESSION", "DEVICE", "PROGRAM"], rows);
+                table::print(["SITE", "ROLE", "SESSION", "DEVICE", "PROGRAM", "EXAMPLES"], rows);
                 Ok(())
             }
         }

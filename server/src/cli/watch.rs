@@ -10,7 +10,6 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use super::job::status;
 use super::table;
 use crate::operator::{Operator, OperatorError};
-use crate::simulate::report::sums;
 
 /// Follows a job until it has ended, printing each round as it is committed.
 pub(super) async fn to_the_end(operator: &mut Operator, job: &str) -> Result<ShowJobResponse, OperatorError> {
@@ -38,7 +37,8 @@ pub(crate) struct View {
 impl View {
     pub(crate) fn new() -> Self {
         let bars = MultiProgress::new();
-        let style = ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+        let style =
+            ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
         let phase = bars.add(ProgressBar::new_spinner().with_style(style));
         let live = std::io::stderr().is_terminal();
         if live {
@@ -51,7 +51,7 @@ impl View {
         let total = shown.summary.as_ref().map_or(0, |summary| summary.rounds_total);
         // A round is shown once its evaluation is in, or the next one has begun.
         let ended = shown.activity.is_empty() || shown.phase.ends_with("training");
-        let ready = shown.rounds.iter().take_while(|round| round.evaluation.is_some() || ended).count();
+        let ready = shown.rounds.iter().take_while(|round| round.scores.is_some() || ended).count();
         for round in shown.rounds.iter().take(ready).skip(self.rounds_shown) {
             self.line(&round_line(round, total));
         }
@@ -69,7 +69,8 @@ impl View {
         self.bars_of(&[]);
         self.phase.finish_and_clear();
         if let Some(summary) = &shown.summary {
-            let best = if summary.best_round > 0 { format!("; best round {}", summary.best_round) } else { String::new() };
+            let best =
+                if summary.best_round > 0 { format!("; best round {}", summary.best_round) } else { String::new() };
             eprintln!("job {}: {}{best}", status(summary), summary.reason);
         }
     }
@@ -117,9 +118,9 @@ impl View {
 fn round_line(round: &RoundSummary, total: u32) -> String {
     let examples: u64 = round.sites.iter().map(|site| site.examples).sum();
     let mut line = format!("round {}/{total}: {} sites, {examples} examples", round.round, round.sites.len());
-    if let Some(evaluation) = &round.evaluation {
-        let sums = sums(evaluation);
-        let _ = write!(line, ", accuracy {:.4}, macro-F1 {:.4}, loss {:.4}", sums.accuracy(), sums.macro_f1(), sums.loss());
+    if let Some(scores) = &round.scores {
+        let _ =
+            write!(line, ", accuracy {:.4}, macro-F1 {:.4}, loss {:.4}", scores.accuracy, scores.macro_f1, scores.loss);
     }
     let _ = write!(line, ", {:.1} s", round.wall_seconds);
     for problem in &round.problems {
@@ -141,14 +142,14 @@ pub(super) fn describe(shown: &ShowJobResponse) -> String {
     }
     text.push('\n');
     let rows = shown.rounds.iter().map(|round| {
-        let sums = round.evaluation.as_ref().map(sums);
+        let scores = round.scores.as_ref();
         let score = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.4}"));
         [
             round.round.to_string(),
             round.sites.len().to_string(),
-            score(sums.as_ref().map(|s| s.accuracy())),
-            score(sums.as_ref().map(|s| s.macro_f1())),
-            score(sums.as_ref().map(|s| s.loss())),
+            score(scores.map(|scores| scores.accuracy)),
+            score(scores.map(|scores| scores.macro_f1)),
+            score(scores.map(|scores| scores.loss)),
             format!("{:.1}", round.wall_seconds),
             round.state_digest.chars().take(16).collect(),
         ]

@@ -61,12 +61,37 @@ pub enum Permit {
 type Reply<T> = oneshot::Sender<T>;
 
 pub(super) enum Request {
-    OpenSession { identity: Identity, about: About, reply: Reply<Result<Opened, Rejected>> },
-    CloseSession { site: String, session: String },
-    Heartbeat { site: String, session: String, reply: Reply<bool> },
-    Progress { site: String, session: String, job: String, turn: Turn, activity: Activity, reply: Reply<bool> },
-    Moving { site: String },
-    Expect { site: String, job: String, turn: Turn, reply: Reply<Result<Expected, StoreError>> },
+    OpenSession {
+        identity: Identity,
+        about: About,
+        reply: Reply<Result<Opened, Rejected>>,
+    },
+    CloseSession {
+        site: String,
+        session: String,
+    },
+    Heartbeat {
+        site: String,
+        session: String,
+        reply: Reply<bool>,
+    },
+    Progress {
+        site: String,
+        session: String,
+        job: String,
+        turn: Turn,
+        activity: Activity,
+        reply: Reply<bool>,
+    },
+    Moving {
+        site: String,
+    },
+    Expect {
+        site: String,
+        job: String,
+        turn: Turn,
+        reply: Reply<Result<Expected, StoreError>>,
+    },
     Report {
         site: String,
         job: String,
@@ -75,13 +100,33 @@ pub(super) enum Request {
         recipe: Option<String>,
         reply: Reply<Result<Answer, StoreError>>,
     },
-    Permit { identity: Identity, permit: Permit, reply: Reply<Result<(), String>> },
-    Aggregated { job: String, event: Event },
-    Submit { record: Box<JobRecord>, reply: Reply<Result<(), StoreError>> },
-    Cancel { job: String, reply: Reply<Result<(), Rejected>> },
-    Jobs { reply: Reply<Result<Vec<JobRecord>, StoreError>> },
-    Show { job: String, reply: Reply<Result<JobSnapshot, Rejected>> },
-    Sites { reply: Reply<Result<Vec<SiteSnapshot>, StoreError>> },
+    Permit {
+        identity: Identity,
+        permit: Permit,
+        reply: Reply<Result<(), String>>,
+    },
+    Aggregated {
+        job: String,
+        event: Event,
+    },
+    Submit {
+        record: Box<JobRecord>,
+        reply: Reply<Result<(), StoreError>>,
+    },
+    Cancel {
+        job: String,
+        reply: Reply<Result<(), Rejected>>,
+    },
+    Jobs {
+        reply: Reply<Result<Vec<JobRecord>, StoreError>>,
+    },
+    Show {
+        job: String,
+        reply: Reply<Result<JobSnapshot, Rejected>>,
+    },
+    Sites {
+        reply: Reply<Result<Vec<SiteSnapshot>, StoreError>>,
+    },
 }
 
 /// A cheap, cloneable way to the coordinator.

@@ -25,7 +25,7 @@ pub struct About {
     pub device: String,
     /// Its memory, in bytes.
     pub memory_bytes: u64,
-    /// Its examples by label, where its policy allows it.
+    /// Its examples by label, where its policy allows it; `site list` shows them.
     pub label_counts: BTreeMap<String, u64>,
 }
 
@@ -58,6 +58,8 @@ pub enum Directive {
         /// Why.
         reason: String,
     },
+    /// Whatever the site has begun is not wanted any more.
+    WithdrawAll,
     /// The session ends.
     Close {
         /// Why.

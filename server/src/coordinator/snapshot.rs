@@ -76,7 +76,7 @@ impl JobSnapshot {
                     add(site, word, turn);
                 }
             }
-            Phase::Evaluating { record, sites } => {
+            Phase::Evaluating { record, sites, .. } => {
                 let turn = Turn { work: Work::Evaluate, round: record.round, attempt: record.attempt };
                 for site in sites.keys() {
                     add(site, "evaluating", turn);
@@ -96,6 +96,9 @@ fn in_words(phase: &Phase, quorum: usize) -> String {
         Phase::Training { round, attempt, .. } if *attempt > 1 => format!("round {round}, attempt {attempt}: training"),
         Phase::Training { round, .. } => format!("round {round}: training"),
         Phase::Aggregating { round, .. } => format!("round {round}: aggregating"),
+        Phase::Evaluating { record, sites, .. } if sites.is_empty() => {
+            format!("round {}: waits for an evaluator to be online", record.round)
+        }
         Phase::Evaluating { record, .. } => format!("round {}: evaluating", record.round),
         Phase::Ended(_) => "ended".into(),
     }

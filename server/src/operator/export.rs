@@ -89,9 +89,9 @@ fn merge(recipe: &ExportRecipe, base: &Path, state: &Path, out: &Path) -> Result
             TensorSource::State => (Some(&state_layout), state, &tensor.name),
             TensorSource::Base(name) => (base_layout.as_ref(), base, name),
         };
-        let entry = layout
-            .and_then(|layout| layout.tensor(name))
-            .ok_or_else(|| Merge::Unfit(format!("tensor {name:?} of the export recipe is not in {}", file.display())))?;
+        let entry = layout.and_then(|layout| layout.tensor(name)).ok_or_else(|| {
+            Merge::Unfit(format!("tensor {name:?} of the export recipe is not in {}", file.display()))
+        })?;
         parts.push((tensor.name.clone(), file, entry.clone()));
     }
     // Safetensors wants alignment: widest elements first, then by name, as its own writer does.

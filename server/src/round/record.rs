@@ -48,7 +48,8 @@ impl EvaluationSums {
             let right = self.confusion[label * labels + label];
             let truly: u64 = (0..labels).map(|other| self.confusion[label * labels + other]).sum();
             let said: u64 = (0..labels).map(|other| self.confusion[other * labels + label]).sum();
-            if truly + said == 0 { 0.0 } else { 2.0 * right as f64 / (truly + said) as f64 }
+            let both = truly.saturating_add(said);
+            if both == 0 { 0.0 } else { 2.0 * right as f64 / both as f64 }
         };
         if labels == 0 { 0.0 } else { (0..labels).map(f1).sum::<f64>() / labels as f64 }
     }
@@ -92,10 +93,10 @@ impl RoundRecord {
     /// The sum of all evaluations.
     pub fn evaluation(&self) -> Option<EvaluationSums> {
         self.evaluations.values().cloned().reduce(|mut sum, next| {
-            sum.examples += next.examples;
+            sum.examples = sum.examples.saturating_add(next.examples);
             sum.loss_sum += next.loss_sum;
             for (total, part) in sum.confusion.iter_mut().zip(next.confusion) {
-                *total += part;
+                *total = total.saturating_add(part);
             }
             sum
         })

@@ -43,7 +43,12 @@ struct Drive {
 impl Drive {
     fn new(plan: Plan) -> Self {
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        let world = World { now_ms: 0, trainers: names(&["a", "b", "c"]), evaluators: names(&["judge"]) };
+        let world = World {
+            now_ms: 0,
+            trainers: names(&["a", "b", "c"]),
+            evaluators: names(&["judge"]),
+            evaluator_enrolled: true,
+        };
         Self { machine: Machine::new(plan), world, effects: Vec::new() }
     }
 
@@ -101,7 +106,9 @@ fn a_job_goes_from_first_state_to_completed() {
     assert_eq!(drive.effects, [Effect::Aggregate]);
     drive.aggregate("state 1");
     assert_eq!(drive.machine.state, Some(artifact("state 1")));
-    assert!(matches!(&drive.effects[0], Effect::Record(record) if record.sites.len() == 3 && record.base == Some(artifact("state 0"))));
+    assert!(
+        matches!(&drive.effects[0], Effect::Record(record) if record.sites.len() == 3 && record.base == Some(artifact("state 0")))
+    );
     drive.evaluate(9);
     assert_eq!(drive.machine.best.unwrap().round, 1);
     drive.round(7);
@@ -151,7 +158,9 @@ fn below_quorum_the_round_is_tried_again_on_the_same_state_then_the_job_fails() 
     let Phase::Training { round: 1, attempt: 2, .. } = drive.machine.phase else { panic!("{:?}", drive.machine.phase) };
     assert_eq!(drive.machine.state, Some(artifact("state 0")));
     drive.fail("a", false).fail("b", false).update("c");
-    assert!(matches!(&drive.machine.phase, Phase::Ended(Outcome::Failed(reason)) if reason.contains("1 of 2 updates") && reason.contains("no data")));
+    assert!(
+        matches!(&drive.machine.phase, Phase::Ended(Outcome::Failed(reason)) if reason.contains("1 of 2 updates") && reason.contains("no data"))
+    );
 }
 
 #[test]
@@ -169,13 +178,65 @@ fn another_site_makes_the_first_state_when_one_cannot() {
     assert!(drive.machine.work_of("a").is_some());
     drive.fail("a", false);
     assert!(matches!(&drive.machine.phase, Phase::Ended(Outcome::Failed(reason)) if reason.contains("judge: no data")));
+    // A single site gets all the attempts.
+    let mut drive = Drive::new(plan());
+    drive.world.trainers.retain(|site| site == "a");
+    drive.world.evaluators.clear();
+    drive.on(Event::Tick).fail("a", false);
+    assert!(drive.machine.work_of("a").is_some());
+    drive.fail("a", true);
+    assert!(matches!(&drive.machine.phase, Phase::Ended(Outcome::Failed(_))));
+}
+
+#[test]
+fn a_job_whose_sites_refuse_fails_with_their_reasons_instead_of_waiting() {
+    let mut drive = Drive::new(plan());
+    drive.initialize().fail("a", true).fail("b", true).update("c");
+    assert!(
+        matches!(&drive.machine.phase, Phase::Ended(Outcome::Failed(reason)) if reason.contains("a: no data; b: no data"))
+    );
+}
+
+#[test]
+fn a_site_that_cannot_score_still_trains() {
+    let mut drive = Drive::new(Plan { by: Evaluator::Sites, ..plan() });
+    drive.initialize().update("a").update("b").update("c").aggregate("next");
+    drive.fail("a", true).fail("b", true).fail("c", true);
+    assert!(drive.machine.work_of("a").is_some_and(|turn| turn.round == 2), "{:?}", drive.machine.phase);
+}
+
+#[test]
+fn an_enrolled_evaluator_is_waited_for_and_a_missing_one_is_told() {
+    let mut drive = Drive::new(plan());
+    drive.initialize();
+    drive.world.evaluators.clear();
+    drive.update("a").update("b").update("c").aggregate("next");
+    assert!(matches!(drive.machine.phase, Phase::Evaluating { .. }));
+    drive.world.evaluators.insert("judge".into());
+    drive.on(Event::Joined("judge".into())).evaluate(9);
+    assert_eq!(drive.machine.best.unwrap().accuracy, Some(0.9));
+    drive.world.evaluators.clear();
+    drive.world.evaluator_enrolled = false;
+    drive.update("a").update("b").update("c").aggregate("next");
+    assert!(matches!(&drive.effects[1], Effect::Record(record) if record.problems.contains_key("evaluation")));
+}
+
+#[test]
+fn a_failed_pass_is_tried_again_with_the_same_state() {
+    let mut drive = Drive::new(plan());
+    drive.initialize().update("a").update("b").update("c").on(Event::AggregationFailed("disk full".into()));
+    assert!(drive.turn("a") == Turn { work: Work::Train, round: 1, attempt: 2 });
+    drive.update("a").update("b").update("c").on(Event::AggregationFailed("disk full".into()));
+    assert!(matches!(&drive.machine.phase, Phase::Ended(Outcome::Failed(reason)) if reason.contains("disk full")));
 }
 
 #[test]
 fn patience_stops_early_and_keeps_the_best() {
     let mut drive = Drive::new(Plan { rounds: 9, patience: 2, ..plan() });
     drive.initialize().round(8).round(8).round(7);
-    assert!(matches!(&drive.machine.phase, Phase::Ended(Outcome::Completed(reason)) if reason.contains("stopped early")));
+    assert!(
+        matches!(&drive.machine.phase, Phase::Ended(Outcome::Completed(reason)) if reason.contains("stopped early"))
+    );
     assert_eq!(drive.machine.best.unwrap().round, 1);
 }
 
@@ -231,7 +292,11 @@ fn a_cohort_is_drawn_by_seed_and_differs_between_rounds() {
 #[test]
 fn sums_give_the_reference_scores() {
     // algorithms: two sites with F1 .4 and .914286 have the pooled accuracy .8125.
-    let site = |confusion: [u64; 4]| EvaluationSums { examples: confusion.iter().sum(), loss_sum: 1.0, confusion: confusion.into() };
+    let site = |confusion: [u64; 4]| EvaluationSums {
+        examples: confusion.iter().sum(),
+        loss_sum: 1.0,
+        confusion: confusion.into(),
+    };
     let mut record_of = Drive::new(plan());
     record_of.initialize().update("a").update("b").update("c").aggregate("next");
     let Effect::Record(mut record) = record_of.effects[0].clone() else { panic!() };

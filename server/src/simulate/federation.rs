@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fedtune_config::site::{Aggregator, Data, Device, Policy, Storage};
 use fedtune_config::{Job, SiteConfig};
@@ -20,6 +20,10 @@ use crate::pki::{Authority, Identity, Role};
 const EVALUATOR: &str = "evaluator";
 /// How often it is asked whether the sites are online, and whether a process has ended.
 const POLL: Duration = Duration::from_millis(100);
+/// Longest wait for a killed program to be gone.
+const KILLED_WITHIN: Duration = Duration::from_secs(5);
+/// Longest wait for the sites to connect.
+const ONLINE_WITHIN: Duration = Duration::from_secs(120);
 /// Bytes of a log that are shown when its program failed.
 const LOG_TAIL: usize = 2000;
 
@@ -162,9 +166,12 @@ impl Federation {
     /// Waits until every site has opened its session.
     pub(super) async fn all_online(&mut self) -> anyhow::Result<()> {
         let mut operator = self.operator().await?;
+        let began = Instant::now();
         loop {
-            if operator.sites().await?.iter().all(|site| site.online) {
-                return Ok(());
+            let sites = operator.sites().await?;
+            let Some(missing) = sites.iter().find(|site| !site.online) else { return Ok(()) };
+            if began.elapsed() > ONLINE_WITHIN {
+                return Err(self.process_error(&missing.name, "has not connected").into());
             }
             if let Some(error) = self.ended() {
                 return Err(error.into());
@@ -219,11 +226,6 @@ impl Federation {
         Ok(())
     }
 
-    /// Removes everything that was made below the root.
-    pub(super) fn remove(&self) -> Result<(), SimulateError> {
-        std::fs::remove_dir_all(&self.root).map_err(SimulateError::file(&self.root))
-    }
-
     pub(super) fn shard_file(&self, shard: &Shard) -> PathBuf {
         self.root.join("sites").join(&shard.site).join(format!("train.{}", self.ending))
     }
@@ -256,6 +258,27 @@ impl Federation {
         let accuracy = report.and_then(|report| report["evaluation"]["accuracy"].as_f64());
         let failed = self.process_error(&what, &format!("ended ({status})"));
         accuracy.filter(|_| status.success()).ok_or(failed)
+    }
+}
+
+impl Drop for Federation {
+    fn drop(&mut self) {
+        // The children first, then their keys and shards.
+        for (_, child) in &mut self.running {
+            // One that has ended cannot be killed, and need not be.
+            let _ = child.start_kill();
+        }
+        let began = Instant::now();
+        while began.elapsed() < KILLED_WITHIN && self.running.iter_mut().any(|(_, c)| matches!(c.try_wait(), Ok(None)))
+        {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        if let Err(e) = std::fs::remove_dir_all(&self.root) {
+            eprintln!(
+                "{}: cannot be removed: {e}; it holds throw-away keys and copies of the rows",
+                self.root.display()
+            );
+        }
     }
 }
 

@@ -80,7 +80,8 @@ impl Table {
     /// The file cannot be read, or lacks the label column.
     pub fn read(path: &Path, label_column: &str) -> Result<Self, SimulateError> {
         let data = |reason: String| SimulateError::Data { path: path.to_path_buf(), reason };
-        let mut table = Self { path: path.to_path_buf(), header: None, rows: Vec::new(), label_column: label_column.into() };
+        let mut table =
+            Self { path: path.to_path_buf(), header: None, rows: Vec::new(), label_column: label_column.into() };
         if path.extension().is_some_and(|ending| ending == "jsonl") {
             let text = std::fs::read(path).map_err(|e| data(format!("cannot be read: {e}")))?;
             for line in String::from_utf8_lossy(&text).lines().filter(|line| !line.trim().is_empty()) {
@@ -217,7 +218,9 @@ impl Partition {
         }
         let sites = sites.unwrap_or(3);
         if sites == 0 || rows / sites < ROWS_MIN {
-            return usage(format!("{rows} rows among {sites} sites: expected 1 site or more, and {ROWS_MIN} rows for each"));
+            return usage(format!(
+                "{rows} rows among {sites} sites: expected 1 site or more, and {ROWS_MIN} rows for each"
+            ));
         }
         for draw in 0..DRAWS_MAX {
             let mut random = stream(seed, draw);
@@ -231,7 +234,9 @@ impl Partition {
                 return Ok(named.map(|(i, rows)| Shard { site: format!("site-{}", i + 1), rows }).collect());
             }
         }
-        usage(format!("{DRAWS_MAX} draws of {self} left a site with fewer than {ROWS_MIN} rows; raise ALPHA or lower --sites"))
+        usage(format!(
+            "{DRAWS_MAX} draws of {self} left a site with fewer than {ROWS_MIN} rows; raise ALPHA or lower --sites"
+        ))
     }
 }
 
@@ -297,7 +302,9 @@ fn by_column(values: &[String], column: &str, sites: Option<usize>) -> Result<Ve
         .map(|(value, rows)| {
             let site = site_name(value);
             if Identity::new(Role::Site, &site).is_err() || !names.insert(site.clone()) {
-                let reason = format!("the value {value:?} of the column {column:?} gives the site name {site:?}, which is empty or taken");
+                let reason = format!(
+                    "the value {value:?} of the column {column:?} gives the site name {site:?}, which is empty or taken"
+                );
                 return Err(SimulateError::Usage(reason));
             }
             Ok(Shard { site, rows })
@@ -363,7 +370,8 @@ mod tests {
                     let mut counts = [0.0; 10];
                     shard.iter().for_each(|row| counts[row % 10] += 1.0);
                     let size = shard.len() as f64;
-                    let distance: f64 = counts.iter().map(|count| (count / size.max(1.0) - 0.1).abs()).sum::<f64>() / 2.0;
+                    let distance: f64 =
+                        counts.iter().map(|count| (count / size.max(1.0) - 0.1).abs()).sum::<f64>() / 2.0;
                     sum += distance * size / 5000.0;
                 }
             }
@@ -377,7 +385,10 @@ mod tests {
         let labels = ["a", "b"].repeat(20);
         let (folder, table) = table(&labels);
         let shards = Partition::Column("ward".into()).split(&table, None, 0).unwrap();
-        assert_eq!(shards.iter().map(|s| s.site.as_str()).collect::<Vec<_>>(), ["ward-0", "ward-1", "ward-2", "ward-3"]);
+        assert_eq!(
+            shards.iter().map(|s| s.site.as_str()).collect::<Vec<_>>(),
+            ["ward-0", "ward-1", "ward-2", "ward-3"]
+        );
         let path = folder.path().join("shard.csv");
         table.write(&shards[1], &path).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();

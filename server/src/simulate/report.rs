@@ -8,7 +8,6 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::SimulateError;
-use crate::round::EvaluationSums;
 
 /// The whole report.
 #[derive(Debug, Clone, Serialize)]
@@ -162,14 +161,11 @@ impl Report {
 }
 
 fn round(round: &v1::RoundSummary) -> RoundReport {
-    let evaluation = round.evaluation.as_ref().map(|wire| {
-        let sums = sums(wire);
-        EvaluationReport {
-            accuracy: sums.accuracy(),
-            macro_f1: sums.macro_f1(),
-            loss: sums.loss(),
-            examples: sums.examples,
-        }
+    let evaluation = round.scores.map(|v1::Scores { examples, accuracy, macro_f1, loss }| EvaluationReport {
+        accuracy,
+        macro_f1,
+        loss,
+        examples,
     });
     let sites = round.sites.iter().map(|site| SiteReport {
         name: site.site.clone(),
@@ -191,9 +187,4 @@ fn round(round: &v1::RoundSummary) -> RoundReport {
 /// A round as it stands in report.json.
 pub(crate) fn round_json(wire: &v1::RoundSummary) -> Value {
     serde_json::to_value(round(wire)).unwrap_or_default()
-}
-
-/// The sums of an evaluation.
-pub(crate) fn sums(wire: &v1::Evaluation) -> EvaluationSums {
-    EvaluationSums { examples: wire.examples, loss_sum: wire.loss_sum, confusion: wire.confusion.clone() }
 }

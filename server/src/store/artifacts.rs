@@ -1,10 +1,11 @@
 //! Immutable bytes named by their digest, through an object store. New bytes are collected in a staging file on this
 //! machine, synced, verified, and renamed; no artifact is ever seen half written.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use fedtune_proto::digest::{ArtifactRef, Digest, Hasher};
@@ -22,6 +23,8 @@ use super::StoreError;
 pub struct Artifacts {
     root: PathBuf,
     objects: Arc<dyn ObjectStore>,
+    /// Staging files that are being written; each has one writer.
+    staging: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Artifacts {
@@ -34,7 +37,8 @@ impl Artifacts {
             let path = root.join(folder);
             std::fs::create_dir_all(&path).map_err(|source| StoreError::File { path, source })?;
         }
-        Ok(Self { root: root.to_path_buf(), objects: Arc::new(LocalFileSystem::new_with_prefix(root)?) })
+        let objects = Arc::new(LocalFileSystem::new_with_prefix(root)?.with_fsync(true));
+        Ok(Self { root: root.to_path_buf(), objects, staging: Arc::default() })
     }
 
     /// The size of an artifact, `None` if it is not here.
@@ -76,11 +80,25 @@ impl Artifacts {
         Layout::parse(&header, size).map_err(unsound)
     }
 
+    /// Bytes of an upload that have arrived.
+    ///
+    /// # Errors
+    /// The staging file cannot be looked at.
+    pub async fn staged_size(&self, name: &str) -> Result<u64, StoreError> {
+        let path = self.root.join("staging").join(name);
+        match tokio::fs::metadata(&path).await {
+            Ok(found) => Ok(found.len()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(source) => Err(StoreError::File { path, source }),
+        }
+    }
+
     /// The staging file of an upload; the same name finds the bytes that arrived before.
     ///
     /// # Errors
-    /// The file cannot be opened.
+    /// The file cannot be opened, or is being written by another.
     pub async fn stage(&self, name: &str) -> Result<Staged, StoreError> {
+        let claim = Claim::new(&self.staging, name)?;
         let path = self.root.join("staging").join(name);
         let open = async {
             let file = File::options().create(true).append(true).open(&path).await?;
@@ -88,7 +106,7 @@ impl Artifacts {
             io::Result::Ok((file, size))
         };
         match open.await {
-            Ok((file, size)) => Ok(Staged { path, file, size }),
+            Ok((file, size)) => Ok(Staged { path, file, size, _claim: claim }),
             Err(source) => Err(StoreError::File { path, source }),
         }
     }
@@ -122,12 +140,33 @@ fn key(digest: Digest) -> Key {
     Key::from_iter(["blake3", &text[..2], &text])
 }
 
+/// The right to write a staging file, given back when dropped.
+#[derive(Debug)]
+struct Claim {
+    staging: Arc<Mutex<BTreeSet<String>>>,
+    name: String,
+}
+
+impl Claim {
+    fn new(staging: &Arc<Mutex<BTreeSet<String>>>, name: &str) -> Result<Self, StoreError> {
+        let free = staging.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+        if free { Ok(Self { staging: staging.clone(), name: name.to_owned() }) } else { Err(StoreError::Busy) }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.staging.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+    }
+}
+
 /// Bytes on their way to become an artifact.
 #[derive(Debug)]
 pub struct Staged {
     path: PathBuf,
     file: File,
     size: u64,
+    _claim: Claim,
 }
 
 impl Staged {

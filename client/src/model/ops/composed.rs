@@ -75,7 +75,11 @@ pub(super) fn embed(words: &Tensor, positions: &Tensor, types: &Tensor, indices:
 }
 
 pub(super) fn cross_entropy(logits: &Tensor, labels: &[u32], offset: &[f32]) -> Result<Tensor> {
-    let logits = if offset.is_empty() { logits.clone() } else { logits.broadcast_add(&Tensor::new(offset, logits.device())?)? };
+    let logits = if offset.is_empty() {
+        logits.clone()
+    } else {
+        logits.broadcast_add(&Tensor::new(offset, logits.device())?)?
+    };
     let logits = &logits;
     candle_nn::loss::cross_entropy(logits, &Tensor::new(labels, logits.device())?)
 }

@@ -39,8 +39,11 @@ impl CustomOp1 for CrossEntropy {
             bail!("cross-entropy: logits [{rows}, {width}] do not fit {} labels", self.labels.len());
         }
         let logits = slice(logits, layout)?;
-        let sum: f64 =
-            logits.chunks_exact(width).zip(&self.labels).map(|(row, label)| row_loss(&self.shifted(row), *label as usize)).sum();
+        let sum: f64 = logits
+            .chunks_exact(width)
+            .zip(&self.labels)
+            .map(|(row, label)| row_loss(&self.shifted(row), *label as usize))
+            .sum();
         Ok((CpuStorage::F32(vec![(sum / rows as f64) as f32]), Shape::from(())))
     }
 
