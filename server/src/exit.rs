@@ -67,14 +67,12 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
             }),
             OperatorError::Model { .. } => Some(5),
             OperatorError::File { .. } => Some(9),
-            OperatorError::Channel(_) | OperatorError::Transfer(_) => None,
+            OperatorError::Channel(ChannelError::Bundle { .. }) => Some(9),
+            OperatorError::Channel(e) if e.is_refusal() => Some(8),
+            OperatorError::Channel(_) => Some(7),
+            OperatorError::Transfer(TransferError::File { .. }) => Some(9),
+            OperatorError::Transfer(e) => Some(if e.is_transient() { 7 } else { 8 }),
         };
-    }
-    if let Some(e) = cause.downcast_ref::<ChannelError>() {
-        return Some(if e.is_refusal() { 8 } else { 7 });
-    }
-    if let Some(e) = cause.downcast_ref::<TransferError>() {
-        return Some(if e.is_transient() { 7 } else { 9 });
     }
     if let Some(e) = cause.downcast_ref::<ServeError>() {
         return Some(match e {

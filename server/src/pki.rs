@@ -13,6 +13,7 @@ use rcgen::{
     KeyUsagePurpose, SanType,
 };
 use time::{Duration, OffsetDateTime};
+use uuid::Uuid;
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
 const AUTHORITY_DAYS: i64 = 3650;
@@ -160,7 +161,9 @@ impl Authority {
     pub fn create(folder: &Path) -> Result<Self, PkiError> {
         let certificate_path = folder.join("ca.pem");
         let failed = |source| PkiError::Certificate { path: certificate_path.clone(), source };
-        let mut params = base_params("fedtune certificate authority", AUTHORITY_DAYS);
+        // A name of its own, so that a peer says "unknown authority" where another federation's comes.
+        let name = format!("fedtune certificate authority {}", Uuid::now_v7());
+        let mut params = base_params(&name, AUTHORITY_DAYS);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().map_err(failed)?;

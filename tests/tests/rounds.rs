@@ -37,17 +37,17 @@ fn real_sites_train_a_model_that_the_client_then_uses() {
     for name in names.iter().map(String::as_str).chain(["judge"]) {
         federation.start_client(name);
     }
-    let job = federation.submit(&[("count = 6", "count = 2")]);
+    let job = federation.submit(&[("count = 6", "count = 3"), ("epochs = 2", "epochs = 2\nschedule = \"constant\"")]);
     let shown = federation.ended(&job, "completed");
     let rounds = shown["rounds"].as_array().unwrap();
-    assert_eq!(rounds.len(), 2);
+    assert_eq!(rounds.len(), 3);
     for round in rounds {
         assert_eq!(round["sites"].as_array().unwrap().len(), 3);
         assert_eq!(round["evaluation"]["examples"], 300);
         assert!(round["sites"][0]["bytes_up"].as_u64().unwrap() > 1_000_000);
     }
     let loss = |round: usize| rounds[round]["evaluation"]["loss"].as_f64().unwrap();
-    assert!(loss(1) < loss(0), "{shown}");
+    assert!(loss(2) < loss(0), "{shown}");
 
     let model = federation.path("model");
     federation.operator(&["model", "export", &format!("{job}@last"), "--to", text(&model)]).ok();
@@ -56,7 +56,7 @@ fn real_sites_train_a_model_that_the_client_then_uses() {
         run("fedtune-client", ["evaluate", "--model", text(&model), "--data", text(&test), "--output", "json"]).ok();
     let scored: serde_json::Value = serde_json::from_str(scored.stdout.lines().last().unwrap()).unwrap();
     let accuracy = |value: &serde_json::Value| value["evaluation"]["accuracy"].as_f64().unwrap();
-    assert!((accuracy(&scored) - accuracy(&rounds[1])).abs() < 1e-9, "{scored} {shown}");
+    assert!((accuracy(&scored) - accuracy(&rounds[2])).abs() < 1e-9, "{scored} {shown}");
     let model = federation.path("first");
     federation.operator(&["model", "export", &format!("{}@1", &job[..30]), "--to", text(&model)]).ok();
     federation
@@ -185,30 +185,40 @@ fn bad_repeated_and_stale_answers_are_named_and_the_round_goes_on() {
         std::fs::write(&bad, bytes).unwrap();
         let answer = sites[1].send_update(&tasks[1], &bad, 10).await.unwrap();
         assert!(!answer.accepted && answer.reason.contains("NaN"), "{answer:?}");
-        let again = sites[1].send_update(&tasks[1], &synthetic.update(4), 10).await.unwrap();
-        assert!(!again.accepted && again.reason.contains("NaN"), "a quarantined site has had its turn: {again:?}");
+        let (digest, size) = fedtune_proto::digest::Digest::of_file(&bad).unwrap();
+        let update = Some(v1::Artifact { digest: digest.to_string(), size });
+        let trained = v1::Trained { update, examples: 10, train_loss: 0.5, train_seconds: 1.0 };
+        let again = sites[1].report(&tasks[1], Outcome::Trained(trained)).await.unwrap();
+        assert!(!again.accepted && again.reason.contains("NaN"), "the same answer again: {again:?}");
+        let other = sites[1].send_update(&tasks[1], &synthetic.update(4), 10).await.unwrap_err();
+        assert!(other.to_string().contains("no task of this site"), "its turn is over: {other}");
+        // One that was never uploaded.
+        let update = Some(v1::Artifact { digest: "ab".repeat(32), size: 10 });
+        let trained = v1::Trained { update, examples: 10, train_loss: 0.5, train_seconds: 1.0 };
+        let mut stranger = tasks[0].clone();
+        stranger.id.as_mut().unwrap().round = 9;
+        let answer = sites[0].report(&stranger, Outcome::Trained(trained)).await.unwrap();
+        assert!(!answer.accepted && answer.reason.contains("round 9"), "{answer:?}");
         // A stale attempt, before and after.
         let mut stale = tasks[0].clone();
         stale.id.as_mut().unwrap().attempt = 7;
         let answer = sites[0].send_update(&stale, &synthetic.update(5), 10).await.unwrap();
         assert!(!answer.accepted && answer.reason.contains("attempt 7"), "{answer:?}");
     });
-    // A good one, twice: below quorum the round is tried again with the same state.
+    // A good one: below quorum the round is tried again with the same state.
     let good = synthetic.update(6);
-    synthetic.runtime.block_on(async {
-        for _ in 0..2 {
-            sites[0].send_update(&tasks[0], &good, 10).await.ok();
-        }
-    });
+    assert!(synthetic.runtime.block_on(sites[0].send_update(&tasks[0], &good, 10)).unwrap().accepted);
     let retried: Vec<_> = (0..2).map(|i| synthetic.task(&mut sites[i], TaskKind::Train)).collect();
     assert_eq!(retried[0].id.as_ref().unwrap().attempt, 2);
     assert_eq!(retried[0].state, tasks[0].state);
     synthetic.runtime.block_on(async {
+        let (digest, size) = fedtune_proto::digest::Digest::of_file(&good).unwrap();
         for (site, task) in sites.iter().zip(&retried) {
-            for _ in 0..2 {
-                let answer = site.send_update(task, &good, 10).await.unwrap();
-                assert!(answer.accepted, "{answer:?}");
-            }
+            assert!(site.send_update(task, &good, 10).await.unwrap().accepted);
+            let update = Some(v1::Artifact { digest: digest.to_string(), size });
+            let trained = v1::Trained { update, examples: 10, train_loss: 0.5, train_seconds: 1.0 };
+            let again = site.report(task, Outcome::Trained(trained)).await.unwrap();
+            assert!(again.accepted, "the same answer again: {again:?}");
         }
     });
     let shown = synthetic.federation.ended(&synthetic.job, "completed");

@@ -221,7 +221,7 @@ fn wrong_use_has_documented_exit_codes() {
     run("fedtune-server", ["no-such-command"]).failed(2, &["no-such-command"]);
     run("fedtune-server", ["simulate", "--model", "x"]).failed(2, &["--train is missing"]);
     let away = ["job", "list", "--address", "https://localhost:1", "--operator", text(folder.path())];
-    run("fedtune-server", away).failed(7, &["ca.pem"]);
+    run("fedtune-server", away).failed(9, &["ca.pem", "a bundle has"]);
     for name in ["fedtune-server", "fedtune-client"] {
         let help = Command::new(program(name)).arg("--help").stderr(Stdio::inherit()).output().unwrap();
         assert!(String::from_utf8_lossy(&help.stdout).contains("Exit codes"), "{name}");
