@@ -78,6 +78,8 @@ impl Remote {
 /// What failed, with its causes; [`exit::code`] gives the exit code.
 pub fn run() -> anyhow::Result<()> {
     let cli = Cli::parse();
+    // The one provider of this program, whatever its dependencies link; an embedding program may have chosen before.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
         match cli.command {

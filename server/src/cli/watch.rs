@@ -3,25 +3,60 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::IsTerminal;
+use std::time::Duration;
 
 use fedtune_proto::v1::{RoundSummary, ShowJobResponse, SiteActivity};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use tonic::{Code, Status};
 
 use super::job::status;
 use super::table;
 use crate::operator::{Operator, OperatorError};
 
+/// How often in a row, and with which pause, an aggregator that is away is tried again: two minutes in all.
+const AWAY_MAX: u32 = 60;
+const AWAY_PAUSE: Duration = Duration::from_secs(2);
+
 /// Follows a job until it has ended, printing each round as it is committed.
 pub(super) async fn to_the_end(operator: &mut Operator, job: &str) -> Result<ShowJobResponse, OperatorError> {
-    let mut stream = operator.watch(job).await?;
     let mut view = View::new();
     let mut last = ShowJobResponse::default();
-    while let Some(shown) = stream.message().await? {
-        view.update(&shown);
-        last = shown;
+    let mut failures = 0;
+    loop {
+        let ended = follow(operator, job, &mut view, &mut last, &mut failures).await;
+        match ended {
+            Ok(()) => break,
+            // The aggregator restarts, say; the job goes on there, and so does the watching.
+            Err(OperatorError::Remote(status)) if is_away(&status) && failures < AWAY_MAX => {
+                failures += 1;
+                eprintln!("the aggregator is away ({}); trying again", status.message());
+                tokio::time::sleep(AWAY_PAUSE).await;
+            }
+            Err(error) => return Err(error),
+        }
     }
     view.finish(&last);
     Ok(last)
+}
+
+async fn follow(
+    operator: &mut Operator,
+    job: &str,
+    view: &mut View,
+    last: &mut ShowJobResponse,
+    failures: &mut u32,
+) -> Result<(), OperatorError> {
+    let mut stream = operator.watch(job).await?;
+    while let Some(shown) = stream.message().await? {
+        *failures = 0;
+        view.update(&shown);
+        *last = shown;
+    }
+    Ok(())
+}
+
+fn is_away(status: &Status) -> bool {
+    matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal)
 }
 
 /// What is on the terminal.
@@ -42,7 +77,7 @@ impl View {
         let phase = bars.add(ProgressBar::new_spinner().with_style(style));
         let live = std::io::stderr().is_terminal();
         if live {
-            phase.enable_steady_tick(std::time::Duration::from_millis(120));
+            phase.enable_steady_tick(Duration::from_millis(120));
         }
         Self { bars, phase, sites: BTreeMap::new(), rounds_shown: 0, phase_shown: String::new(), live }
     }

@@ -39,6 +39,8 @@ pub const PROGRAM: &str = concat!("fedtune-client ", env!("CARGO_PKG_VERSION"));
 /// The configuration is wrong, or the aggregator refuses the site.
 pub fn run(config: &Path) -> Result<(), SessionError> {
     let config: SiteConfig = fedtune_config::load(config)?;
+    // The one provider of this program, whatever its dependencies link; an embedding program may have chosen before.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     for file in [&config.data.train, &config.data.test].into_iter().flatten() {
         std::fs::File::open(file).map_err(|source| SessionError::File { path: file.clone(), source })?;
     }
