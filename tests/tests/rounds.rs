@@ -236,20 +236,20 @@ fn uploads_resume_and_damaged_or_oversized_ones_are_refused() {
     synthetic.runtime.block_on(async {
         let (digest, size) = fedtune_proto::digest::Digest::of_file(&synthetic.state).unwrap();
         let artifact = v1::Artifact { digest: digest.to_string(), size };
-        // The first megabyte and a half, then the link is cut.
+        // A chunk and a half, then the link is cut.
         let bytes = std::fs::read(&synthetic.state).unwrap();
         let mut client = v1::artifacts_client::ArtifactsClient::new(site.channel.clone());
         let part = |part| v1::UploadRequest { part: Some(part) };
         let header = v1::UploadHeader { artifact: Some(artifact.clone()), offset: 0 };
         let parts = vec![
             part(v1::upload_request::Part::Header(header)),
-            part(v1::upload_request::Part::Data(bytes[..1 << 20].to_vec().into())),
-            part(v1::upload_request::Part::Data(bytes[1 << 20..(1 << 20) + (1 << 19)].to_vec().into())),
+            part(v1::upload_request::Part::Data(bytes[..1 << 18].to_vec().into())),
+            part(v1::upload_request::Part::Data(bytes[1 << 18..(1 << 18) + (1 << 17)].to_vec().into())),
         ];
         let answer = client.upload(tokio_stream::iter(parts)).await.unwrap().into_inner();
-        assert_eq!((answer.received, answer.complete), ((1 << 20) + (1 << 19), false));
+        assert_eq!((answer.received, answer.complete), ((1 << 18) + (1 << 17), false));
         let travelled = transfer::upload(&site.channel, &artifact, &synthetic.state).await.unwrap();
-        assert_eq!(travelled, size - (1 << 20) - (1 << 19));
+        assert_eq!(travelled, size - (1 << 18) - (1 << 17));
         assert_eq!(transfer::upload(&site.channel, &artifact, &synthetic.state).await.unwrap(), 0, "it is there");
 
         let wrong = v1::Artifact { digest: "cd".repeat(32), size };

@@ -1,6 +1,7 @@
 //! Artifacts on the wire, resumable both ways.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fedtune_proto::CHUNK_BYTES;
@@ -9,6 +10,7 @@ use fedtune_proto::v1::artifacts_server::Artifacts as ArtifactsRpc;
 use fedtune_proto::v1::upload_request::Part;
 use fedtune_proto::v1::{self, DownloadChunk};
 use futures::{Stream, stream};
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{identity, wire};
@@ -16,6 +18,9 @@ use crate::coordinator::Handle;
 use crate::coordinator::Permit;
 use crate::pki::{Identity, Role};
 use crate::store::{Artifacts, StoreError};
+
+/// Most chunks read or written at once, so that memory does not grow with the number of sites.
+const CHUNKS_MAX: usize = 4;
 
 /// How often moving bytes are reported.
 const PULSE: Duration = Duration::from_secs(1);
@@ -27,11 +32,13 @@ const ANYBODY: &[Role] = &[Role::Site, Role::Evaluator, Role::Operator];
 pub(super) struct Service {
     coordinator: Handle,
     artifacts: Artifacts,
+    /// Transfers whose chunk is in memory; the others wait, with no more than their window.
+    moving: Arc<Semaphore>,
 }
 
 impl Service {
     pub(super) fn new(coordinator: Handle, artifacts: Artifacts) -> Self {
-        Self { coordinator, artifacts }
+        Self { coordinator, artifacts, moving: Arc::new(Semaphore::new(CHUNKS_MAX)) }
     }
 
     async fn permitted(&self, identity: &Identity, permit: Permit) -> Result<(), Status> {
@@ -86,13 +93,15 @@ impl ArtifactsRpc for Service {
         }
         let artifacts = self.artifacts.clone();
         let pulse = Pulse::new(&self.coordinator, &identity);
+        let moving = self.moving.clone();
         let chunks = stream::try_unfold((offset, pulse), move |(start, mut pulse)| {
-            let artifacts = artifacts.clone();
+            let (artifacts, moving) = (artifacts.clone(), moving.clone());
             async move {
                 if start >= size {
                     return Ok(None);
                 }
                 pulse.beat().await;
+                let _turn = moving.acquire().await.map_err(wire::gone)?;
                 let end = size.min(start + CHUNK_BYTES as u64);
                 let data = artifacts.read(digest, start..end).await.map_err(wire::storage)?;
                 Ok(Some((DownloadChunk { data }, (end, pulse))))
@@ -158,6 +167,7 @@ impl ArtifactsRpc for Service {
                 staged.discard().await.map_err(wire::storage)?;
                 return Err(Status::invalid_argument(format!("more than the {} bytes announced came", artifact.size)));
             }
+            let _turn = self.moving.acquire().await.map_err(wire::gone)?;
             staged.append(&data).await.map_err(wire::storage)?;
         }
         let received = staged.size();

@@ -18,6 +18,9 @@ use tokio::io::AsyncWriteExt;
 
 use super::StoreError;
 
+/// Bytes of an upload that wait for the disk.
+const STAGING_BUFFER_BYTES: usize = 256 << 10;
+
 /// The artifact store.
 #[derive(Debug, Clone)]
 pub struct Artifacts {
@@ -101,7 +104,9 @@ impl Artifacts {
         let claim = Claim::new(&self.staging, name)?;
         let path = self.root.join("staging").join(name);
         let open = async {
-            let file = File::options().create(true).append(true).open(&path).await?;
+            let mut file = File::options().create(true).append(true).open(&path).await?;
+            // Tokio would keep up to 2 MiB for each upload.
+            file.set_max_buf_size(STAGING_BUFFER_BYTES);
             let size = file.metadata().await?.len();
             io::Result::Ok((file, size))
         };
