@@ -421,13 +421,13 @@ impl Job {
 /// Widest model, by `hidden_size`, that counts as small.
 const SMALL_HIDDEN_SIZE: u64 = 512;
 
-/// A peak learning rate for the model in this folder, where nobody chose one: 2e-4 for encoders of a hidden size up to
+/// A peak learning rate for the model in this folder, where nobody chose one: 1e-4 for encoders of a hidden size up to
 /// 512, which need larger steps, and the default of [`Training`] for wider ones and for folders that cannot be read.
 pub fn suggested_learning_rate(model: &Path) -> f64 {
     let text = std::fs::read_to_string(model.join("config.json")).unwrap_or_default();
     let config: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
     match config["hidden_size"].as_u64() {
-        Some(width) if width <= SMALL_HIDDEN_SIZE => 2e-4,
+        Some(width) if width <= SMALL_HIDDEN_SIZE => 1e-4,
         _ => Training::default().learning_rate,
     }
 }

@@ -39,7 +39,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE")]
     test: Option<PathBuf>,
     /// Settings; without it every default applies, with the labels found in the training file and a learning rate that
-    /// suits the model (2e-4 up to a hidden size of 512, else 5e-5).
+    /// suits the model (1e-4 up to a hidden size of 512, else 5e-5).
     #[arg(long, value_name = "JOB.toml")]
     job: Option<PathBuf>,
     /// Column with the text, where it differs from the job's (default `text`).
