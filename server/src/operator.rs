@@ -15,6 +15,8 @@ use fedtune_proto::{MESSAGE_BYTES_MAX, version};
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
+use crate::store::records::NEEDED_FILES;
+
 /// A call to the aggregator did not do as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum OperatorError {
@@ -53,7 +55,6 @@ impl From<Status> for OperatorError {
 
 /// Files of a base model beside the three that it must have.
 const OPTIONAL: [&str; 4] = ["tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "merges.txt"];
-const NEEDED: [&str; 3] = ["config.json", "tokenizer.json", "model.safetensors"];
 
 /// A connection with the operator's certificate.
 #[derive(Debug, Clone)]
@@ -81,13 +82,13 @@ impl Operator {
     pub async fn submit(&mut self, job: &Job, mut progress: impl FnMut(&str, u64)) -> Result<String, OperatorError> {
         let folder = &job.model.path;
         let mut base_model = Vec::new();
-        for (name, needed) in NEEDED.iter().map(|n| (n, true)).chain(OPTIONAL.iter().map(|n| (n, false))) {
+        for (name, needed) in NEEDED_FILES.iter().map(|n| (n, true)).chain(OPTIONAL.iter().map(|n| (n, false))) {
             let path = folder.join(name);
             if !path.is_file() {
                 if needed {
                     let reason = format!(
                         "lacks {name}; a base model is a folder in Hugging Face layout with {}",
-                        NEEDED.join(", ")
+                        NEEDED_FILES.join(", ")
                     );
                     return Err(OperatorError::Model { path: folder.clone(), reason });
                 }

@@ -21,15 +21,12 @@ use crate::coordinator::{self, Handle};
 use crate::pki::Role;
 use crate::round::{Machine, Plan};
 use crate::store::Artifacts;
-use crate::store::records::{BaseFile, JobRecord, JobStatus};
+use crate::store::records::{BaseFile, JobRecord, JobStatus, NEEDED_FILES};
 
 const OPERATOR: &[Role] = &[Role::Operator];
 
 /// Least time between two snapshots of a watched job.
 const WATCH_PAUSE: Duration = Duration::from_millis(200);
-
-/// Files a base model needs. The others that a folder may hold are kept too.
-const NEEDED: [&str; 3] = ["config.json", "tokenizer.json", "model.safetensors"];
 
 /// The service.
 #[derive(Debug)]
@@ -78,7 +75,7 @@ impl Operator for Service {
             }
             files.push(BaseFile { name: file.name, artifact: wire::artifact(file.artifact.as_ref())? });
         }
-        if let Some(needed) = NEEDED.iter().find(|needed| !files.iter().any(|file| file.name == **needed)) {
+        if let Some(needed) = NEEDED_FILES.iter().find(|needed| !files.iter().any(|file| file.name == **needed)) {
             return Err(Status::invalid_argument(format!("the base model lacks {needed}")));
         }
         let wanted: Vec<ArtifactRef> = files.iter().map(|file| file.artifact).collect();
@@ -106,8 +103,12 @@ impl Operator for Service {
     async fn list_jobs(&self, request: Request<v1::ListJobsRequest>) -> Result<Response<v1::ListJobsResponse>, Status> {
         identity::require(&request, OPERATOR)?;
         let jobs = self.coordinator.jobs().await.map_err(wire::gone)?.map_err(wire::storage)?;
-        let jobs = jobs.iter().map(wire::summary).collect();
-        Ok(Response::new(v1::ListJobsResponse { jobs }))
+        let mut summaries = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            let shown = self.coordinator.show(job.id).await.map_err(wire::gone)?.map_err(wire::rejected)?;
+            summaries.extend(wire::snapshot(shown).summary);
+        }
+        Ok(Response::new(v1::ListJobsResponse { jobs: summaries }))
     }
 
     async fn show_job(&self, request: Request<v1::ShowJobRequest>) -> Result<Response<ShowJobResponse>, Status> {

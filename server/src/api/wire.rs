@@ -114,7 +114,7 @@ pub(super) fn sums(wire: v1::Evaluation, labels: usize, examples_max: u64) -> Re
     Ok(EvaluationSums { examples, loss_sum, confusion })
 }
 
-pub(super) fn summary(record: &JobRecord) -> v1::JobSummary {
+fn summary(record: &JobRecord, rounds_done: u32) -> v1::JobSummary {
     let status = match record.status {
         JobStatus::Queued => v1::JobStatus::Queued,
         JobStatus::Running => v1::JobStatus::Running,
@@ -127,7 +127,7 @@ pub(super) fn summary(record: &JobRecord) -> v1::JobSummary {
         name: record.name.clone(),
         status: status.into(),
         reason: record.reason.clone(),
-        rounds_done: 0,
+        rounds_done,
         rounds_total: record.machine.plan.rounds,
         submitted_unix_millis: record.submitted_ms.cast_signed(),
         best_round: record.machine.best.map_or(0, |best| best.round),
@@ -135,8 +135,7 @@ pub(super) fn summary(record: &JobRecord) -> v1::JobSummary {
 }
 
 pub(super) fn snapshot(snapshot: JobSnapshot) -> v1::ShowJobResponse {
-    let mut summary = summary(&snapshot.record);
-    summary.rounds_done = snapshot.rounds.last().map_or(0, |round| round.round);
+    let summary = summary(&snapshot.record, snapshot.rounds.last().map_or(0, |round| round.round));
     let activity = snapshot.activity.into_iter().map(|(site, word, activity)| v1::SiteActivity {
         site,
         activity: word.into(),
