@@ -186,8 +186,13 @@ pub struct Training {
     /// Dropout probability of embeddings, attention, hidden states and classifier.
     pub dropout: f64,
     /// How far a site's loss allows for the labels it happens to have: this times the logarithm of each label's share is
-    /// added to the logits in training. 0 is plain cross-entropy; 1 makes sites with different labels agree soonest.
+    /// added to the logits in training. 0 is plain cross-entropy; 1 allows for them in full.
     pub logit_adjustment: f64,
+    /// The shares of the labels over all sites, or counts, in the order of `task.labels`. With `logit_adjustment` a site
+    /// allows for how its own shares differ from these, so that together they learn what these shares call for. Empty:
+    /// all labels alike.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub label_shares: Vec<f64>,
     /// Seed of initialisation, shuffling and dropout.
     pub seed: u64,
 }
@@ -207,6 +212,7 @@ impl Default for Training {
             clip_norm: 1.0,
             dropout: 0.1,
             logit_adjustment: 0.0,
+            label_shares: Vec::new(),
             seed: 42,
         }
     }
@@ -500,6 +506,20 @@ impl Job {
         unit(p, "training.weight_decay", t.weight_decay, true);
         unit(p, "training.dropout", t.dropout, false);
         unit(p, "training.logit_adjustment", t.logit_adjustment, true);
+        if !t.label_shares.is_empty() {
+            let (shares, labels) = (t.label_shares.len(), self.task.labels.len());
+            p.check(shares == labels, "training.label_shares", || {
+                format!("found {shares} numbers; expected one for each of the {labels} labels")
+            });
+            p.check(
+                t.label_shares.iter().all(|share| share.is_finite() && *share > 0.0),
+                "training.label_shares",
+                || format!("found {:?}; expected numbers above 0", t.label_shares),
+            );
+            p.check(t.logit_adjustment > 0.0, "training.label_shares", || {
+                "stands without training.logit_adjustment, which makes use of it; set that above 0".into()
+            });
+        }
         range(p, "training.batch_size", t.batch_size, 1, 65_536);
         if let Some(epochs) = t.epochs {
             range(p, "training.epochs", epochs, 1, 10_000);

@@ -39,7 +39,7 @@ fn uncommented(text: &str, skip: &[&str]) -> String {
 #[test]
 fn examples_parse_and_state_the_true_defaults() {
     let job: Job = read(examples::JOB).unwrap();
-    assert_eq!(job, read(&uncommented(examples::JOB, &["steps"])).unwrap());
+    assert_eq!(job, read(&uncommented(examples::JOB, &["steps", "label_shares"])).unwrap());
     let site: SiteConfig = read(examples::SITE).unwrap();
     assert_eq!(site, read(&uncommented(examples::SITE, &["test", "text_column", "label_column"])).unwrap());
     let server: ServerConfig = read(examples::SERVER).unwrap();
@@ -67,6 +67,14 @@ fn every_fault_of_a_job_names_line_field_found_and_allowed() {
         ("training", "batch_size = -3", 8, vec!["training.batch_size", "-3"]),
         ("training", "dropout = 1.0", 8, vec!["training.dropout", "less than 1"]),
         ("training", "logit_adjustment = 2.0", 8, vec!["training.logit_adjustment", "0 to 1"]),
+        ("training", "label_shares = [1.0, 2.0]", 8, vec!["training.label_shares", "logit_adjustment"]),
+        (
+            "training",
+            "logit_adjustment = 1.0\nlabel_shares = [1.0]",
+            9,
+            vec!["training.label_shares", "found 1 numbers"],
+        ),
+        ("training", "logit_adjustment = 1.0\nlabel_shares = [1.0, 0.0]", 9, vec!["training.label_shares", "above 0"]),
         ("training", "warmup = 1.5", 8, vec!["training.warmup", "1.5"]),
         ("training", "weight_decay = -0.1", 8, vec!["training.weight_decay"]),
         ("training", "clip_norm = -1.0", 8, vec!["training.clip_norm"]),

@@ -29,7 +29,7 @@ impl Digest {
     pub fn of_file(path: &Path) -> io::Result<(Self, u64)> {
         let mut file = std::fs::File::open(path)?;
         let mut hasher = Hasher::default();
-        let mut buffer = vec![0; 256 << 10];
+        let mut buffer = vec![0; 64 << 10];
         let mut size = 0;
         loop {
             let read = file.read(&mut buffer)?;

@@ -22,14 +22,14 @@ pub mod v1 {
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 /// Artifacts travel in chunks of at most this many bytes.
-pub const CHUNK_BYTES: usize = 256 << 10;
+pub const CHUNK_BYTES: usize = 64 << 10;
 
 /// The largest gRPC message either side decodes: a chunk and its envelope, or a job with its records.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
 /// HTTP/2 flow-control window of one stream, in bytes: four chunks in flight, so bulk transfer does not wait for
 /// acknowledgements, while an aggregator with many sites stays small.
-pub const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+pub const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 
 /// HTTP/2 flow-control window of a connection, in bytes.
-pub const CONNECTION_WINDOW_BYTES: u32 = 2 << 20;
+pub const CONNECTION_WINDOW_BYTES: u32 = 512 << 10;

@@ -58,7 +58,8 @@ pub async fn fedavg(
     writer.append(&artifacts.read(state.digest, 0..layout.data_start).await?).await?;
 
     let windows = windows(layout.data_start..layout.file_bytes);
-    let in_flight = available_parallelism().map_or(1, usize::from).min(WINDOWS_MAX);
+    // Twice the cores: while some windows are folded, others are read.
+    let in_flight = available_parallelism().map_or(1, |cores| 2 * cores.get()).min(WINDOWS_MAX);
     let mut folded = stream::iter(windows)
         .map(|window| {
             let (artifacts, sources) = (artifacts.clone(), sources.clone());

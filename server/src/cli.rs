@@ -72,6 +72,10 @@ impl Remote {
     }
 }
 
+/// Threads that read, write and hash files. Each keeps freed memory for itself, so their number bounds the memory of
+/// many transfers at once.
+const FILE_THREADS_MAX: usize = 4;
+
 /// Runs what the command line asks for.
 ///
 /// # Errors
@@ -80,7 +84,8 @@ pub fn run() -> anyhow::Result<()> {
     let cli = Cli::parse();
     // The one provider of this program, whatever its dependencies link; an embedding program may have chosen before.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let runtime = tokio::runtime::Runtime::new()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(FILE_THREADS_MAX).build()?;
     runtime.block_on(async {
         match cli.command {
             Command::Init(command) => command.run().await,

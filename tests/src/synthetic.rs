@@ -81,7 +81,8 @@ impl SyntheticSite {
     /// # Errors
     /// The transfer stopped.
     pub async fn upload(&self, path: &Path) -> anyhow::Result<(v1::Artifact, u64)> {
-        let (digest, size) = Digest::of_file(path)?;
+        let hashed = path.to_path_buf();
+        let (digest, size) = tokio::task::spawn_blocking(move || Digest::of_file(&hashed)).await??;
         let artifact = v1::Artifact::from(ArtifactRef { digest, size });
         let travelled = transfer::upload(&self.channel, &artifact, path).await?;
         Ok((artifact, travelled))
@@ -112,15 +113,20 @@ impl SyntheticSite {
     /// # Errors
     /// A call failed.
     pub async fn serve(&mut self, state: &Path, update: &Path, work: &Path) -> anyhow::Result<()> {
-        let mut beat = tokio::time::interval(std::time::Duration::from_secs(1));
+        let (channel, session) = (self.channel.clone(), self.session.clone());
+        // Ends with this call.
+        let mut beating = tokio::task::JoinSet::new();
+        beating.spawn(async move {
+            let mut beat = tokio::time::interval(std::time::Duration::from_secs(1));
+            loop {
+                beat.tick().await;
+                let request = v1::HeartbeatRequest { session: session.clone() };
+                // If the aggregator is gone, the session's stream tells.
+                let _ = FederationClient::new(channel.clone()).heartbeat(request).await;
+            }
+        });
         loop {
-            let task = tokio::select! {
-                task = self.task() => task?,
-                _ = beat.tick() => {
-                    self.heartbeat().await?;
-                    continue;
-                }
-            };
+            let task = self.task().await?;
             let kind = task.id.as_ref().map(v1::TaskId::kind);
             match kind {
                 Some(TaskKind::Initialize) => {

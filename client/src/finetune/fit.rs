@@ -59,7 +59,7 @@ pub fn fit(
     let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
     let tokens = classifier.tokenize(&texts)?;
     let network = classifier.network();
-    let offset = logit_offset(rows, classifier.labels().len(), training.logit_adjustment);
+    let offset = logit_offset(rows, classifier.labels().len(), training);
     let mut optimizer = match training.optimizer {
         Optimizer::Adamw => AdamW::new(training.weight_decay),
     };
@@ -117,16 +117,20 @@ pub fn fit(
     })
 }
 
-/// Logit adjustment (Menon et al. 2021, 2007.07314, eq. 10): `τ·log π_c` for each label, with π the shares of the labels in
-/// these rows, one row added to each so that an absent label has a share. Empty for τ = 0.
-fn logit_offset(rows: &[Row], labels: usize, strength: f64) -> Vec<f32> {
+/// Logit adjustment (Menon et al. 2021, 2007.07314, eq. 10): `τ·log(π_c / ρ_c)` for each label. π are the shares of the
+/// labels in these rows, one row added to each so that an absent label has a share; ρ are the shares that the model is for,
+/// `label_shares`, or 1 for each label where there are none. Empty for τ = 0.
+fn logit_offset(rows: &[Row], labels: usize, training: &Training) -> Vec<f32> {
+    let strength = training.logit_adjustment;
     if strength == 0.0 {
         return Vec::new();
     }
     let mut counts = vec![1.0; labels];
     rows.iter().for_each(|row| counts[row.label] += 1.0);
     let total: f64 = counts.iter().sum();
-    counts.iter().map(|count| (strength * (count / total).ln()) as f32).collect()
+    let aim_total: f64 = training.label_shares.iter().sum();
+    let aim = |label: usize| training.label_shares.get(label).map_or(1.0, |share| share / aim_total);
+    counts.iter().enumerate().map(|(i, count)| (strength * (count / total / aim(i)).ln()) as f32).collect()
 }
 
 #[cfg(test)]
@@ -134,12 +138,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_logit_offset_is_the_log_share_of_each_label() {
+    fn the_logit_offset_is_the_log_share_of_each_label_against_the_share_aimed_at() {
         let rows: Vec<Row> = [0, 0, 0, 2].map(|label| Row { text: String::new(), label }).into();
-        assert!(logit_offset(&rows, 3, 0.0).is_empty());
-        let expected = [4.0_f32 / 7.0, 1.0 / 7.0, 2.0 / 7.0].map(|share| 0.5 * share.ln());
-        for (found, expected) in logit_offset(&rows, 3, 0.5).into_iter().zip(expected) {
-            assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+        let training = |logit_adjustment, label_shares: &[f64]| Training {
+            logit_adjustment,
+            label_shares: label_shares.into(),
+            ..Training::default()
+        };
+        assert!(logit_offset(&rows, 3, &training(0.0, &[])).is_empty());
+        let own = [4.0_f32 / 7.0, 1.0 / 7.0, 2.0 / 7.0];
+        let plain = own.map(|share| 0.5 * share.ln());
+        // Counts do as well as shares.
+        let aimed = [own[0] / 0.5, own[1] / 0.25, own[2] / 0.25].map(f32::ln);
+        for (training, expected) in [(training(0.5, &[]), plain), (training(1.0, &[6.0, 3.0, 3.0]), aimed)] {
+            for (found, expected) in logit_offset(&rows, 3, &training).into_iter().zip(expected) {
+                assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+            }
         }
     }
 }

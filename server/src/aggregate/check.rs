@@ -6,7 +6,7 @@ use fedtune_proto::layout::Layout;
 use crate::store::{Artifacts, StoreError};
 
 /// Bytes looked at in one go.
-const WINDOW_BYTES: u64 = 1 << 20;
+const WINDOW_BYTES: u64 = 64 << 10;
 
 /// Why an artifact of a site does not count.
 #[derive(Debug, thiserror::Error)]

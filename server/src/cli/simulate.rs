@@ -46,7 +46,8 @@ pub(super) struct Simulate {
     #[arg(long, value_name = "HOW")]
     partition: Option<Partition>,
     /// job.toml; if absent, a job with every default for the labels of --train, 2 epochs a round, logit
-    /// adjustment 0.5, and the learning rate 1e-4 for small encoders, 5e-5 for hidden sizes above 512
+    /// adjustment for the labels' shares in --train, and the learning rate 1e-4 for small encoders, 5e-5 for
+    /// hidden sizes above 512
     #[arg(long, value_name = "FILE")]
     job: Option<PathBuf>,
     /// Seed of the partition and of the job; the job's if absent
@@ -66,9 +67,8 @@ pub(super) struct Simulate {
     output: Output,
 }
 
-/// Epochs of each site in each round, and its allowance for its own labels, where no job says.
+/// Epochs of each site in each round, where no job says.
 const SIMULATED_EPOCHS: usize = 2;
-const SIMULATED_LOGIT_ADJUSTMENT: f64 = 0.5;
 
 /// Progress on standard error.
 struct Terminal(View);
@@ -142,10 +142,11 @@ impl Simulate {
                     .as_ref()
                     .ok_or_else(|| usage("--model is missing; expected a Hugging Face folder, or a job with --job"))?;
                 let labels = Table::read(&train, "label")?.labels()?;
-                let mut job = Job::classify("simulation", model, labels);
+                let mut job = Job::classify("simulation", model, labels.keys().cloned().collect());
                 // What few rounds with differing sites want; on skewed splits it was the best of the recipes tried.
                 job.training.epochs = Some(SIMULATED_EPOCHS);
-                job.training.logit_adjustment = SIMULATED_LOGIT_ADJUSTMENT;
+                job.training.logit_adjustment = 1.0;
+                job.training.label_shares = labels.values().map(|count| *count as f64).collect();
                 job.rounds.quorum = match &partition {
                     Partition::Column(_) => 1,
                     _ => self.sites.unwrap_or(3),

@@ -108,13 +108,16 @@ impl Table {
         Ok(table)
     }
 
-    /// Every label that occurs, sorted.
+    /// Every label that occurs, sorted, with its rows.
     ///
     /// # Errors
     /// The label column is absent.
-    pub fn labels(&self) -> Result<Vec<String>, SimulateError> {
-        let labels: BTreeSet<String> = self.values(&self.label_column)?.into_iter().filter(|l| !l.is_empty()).collect();
-        Ok(labels.into_iter().collect())
+    pub fn labels(&self) -> Result<BTreeMap<String, usize>, SimulateError> {
+        let mut counts = BTreeMap::new();
+        for label in self.values(&self.label_column)?.into_iter().filter(|label| !label.is_empty()) {
+            *counts.entry(label).or_default() += 1;
+        }
+        Ok(counts)
     }
 
     fn column(&self, name: &str) -> Result<Option<usize>, SimulateError> {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use fedtune_proto::CHUNK_BYTES;
 use fedtune_proto::digest::{ArtifactRef, Digest, Hasher};
 use fedtune_proto::layout::{HEADER_BYTES_MAX, Layout};
 use object_store::local::LocalFileSystem;
@@ -17,9 +18,6 @@ use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
 
 use super::StoreError;
-
-/// Bytes of an upload that wait for the disk.
-const STAGING_BUFFER_BYTES: usize = 256 << 10;
 
 /// The artifact store.
 #[derive(Debug, Clone)]
@@ -106,7 +104,7 @@ impl Artifacts {
         let open = async {
             let mut file = File::options().create(true).append(true).open(&path).await?;
             // Tokio would keep up to 2 MiB for each upload.
-            file.set_max_buf_size(STAGING_BUFFER_BYTES);
+            file.set_max_buf_size(CHUNK_BYTES);
             let size = file.metadata().await?.len();
             io::Result::Ok((file, size))
         };
