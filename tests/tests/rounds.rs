@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 
+use fedtune_proto::CHUNK_BYTES;
 use fedtune_proto::transfer::{self, TransferError};
 use fedtune_proto::v1::report_result_request::Outcome;
 use fedtune_proto::v1::{self, TaskKind};
@@ -241,15 +242,16 @@ fn uploads_resume_and_damaged_or_oversized_ones_are_refused() {
         let mut client = v1::artifacts_client::ArtifactsClient::new(site.channel.clone());
         let part = |part| v1::UploadRequest { part: Some(part) };
         let header = v1::UploadHeader { artifact: Some(artifact.clone()), offset: 0 };
+        let sent = CHUNK_BYTES + CHUNK_BYTES / 2;
         let parts = vec![
             part(v1::upload_request::Part::Header(header)),
-            part(v1::upload_request::Part::Data(bytes[..1 << 18].to_vec().into())),
-            part(v1::upload_request::Part::Data(bytes[1 << 18..(1 << 18) + (1 << 17)].to_vec().into())),
+            part(v1::upload_request::Part::Data(bytes[..CHUNK_BYTES].to_vec().into())),
+            part(v1::upload_request::Part::Data(bytes[CHUNK_BYTES..sent].to_vec().into())),
         ];
         let answer = client.upload(tokio_stream::iter(parts)).await.unwrap().into_inner();
-        assert_eq!((answer.received, answer.complete), ((1 << 18) + (1 << 17), false));
+        assert_eq!((answer.received, answer.complete), (sent as u64, false));
         let travelled = transfer::upload(&site.channel, &artifact, &synthetic.state).await.unwrap();
-        assert_eq!(travelled, size - (1 << 18) - (1 << 17));
+        assert_eq!(travelled, size - sent as u64);
         assert_eq!(transfer::upload(&site.channel, &artifact, &synthetic.state).await.unwrap(), 0, "it is there");
 
         let wrong = v1::Artifact { digest: "cd".repeat(32), size };
