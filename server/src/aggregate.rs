@@ -19,7 +19,7 @@ use crate::store::artifacts::Writer;
 use crate::store::{Artifacts, StoreError};
 
 /// Bytes of one window of the state; 4 times as many are held per window in flight.
-const WINDOW_BYTES: u64 = 1 << 20;
+const WINDOW_BYTES: u64 = 512 << 10;
 
 /// Most windows in flight.
 const WINDOWS_MAX: usize = 8;
@@ -58,8 +58,7 @@ pub async fn fedavg(
     writer.append(&artifacts.read(state.digest, 0..layout.data_start).await?).await?;
 
     let windows = windows(layout.data_start..layout.file_bytes);
-    // Twice the cores: while some windows are folded, others are read.
-    let in_flight = available_parallelism().map_or(1, |cores| 2 * cores.get()).min(WINDOWS_MAX);
+    let in_flight = available_parallelism().map_or(1, usize::from).min(WINDOWS_MAX);
     let mut folded = stream::iter(windows)
         .map(|window| {
             let (artifacts, sources) = (artifacts.clone(), sources.clone());
