@@ -72,8 +72,7 @@ impl Remote {
     }
 }
 
-/// Threads that read, write and hash files. Each keeps freed memory for itself, so their number bounds the memory of
-/// many transfers at once.
+/// Threads that read, write and hash files; their number bounds the memory of many transfers at once.
 const FILE_THREADS_MAX: usize = 4;
 
 /// Runs what the command line asks for.
