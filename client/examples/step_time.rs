@@ -24,7 +24,8 @@ fn main() -> anyhow::Result<()> {
     let probability: f64 = arguments.get(6).map(|text| text.parse()).transpose()?.unwrap_or(0.1);
     let device = fedtune_client::device::open(&Device { threads, ..Device::default() })?;
     let labels: Vec<String> = (0..5).map(|label| label.to_string()).collect();
-    let spec = ModelSpec { labels, trainable, dropout: probability, seed: 1, max_length: length };
+    let spec =
+        ModelSpec { labels, trainable, lora: Default::default(), dropout: probability, seed: 1, max_length: length };
     let network = Network::load(model, &spec, &device)?;
     let vocabulary = network.config().vocab_size as u64;
     let sequences: Vec<Tokens> = (0..batch as u64)

@@ -3,6 +3,7 @@
 mod error;
 mod evaluate;
 mod finetune;
+mod merge;
 mod predict;
 mod progress;
 mod run;
@@ -27,6 +28,7 @@ pub struct Cli {
 enum Command {
     Finetune(finetune::Arguments),
     Evaluate(evaluate::Arguments),
+    Merge(merge::Arguments),
     Predict(predict::Arguments),
     Run(run::Arguments),
 }
@@ -40,6 +42,7 @@ impl Cli {
         match self.command {
             Command::Finetune(arguments) => arguments.run(),
             Command::Evaluate(arguments) => arguments.run(),
+            Command::Merge(arguments) => arguments.run(),
             Command::Predict(arguments) => arguments.run(),
             Command::Run(arguments) => arguments.run(),
         }

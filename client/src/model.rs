@@ -1,9 +1,10 @@
-//! A pre-trained BERT as a trainable sequence classifier.
+//! A pre-trained encoder as a trainable sequence classifier.
 //!
 //! Read in this order: [`batch`] (how token rows lie), [`config`] and `names` (what tensors there are), [`network`] (the
 //! function), `ops` (the operations under it), `state` and `export` (files). This module loads a folder into a
 //! [`Classifier`].
 
+mod adapters;
 pub mod batch;
 pub mod config;
 mod error;
@@ -22,7 +23,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use fedtune_config::Job;
-use fedtune_config::job::Trainable;
+use fedtune_config::job::{Lora, Trainable};
 use serde_json::{Map, Value};
 
 pub use error::ModelError;
@@ -39,6 +40,8 @@ pub struct ModelSpec {
     pub labels: Vec<String>,
     /// Which tensors are trained.
     pub trainable: Trainable,
+    /// The adapters, for [`Trainable::Lora`].
+    pub lora: Lora,
     /// Dropout probability in training.
     pub dropout: f64,
     /// Seed of new weights.
@@ -52,6 +55,7 @@ impl From<&Job> for ModelSpec {
         Self {
             labels: job.task.labels.clone(),
             trainable: job.training.trainable,
+            lora: job.training.lora.clone().unwrap_or_default(),
             dropout: job.training.dropout,
             seed: job.training.seed,
             max_length: job.task.max_length,

@@ -1,5 +1,5 @@
 //! The network against PyTorch: logits, loss, every gradient, and five optimiser steps. The reference was computed in
-//! double precision by `tests/fixtures/make_bert_gradients.py`.
+//! double precision by `tests/fixtures/make_encoder_gradients.py`.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::HashMap;
@@ -10,25 +10,40 @@ use fedtune_client::finetune::{AdamW, gradient_norm};
 use fedtune_client::model::batch::{Batch, Tokens};
 use fedtune_client::model::network::{Gradient, Pass};
 use fedtune_client::model::{DropoutStream, ModelSpec, Network};
-use fedtune_config::job::Trainable;
+use fedtune_config::job::{Lora, Trainable};
 
-fn fixture() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/bert")
+const ARCHITECTURES: [&str; 4] = ["bert", "distilbert", "roberta", "xlm-roberta"];
+
+fn fixture(architecture: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(architecture)
 }
 
 fn network(trainable: Trainable) -> Network {
+    network_of("bert", trainable)
+}
+
+fn network_of(architecture: &str, trainable: Trainable) -> Network {
+    adapted(architecture, trainable, Lora::default())
+}
+
+fn adapted(architecture: &str, trainable: Trainable, lora: Lora) -> Network {
     let spec = ModelSpec {
         labels: ["alpha", "beta", "gamma"].map(String::from).to_vec(),
         trainable,
+        lora,
         dropout: 0.0,
         seed: 1,
         max_length: 24,
     };
-    Network::load(&fixture(), &spec, &Device::Cpu).unwrap()
+    Network::load(&fixture(architecture), &spec, &Device::Cpu).unwrap()
 }
 
 fn reference(file: &str) -> HashMap<String, Tensor> {
-    candle_core::safetensors::load(fixture().join(file), &Device::Cpu).unwrap()
+    reference_of("bert", file)
+}
+
+fn reference_of(architecture: &str, file: &str) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(fixture(architecture).join(file), &Device::Cpu).unwrap()
 }
 
 fn rows(reference: &HashMap<String, Tensor>, name: &str) -> Vec<Vec<u32>> {
@@ -94,7 +109,10 @@ fn assert_gradients(network: &Network, pass: &Pass, reference: &HashMap<String, 
         let found = dense(&pass.gradients[name], parameter.var.dims());
         if norm(&expected) < 1e-6 {
             // Softmax does not see a constant added to all scores, so the true gradient of key biases is zero.
-            assert!(name.ends_with("key.bias"), "{name}: the reference has no gradient");
+            assert!(
+                name.ends_with("key.bias") || name.ends_with("k_lin.bias"),
+                "{name}: the reference has no gradient"
+            );
             assert!(norm(&found) < 1e-6, "{name}: found {}", norm(&found));
         } else {
             let distance = distance(&found, &expected);
@@ -105,33 +123,101 @@ fn assert_gradients(network: &Network, pass: &Pass, reference: &HashMap<String, 
 
 #[test]
 fn logits_and_loss_agree() {
-    let (network, reference) = (network(Trainable::Full), reference("gradients.safetensors"));
-    let sequences = sequences(&reference);
-    for batch in
-        [Batch::packed(&sequences.iter().collect::<Vec<_>>()), Batch::padded(&sequences.iter().collect::<Vec<_>>())]
-    {
-        let logits = values(&network.logits(&batch).unwrap());
-        assert!(distance(&logits, &values(&reference["logits"])) < 1e-5);
+    for architecture in ARCHITECTURES {
+        let network = network_of(architecture, Trainable::Full);
+        let reference = reference_of(architecture, "gradients.safetensors");
+        let sequences = sequences(&reference);
+        for batch in
+            [Batch::packed(&sequences.iter().collect::<Vec<_>>()), Batch::padded(&sequences.iter().collect::<Vec<_>>())]
+        {
+            let logits = values(&network.logits(&batch).unwrap());
+            assert!(distance(&logits, &values(&reference["logits"])) < 1e-5, "{architecture}");
+        }
+        let loss = pass(&network, &reference).loss;
+        assert!((loss - values(&reference["loss"])[0]).abs() < 1e-5, "{architecture}");
     }
-    let loss = pass(&network, &reference).loss;
-    assert!((loss - values(&reference["loss"])[0]).abs() < 1e-5);
 }
 
 #[test]
 fn every_gradient_agrees() {
-    let (network, reference) = (network(Trainable::Full), reference("gradients.safetensors"));
-    assert_gradients(&network, &pass(&network, &reference), &reference);
+    for architecture in ARCHITECTURES {
+        let network = network_of(architecture, Trainable::Full);
+        let reference = reference_of(architecture, "gradients.safetensors");
+        // Every parameter that transformers has is ours, under the same name.
+        let theirs = reference.keys().filter(|name| name.starts_with("grad.")).count();
+        assert_eq!(network.parameters().len(), theirs, "{architecture}");
+        assert_gradients(&network, &pass(&network, &reference), &reference);
+    }
 }
 
 #[test]
 fn gradients_agree_where_only_a_part_is_trained() {
-    let reference = reference("gradients.safetensors");
-    for (trainable, count) in [(Trainable::Head, 4), (Trainable::Last(1), 4 + 16), (Trainable::Last(2), 4 + 32)] {
-        let network = network(trainable);
+    for architecture in ARCHITECTURES {
+        let reference = reference_of(architecture, "gradients.safetensors");
+        for (trainable, count) in [(Trainable::Head, 4), (Trainable::Last(1), 4 + 16), (Trainable::Last(2), 4 + 32)] {
+            let network = network_of(architecture, trainable);
+            let pass = pass(&network, &reference);
+            assert_eq!(pass.gradients.len(), count, "{architecture} {trainable}");
+            assert_gradients(&network, &pass, &reference);
+        }
+    }
+}
+
+/// Adapters as peft saved them, in the network they belong to.
+fn with_adapters(architecture: &str) -> Network {
+    let folder = fixture(architecture).join("lora");
+    let text = std::fs::read_to_string(folder.join("adapter_config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let targets = serde_json::from_value(config["target_modules"].clone()).unwrap();
+    let lora = Lora { rank: 4, alpha: 6.0, dropout: 0.0, targets };
+    let mut network = adapted(architecture, Trainable::Lora, lora);
+    let bare: HashMap<String, Tensor> = reference_of(architecture, "lora/adapter_model.safetensors")
+        .into_iter()
+        .map(|(name, tensor)| (name.strip_prefix("base_model.model.").unwrap().to_owned(), tensor))
+        .collect();
+    let state = tempfile::NamedTempFile::new().unwrap();
+    candle_core::safetensors::save(&bare, state.path()).unwrap();
+    network.load_state(state.path()).unwrap();
+    network
+}
+
+#[test]
+fn every_gradient_of_adapters_agrees() {
+    for architecture in ARCHITECTURES {
+        let network = with_adapters(architecture);
+        let mut reference = reference_of(architecture, "lora/gradients.safetensors");
+        let theirs = reference.keys().filter(|name| name.starts_with("grad.")).count();
+        let ours = network.parameters().values().filter(|parameter| parameter.trained).count();
+        assert_eq!(ours, theirs, "{architecture}");
+        let batch = reference_of(architecture, "gradients.safetensors");
+        for name in ["input_ids", "token_type_ids", "attention_mask", "labels"] {
+            reference.insert(name.into(), batch[name].clone());
+        }
         let pass = pass(&network, &reference);
-        assert_eq!(pass.gradients.len(), count, "{trainable}");
+        assert!((pass.loss - values(&reference["loss"])[0]).abs() < 1e-5, "{architecture}");
         assert_gradients(&network, &pass, &reference);
     }
+}
+
+#[test]
+fn adapters_begin_as_the_base_model_and_their_dropout_is_drawn_by_the_seed() {
+    let reference = reference("gradients.safetensors");
+    let base = pass(&network(Trainable::Head), &reference).loss;
+    let lora = Lora { dropout: 0.5, targets: vec!["all-linear".into()], ..Lora::default() };
+    let network = adapted("bert", Trainable::Lora, lora);
+    assert!((pass(&network, &reference).loss - base).abs() < 1e-6);
+    // B is zero, so A gets no gradient yet; B's depends on what dropout leaves of the inputs.
+    let sequences = sequences(&reference);
+    let batch = network.batch(&sequences.iter().collect::<Vec<_>>());
+    let gradient = |step| {
+        let stream = DropoutStream { probability: 0.0, seed: 7, round: 1, step };
+        let pass = network.gradients(&batch, &labels(&reference), &[], Some(stream)).unwrap();
+        let name = |part| format!("bert.encoder.layer.0.attention.self.query.lora_{part}.weight");
+        assert!(dense(&pass.gradients[&name("A")], &[8, 32]).iter().all(|x| *x == 0.0));
+        dense(&pass.gradients[&name("B")], &[32, 8])
+    };
+    assert_eq!(gradient(1), gradient(1));
+    assert_ne!(gradient(1), gradient(2));
 }
 
 #[test]
@@ -171,7 +257,7 @@ fn five_steps_agree() {
 #[test]
 fn one_step_moves_every_trained_tensor_and_no_other() {
     let reference = reference("gradients.safetensors");
-    for trainable in [Trainable::Full, Trainable::Head, Trainable::Last(1)] {
+    for trainable in [Trainable::Full, Trainable::Head, Trainable::Last(1), Trainable::Lora] {
         let network = network(trainable);
         let copies: HashMap<String, Vec<f64>> =
             network.parameters().iter().map(|(name, p)| (name.clone(), values(p.var.as_tensor()))).collect();
@@ -179,7 +265,9 @@ fn one_step_moves_every_trained_tensor_and_no_other() {
         AdamW::new(0.0).step(network.parameters(), &pass.gradients, 1e-3, 1.0).unwrap();
         for (name, parameter) in network.parameters() {
             let moved = values(parameter.var.as_tensor()) != copies[name];
-            assert_eq!(moved, parameter.trained, "{trainable}: {name}");
+            // The other matrix of a fresh adapter is zero, and so is this one's first gradient.
+            let waits = name.ends_with("lora_A.weight");
+            assert_eq!(moved, parameter.trained && !waits, "{trainable}: {name}");
         }
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use fedtune_client::model::{Classifier, ModelSpec};
-use fedtune_config::job::Trainable;
+use fedtune_config::job::{Lora, Trainable};
 use fedtune_proto::recipe::TensorSource;
 use serde_json::json;
 use tiny_model::{edit_config, edit_tensors, folder, spec};
@@ -56,7 +56,7 @@ fn a_faulty_config_is_refused_with_its_field() {
     text("{\"model_type\": \"bert\"}", &["vocab_size"]);
     type Change = fn(&mut serde_json::Map<String, serde_json::Value>);
     let cases: [(Change, &[&str]); 8] = [
-        (|c| drop(c.insert("model_type".into(), json!("roberta"))), &["roberta", "bert-base-uncased"]),
+        (|c| drop(c.insert("model_type".into(), json!("gpt2"))), &["gpt2", "bert-base-uncased"]),
         (|c| drop(c.insert("hidden_size".into(), json!("many"))), &["hidden_size"]),
         (|c| drop(c.insert("hidden_size".into(), json!(4_000_000_000_000u64))), &["hidden_size", "1 to 16384"]),
         (|c| drop(c.insert("vocab_size".into(), json!(0))), &["vocab_size is 0"]),
@@ -263,7 +263,7 @@ fn an_export_loads_again_with_labels_and_length() {
     let classifier =
         Classifier::load(model.path(), &ModelSpec { labels: labels.clone(), ..spec() }, &Device::Cpu).unwrap();
     classifier.save(out.path()).unwrap();
-    let again = Classifier::load_exported(out.path(), &Device::Cpu).unwrap();
+    let again = Classifier::load_exported(out.path(), None, &Device::Cpu).unwrap();
     assert_eq!(again.labels(), labels);
     assert_eq!(again.max_length(), 16);
     assert_eq!(logits(&again), logits(&classifier));
@@ -275,15 +275,98 @@ fn an_export_loads_again_with_labels_and_length() {
     assert_eq!(config["problem_type"], json!("single_label_classification"));
     let recipe = classifier.export_recipe();
     assert_eq!(serde_json::from_str::<serde_json::Value>(&recipe.config_json).unwrap(), config);
-    assert!(recipe.tensors.iter().all(|tensor| tensor.source == TensorSource::State));
+    assert!(recipe.tensors.iter().all(|tensor| tensor.source == TensorSource::State(tensor.name.clone())));
     let names: Vec<_> = std::fs::read_dir(out.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(names.iter().all(|name| !name.to_string_lossy().ends_with(".part")), "{names:?}");
 
     // A base model without a classifier is no exported model.
     edit_tensors(&out.path().join("model.safetensors"), |tensors| drop(tensors.remove("classifier.weight")));
-    let error = Classifier::load_exported(out.path(), &Device::Cpu).unwrap_err().to_string();
+    let error = Classifier::load_exported(out.path(), None, &Device::Cpu).unwrap_err().to_string();
     assert!(error.contains("classifier.weight"), "{error}");
     edit_config(out.path(), |config| drop(config.remove("id2label")));
-    let error = Classifier::load_exported(out.path(), &Device::Cpu).unwrap_err().to_string();
+    let error = Classifier::load_exported(out.path(), None, &Device::Cpu).unwrap_err().to_string();
     assert!(error.contains("id2label"), "{error}");
+}
+
+/// A classifier with adapters whose weights are no longer the first ones.
+fn adapted(model: &Path, lora: Lora) -> Classifier {
+    let spec = ModelSpec { trainable: Trainable::Lora, lora, ..spec() };
+    let mut classifier = Classifier::load(model, &spec, &Device::Cpu).unwrap();
+    let state = tempfile::NamedTempFile::new().unwrap();
+    classifier.write_state(state.path()).unwrap();
+    edit_tensors(state.path(), |tensors| {
+        for tensor in tensors.values_mut() {
+            let noise = Tensor::rand(-0.3f32, 0.3, tensor.shape(), &Device::Cpu).unwrap();
+            *tensor = (&*tensor + noise).unwrap();
+        }
+    });
+    classifier.load_state(state.path()).unwrap();
+    classifier
+}
+
+#[test]
+fn adapters_are_saved_as_peft_has_them_and_become_a_whole_model() {
+    let (model, out) = (folder(), tempfile::tempdir().unwrap());
+    let lora = Lora { rank: 3, alpha: 5.0, dropout: 0.0, targets: vec!["all-linear".into()] };
+    let classifier = adapted(model.path(), lora);
+    classifier.save(out.path()).unwrap();
+    assert!(!out.path().join("model.safetensors").exists());
+    let text = std::fs::read(out.path().join("adapter_config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    assert_eq!(config["target_modules"].as_array().unwrap().len(), 6);
+    assert_eq!(config["modules_to_save"], json!(["pooler", "classifier"]));
+    assert_eq!((&config["r"], &config["lora_alpha"]), (&json!(3), &json!(5.0)));
+
+    let whole = Classifier::load_exported(out.path(), Some(model.path()), &Device::Cpu).unwrap();
+    assert_eq!(whole.labels(), classifier.labels());
+    for (found, expected) in logits(&whole).iter().flatten().zip(logits(&classifier).iter().flatten()) {
+        assert!((found - expected).abs() < 1e-4, "{found} {expected}");
+    }
+    assert!(whole.export_recipe().tensors.iter().all(|tensor| !tensor.name.contains("lora")));
+
+    // The aggregator writes the same file out of the state.
+    let recipe = classifier.export_recipe();
+    assert_eq!(recipe.adapter_config_json.as_deref(), Some(std::str::from_utf8(&text).unwrap()));
+    let mut names: Vec<String> = recipe.tensors.iter().map(|tensor| tensor.name.clone()).collect();
+    names.sort();
+    let saved = candle_core::safetensors::load(out.path().join("adapter_model.safetensors"), &Device::Cpu).unwrap();
+    let mut expected: Vec<String> = saved.into_keys().collect();
+    expected.sort();
+    assert_eq!(names, expected);
+}
+
+#[test]
+fn unusable_adapters_are_refused() {
+    let (model, out) = (folder(), tempfile::tempdir().unwrap());
+    let spec = |targets: &[&str]| ModelSpec {
+        trainable: Trainable::Lora,
+        lora: Lora { targets: targets.iter().map(|target| (*target).to_owned()).collect(), ..Lora::default() },
+        ..spec()
+    };
+    let error = Classifier::load(model.path(), &spec(&["query", "q_proj"]), &Device::Cpu).unwrap_err().to_string();
+    assert!(error.contains("q_proj") && error.contains("attention.self.query"), "{error}");
+
+    adapted(model.path(), Lora::default()).save(out.path()).unwrap();
+    let refused = |adapters: &Path, base: Option<&Path>| {
+        Classifier::load_exported(adapters, base, &Device::Cpu).unwrap_err().to_string()
+    };
+    assert!(refused(out.path(), None).contains("--base"));
+    assert!(refused(model.path(), Some(model.path())).contains("leave --base out"));
+    let tensors = out.path().join("adapter_model.safetensors");
+    edit_tensors(&tensors, |tensors| {
+        let tensor = tensors.remove("base_model.model.classifier.bias").unwrap();
+        tensors.insert("base_model.model.score.bias".into(), tensor);
+    });
+    assert!(refused(out.path(), Some(model.path())).contains("classifier.bias"));
+    let config = out.path().join("adapter_config.json");
+    for (from, to, words) in
+        [("LORA", "IA3", "IA3"), ("\"r\": 8", "\"r\": 0", "r is 0"), ("{", "[", "adapter_config.json")]
+    {
+        let text = std::fs::read_to_string(&config).unwrap();
+        std::fs::write(&config, text.replacen(from, to, 1)).unwrap();
+        assert!(refused(out.path(), Some(model.path())).contains(words));
+        std::fs::write(&config, text).unwrap();
+    }
+    std::fs::remove_file(&tensors).unwrap();
+    assert!(refused(out.path(), Some(model.path())).contains("adapter_model.safetensors"));
 }

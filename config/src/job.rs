@@ -95,6 +95,8 @@ pub enum Trainable {
     Head,
     /// Pooler, classifier and the last so many encoder layers.
     Last(usize),
+    /// Pooler, classifier and low-rank adapters beside some dense layers; see [`Lora`].
+    Lora,
 }
 
 impl fmt::Display for Trainable {
@@ -103,6 +105,7 @@ impl fmt::Display for Trainable {
             Self::Full => out.write_str("full"),
             Self::Head => out.write_str("head"),
             Self::Last(layers) => write!(out, "last-{layers}"),
+            Self::Lora => out.write_str("lora"),
         }
     }
 }
@@ -113,13 +116,14 @@ impl FromStr for Trainable {
         match text {
             "full" => Ok(Self::Full),
             "head" => Ok(Self::Head),
+            "lora" => Ok(Self::Lora),
             _ => text
                 .strip_prefix("last-")
                 .and_then(|layers| layers.parse().ok())
                 .filter(|layers| *layers > 0)
                 .map(Self::Last)
                 .ok_or_else(|| {
-                    format!("found {text:?}; expected \"full\", \"head\" or \"last-N\" with N of at least 1")
+                    format!("found {text:?}; expected \"full\", \"head\", \"lora\" or \"last-N\" with N of at least 1")
                 }),
         }
     }
@@ -134,6 +138,28 @@ impl Serialize for Trainable {
 impl<'de> Deserialize<'de> for Trainable {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// Low-rank adaptation (Hu et al. 2021, 2106.09685): a frozen dense layer `W` gets `alpha / rank * B A` beside it, and
+/// only `A` `[rank, in]` and `B` `[out, rank]` are trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Lora {
+    /// Rank of the adapters.
+    pub rank: usize,
+    /// Their weight, times the rank.
+    pub alpha: f64,
+    /// Dropout probability of what goes into an adapter.
+    pub dropout: f64,
+    /// The dense layers, by the last parts of their names, as peft has it: `query`, `attention.output.dense`;
+    /// `all-linear` means every dense layer of the encoder. Empty: queries and values.
+    pub targets: Vec<String>,
+}
+
+impl Default for Lora {
+    fn default() -> Self {
+        Self { rank: 8, alpha: 16.0, dropout: 0.05, targets: Vec::new() }
     }
 }
 
@@ -195,6 +221,9 @@ pub struct Training {
     pub label_shares: Vec<f64>,
     /// Seed of initialisation, shuffling and dropout.
     pub seed: u64,
+    /// The adapters, for `trainable = "lora"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<Lora>,
 }
 
 impl Default for Training {
@@ -214,6 +243,7 @@ impl Default for Training {
             logit_adjustment: 0.0,
             label_shares: Vec::new(),
             seed: 42,
+            lora: None,
         }
     }
 }
@@ -518,6 +548,22 @@ impl Job {
             );
             p.check(t.logit_adjustment > 0.0, "training.label_shares", || {
                 "stands without training.logit_adjustment, which makes use of it; set that above 0".into()
+            });
+        }
+        if let Some(Lora { rank, alpha, dropout, targets }) = &t.lora {
+            p.check(t.trainable == Trainable::Lora, "training.lora", || {
+                format!(
+                    "stands beside training.trainable = \"{}\"; set that to \"lora\", or leave this out",
+                    t.trainable
+                )
+            });
+            range(p, "training.lora.rank", *rank, 1, 4096);
+            p.check(alpha.is_finite() && *alpha > 0.0, "training.lora.alpha", || {
+                format!("found {alpha}; expected more than 0")
+            });
+            unit(p, "training.lora.dropout", *dropout, false);
+            p.check(targets.iter().all(|target| !target.trim().is_empty()), "training.lora.targets", || {
+                "has an empty name; expected names of dense layers, such as \"query\"".into()
             });
         }
         range(p, "training.batch_size", t.batch_size, 1, 65_536);

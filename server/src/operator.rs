@@ -54,7 +54,15 @@ impl From<Status> for OperatorError {
 }
 
 /// Files of a base model beside the three that it must have.
-const OPTIONAL: [&str; 4] = ["tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "merges.txt"];
+const OPTIONAL: [&str; 7] = [
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+];
 
 /// A connection with the operator's certificate.
 #[derive(Debug, Clone)]

@@ -1,10 +1,18 @@
 #!/usr/bin/env python3
-"""Check that a model exported by fedtune says the same in transformers.
+"""Check that what fedtune exports says the same in transformers and in peft.
 
-Loads the folder with `AutoModelForSequenceClassification` and `AutoTokenizer`,
-computes the logits of the first texts of a CSV file (column `text`), and
-compares them with those that `fedtune-client predict --logits` writes. Prints
-the largest absolute difference; ends with status 1 when it is above 1e-4.
+With --model: loads that folder with `AutoModelForSequenceClassification` and
+`AutoTokenizer`, computes the logits of the first texts of a CSV file (column
+`text`), and compares them with those that `fedtune-client predict --logits`
+writes.
+
+Without --model: does so for every architecture that fedtune trains. A small
+model with random weights is made by transformers, `fedtune-client finetune`
+trains it a few steps, in full and with adapters, and transformers (for the
+adapters peft, and transformers again after `fedtune-client merge`) must agree.
+
+Prints the largest absolute differences; ends with status 1 when one is above
+1e-4.
 """
 
 import argparse
@@ -17,64 +25,162 @@ from pathlib import Path
 import python_env
 
 TOLERANCE = 1e-4
+DEMO = python_env.REPOSITORY / "config" / "demo" / "data"
+
+SIZES = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128)
+ARCHITECTURES = {
+    "bert": SIZES | dict(max_position_embeddings=64),
+    "distilbert": dict(dim=64, n_layers=2, n_heads=4, hidden_dim=128, max_position_embeddings=64),
+    # Positions begin behind that of the padding token.
+    "roberta": SIZES | dict(max_position_embeddings=66, type_vocab_size=1, pad_token_id=1),
+    "xlm-roberta": SIZES | dict(max_position_embeddings=66, type_vocab_size=1, pad_token_id=1),
+}
+
+JOB = """
+name = "export"
+[model]
+path = "model"
+[task]
+kind = "text-classification"
+labels = [{labels}]
+max_length = 64
+[training]
+trainable = "{trainable}"
+learning_rate = 1e-2
+steps = 4
+[rounds]
+count = 1
+"""
 
 
-def read_texts(path, count):
+def read_column(path, column, count=None):
     with open(path, encoding="utf-8", newline="") as file:
-        return [row["text"] for row in csv.DictReader(file)][:count]
+        return [row[column] for row in csv.DictReader(file)][:count]
 
 
-def transformers_logits(folder, texts, max_length):
-    """Logits of every text, and the labels in the order of the columns."""
+def make_tokenizer(folder, texts):
+    """A WordPiece tokenizer learnt from the texts, with the special tokens where both families expect them."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    special = ["[PAD0]", "[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=800, special_tokens=special))
+    ids = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "unk_token": "[UNK]"}')
+    return tokenizer.get_vocab_size()
+
+
+def make_model(architecture, folder, texts):
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoConfig, AutoModel
+
+    folder.mkdir()
+    torch.manual_seed(1)
+    sizes = {"pad_token_id": 1} | ARCHITECTURES[architecture] | {"vocab_size": make_tokenizer(folder, texts)}
+    AutoModel.from_config(AutoConfig.for_model(architecture, **sizes)).save_pretrained(folder)
+
+
+def reference_logits(folder, texts, max_length, base=None):
+    """Logits of every text, and the labels in the order of the columns. With a base, the folder holds adapters."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    config = AutoConfig.from_pretrained(folder)
+    if base is None:
+        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    else:
+        from peft import PeftModel
+        model = AutoModelForSequenceClassification.from_pretrained(
+            base, dtype=torch.float32, num_labels=config.num_labels)
+        model = PeftModel.from_pretrained(model, folder)
+    model.eval()
+    known = set(tokenizer.model_input_names) - ({"token_type_ids"} if config.model_type == "distilbert" else set())
     rows = []
     with torch.no_grad():
         for start in range(0, len(texts), 16):
             batch = tokenizer(texts[start:start + 16], truncation=True, max_length=max_length,
                               padding=True, return_tensors="pt")
-            rows += model(**batch).logits.tolist()
-    return rows, [model.config.id2label[index] for index in range(model.config.num_labels)]
+            rows += model(**{key: value for key, value in batch.items() if key in known}).logits.tolist()
+    return rows, [config.id2label[index] for index in range(config.num_labels)]
 
 
-def fedtune_logits(binary, folder, texts, labels):
+def client(binary, *arguments):
+    status = subprocess.run([binary.resolve(), *arguments], stdout=sys.stderr).returncode
+    if status != 0:
+        sys.exit(f"fedtune-client {arguments[0]} failed with status {status}")
+
+
+def fedtune_logits(binary, folder, texts, labels, base=None):
     """The same from the client, which is given exactly these texts."""
     with tempfile.TemporaryDirectory() as scratch:
         data, out = Path(scratch) / "texts.csv", Path(scratch) / "predictions.csv"
         with open(data, "w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([["text"], *([text] for text in texts)])
-        command = [binary.resolve(), "predict", "--model", folder.resolve(), "--data", data, "--out", out, "--logits"]
-        status = subprocess.run(command, stdout=sys.stderr).returncode
-        if status != 0:
-            sys.exit(f"fedtune-client predict failed with status {status}")
+        client(binary, "predict", "--model", folder.resolve(), "--data", data, "--out", out, "--logits",
+               *(["--base", base] if base else []))
         with open(out, encoding="utf-8", newline="") as file:
             return [([float(row[f"logit_{label}"]) for label in labels], row["label"]) for row in csv.DictReader(file)]
+
+
+def compare(name, expected, labels, found):
+    """Prints the largest difference; says whether it is small enough."""
+    if not expected or len(found) != len(expected):
+        sys.exit(f"{name}: {len(expected)} texts, {len(found)} predictions")
+    worst = max(abs(one - two) for row, (logits, _) in zip(expected, found) for one, two in zip(row, logits))
+    differing = sum(labels[max(range(len(labels)), key=logits.__getitem__)] != label for logits, label in found)
+    print(f"{name}: {len(expected)} texts, largest difference of a logit {worst:.2e}")
+    if differing:
+        sys.exit(f"{name}: {differing} labels are not those of the largest logit")
+    return worst <= TOLERANCE  # not (worst > TOLERANCE), so that NaN fails
+
+
+def check_architecture(architecture, binary, scratch, texts):
+    base = scratch / architecture
+    make_model(architecture, base, read_column(DEMO / "train.csv", "text"))
+    labels = sorted(set(read_column(DEMO / "train.csv", "label")))
+    good = True
+    for trainable in ("full", "lora"):
+        job, out = scratch / f"{architecture}-{trainable}.toml", scratch / f"{architecture}-{trainable}"
+        job.write_text(JOB.format(labels=", ".join(f'"{label}"' for label in labels), trainable=trainable))
+        client(binary, "finetune", "--model", base, "--train", DEMO / "train.csv", "--job", job, "--out", out)
+        adapted = base if trainable == "lora" else None
+        expected, names = reference_logits(out, texts, 64, adapted)
+        found = fedtune_logits(binary, out, texts, names, adapted)
+        good &= compare(f"{architecture} {trainable}", expected, names, found)
+        if adapted:
+            whole = scratch / f"{architecture}-whole"
+            client(binary, "merge", "--adapters", out, "--base", base, "--out", whole)
+            expected, names = reference_logits(whole, texts, 64)
+            good &= compare(f"{architecture} lora, merged", expected, names, found)
+    return good
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     python_env.add_arguments(parser)
-    parser.add_argument("--model", type=Path, required=True, help="folder of the exported model")
-    parser.add_argument("--data", type=Path, required=True, help="CSV file with a column `text`")
+    parser.add_argument("--model", type=Path, help="folder of an exported model; without it, every architecture")
+    parser.add_argument("--base", type=Path, help="folder of its base model, where --model holds adapters")
+    parser.add_argument("--data", type=Path, default=DEMO / "test.csv", help="CSV file with a column `text`")
     parser.add_argument("--count", type=int, default=64, help="texts to compare (default: 64)")
     parser.add_argument("--max-length", type=int, default=128)
     args = parser.parse_args()
     python_env.enter(args.venv)
 
-    texts = read_texts(args.data, args.count)
-    expected, labels = transformers_logits(args.model, texts, args.max_length)
-    found = fedtune_logits(args.fedtune, args.model, texts, labels)
-    if not texts or len(found) != len(texts):
-        sys.exit(f"{len(texts)} texts, {len(found)} predictions")
-    worst = max(abs(one - two) for row, (logits, _) in zip(expected, found) for one, two in zip(row, logits))
-    differing = sum(labels[max(range(len(labels)), key=logits.__getitem__)] != label for logits, label in found)
-    print(f"{len(texts)} texts: largest difference of a logit {worst:.2e}")
-    if differing:
-        sys.exit(f"{differing} labels are not those of the largest logit")
-    sys.exit(0 if worst <= TOLERANCE else 1)  # not (worst > TOLERANCE), so that NaN fails
+    texts = read_column(args.data, "text", args.count)
+    if args.model:
+        expected, labels = reference_logits(args.model, texts, args.max_length, args.base)
+        good = compare(str(args.model), expected, labels,
+                       fedtune_logits(args.fedtune, args.model, texts, labels, args.base))
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            good = all([check_architecture(name, args.fedtune, Path(scratch), texts) for name in ARCHITECTURES])
+    sys.exit(0 if good else 1)
 
 
 if __name__ == "__main__":

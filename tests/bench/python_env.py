@@ -15,7 +15,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEFAULT_VENV = REPOSITORY / "target" / "bench-python"
 DEFAULT_FEDTUNE = REPOSITORY / "target" / "release" / "fedtune-client"
-PACKAGES = ["torch", "transformers", "safetensors", "tokenizers", "numpy"]
+PACKAGES = ["torch", "transformers", "safetensors", "tokenizers", "numpy", "peft"]
 
 
 def add_arguments(parser):

@@ -24,6 +24,9 @@ pub(super) struct Arguments {
     /// Folder of the fine-tuned model.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    /// Folder of the base model, where --model holds adapters.
+    #[arg(long, value_name = "DIR")]
+    base: Option<PathBuf>,
     /// CSV or JSONL file with text and label.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
@@ -47,7 +50,7 @@ pub(super) struct Arguments {
 impl Arguments {
     pub(super) fn run(self) -> Result<(), CliError> {
         let device = processor(self.threads)?;
-        let classifier = Classifier::load_exported(&self.model, &device)?;
+        let classifier = Classifier::load_exported(&self.model, self.base.as_deref(), &device)?;
         let columns = Columns { text: self.text_column, label: self.label_column };
         let labels = LabelMap::new(classifier.labels(), &BTreeMap::new())?;
         let (rows, report) = data::read(&self.data, &columns, &labels)?;

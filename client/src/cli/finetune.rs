@@ -1,7 +1,7 @@
 //! `fedtune-client finetune`: the whole budget of a job, locally.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use fedtune_config::Job;
@@ -23,7 +23,8 @@ Examples:
 
 CSV files have a header line and the columns `text` and `label`; JSONL files have an object with these keys on each
 line. The model is a folder in Hugging Face layout: config.json, tokenizer.json, model.safetensors. What is written to
---out has the same layout and loads in transformers with AutoModelForSequenceClassification.";
+--out has the same layout and loads in transformers with AutoModelForSequenceClassification; with trainable = \"lora\" it
+is a folder of adapters for peft, which `fedtune-client merge` makes a whole model.";
 
 /// Fine-tune a model on a labelled file, on this machine alone.
 #[derive(Debug, Args)]
@@ -76,7 +77,7 @@ impl Arguments {
             eprintln!("{report}");
         }
         let mut classifier = Classifier::load(&self.model, &ModelSpec::from(&job), &device)?;
-        self.prepare_out()?;
+        prepare_out(&self.out, &[&self.model])?;
 
         let steps = job.training.steps_per_round(rows.len()).saturating_mul(job.rounds.count as usize);
         let plan = Plan { first_step: 0, steps, total_steps: steps, round: 1 };
@@ -145,19 +146,20 @@ impl Arguments {
             label: self.label_column.clone().unwrap_or_else(|| job.task.label_column.clone()),
         }
     }
+}
 
-    /// Makes the folder before training, so that hours of work are not lost to a wrong path.
-    fn prepare_out(&self) -> Result<(), CliError> {
-        let failed = |source| CliError::Write { path: self.out.clone(), source };
-        std::fs::create_dir_all(&self.out).map_err(failed)?;
-        let same = self.out.canonicalize().map_err(failed)? == self.model.canonicalize().unwrap_or_default();
-        if same {
-            return Err(CliError::Usage(format!(
-                "--out is the folder of the base model ({}); give another one, so that the base model stays",
-                self.out.display()
-            )));
-        }
-        tempfile::tempfile_in(&self.out).map_err(failed)?;
-        Ok(())
+/// Makes the folder for a model before the work, so that hours of it are not lost to a wrong path. It must be none of
+/// `inputs`.
+pub(super) fn prepare_out(out: &Path, inputs: &[&Path]) -> Result<(), CliError> {
+    let failed = |source| CliError::Write { path: out.to_path_buf(), source };
+    std::fs::create_dir_all(out).map_err(failed)?;
+    let place = out.canonicalize().map_err(failed)?;
+    if let Some(input) = inputs.iter().find(|input| input.canonicalize().is_ok_and(|input| input == place)) {
+        return Err(CliError::Usage(format!(
+            "--out is the folder {}, which is read; give another one, so that what is there stays",
+            input.display()
+        )));
     }
+    tempfile::tempfile_in(out).map_err(failed)?;
+    Ok(())
 }

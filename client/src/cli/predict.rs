@@ -30,6 +30,9 @@ pub(super) struct Arguments {
     /// Folder of the fine-tuned model.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    /// Folder of the base model, where --model holds adapters.
+    #[arg(long, value_name = "DIR")]
+    base: Option<PathBuf>,
     /// CSV or JSONL file with texts; it need not have labels.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
@@ -75,7 +78,7 @@ struct Predictions<'a> {
 impl Arguments {
     pub(super) fn run(self) -> Result<(), CliError> {
         let device = processor(self.threads)?;
-        let classifier = Classifier::load_exported(&self.model, &device)?;
+        let classifier = Classifier::load_exported(&self.model, self.base.as_deref(), &device)?;
         let folder = self.out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let file = NamedTempFile::new_in(folder).map_err(|e| self.write_error(e))?;
         let mut predictions = Predictions {

@@ -67,8 +67,8 @@ pub enum ModelError {
     },
     /// Another architecture.
     #[error(
-        "{}: model_type is {found}; supported: \"bert\". Choose a BERT model (for example all-MiniLM-L6-v2 or \
-         bert-base-uncased)",
+        "{}: model_type is {found}; supported: \"bert\", \"distilbert\", \"roberta\" and \"xlm-roberta\". Choose a model of \
+         these (for example all-MiniLM-L6-v2, distilbert-base-uncased or roberta-base)",
         path.display()
     )]
     Architecture {
@@ -76,6 +76,27 @@ pub enum ModelError {
         path: PathBuf,
         /// The model type found.
         found: String,
+    },
+    /// Adapters for layers that are not there.
+    #[error("training.lora.targets: {message}")]
+    Targets {
+        /// Found and expected.
+        message: String,
+    },
+    /// Adapters alone are no model.
+    #[error(
+        "the folder {} holds adapters (adapter_config.json); give the base model they were trained on with --base DIR",
+        folder.display()
+    )]
+    BaseMissing {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A base model for what is no adapter.
+    #[error("the folder {} holds a whole model and no adapters; leave --base out", folder.display())]
+    BaseUnused {
+        /// The folder.
+        folder: PathBuf,
     },
     /// tokenizer.json is unusable.
     #[error("{}: not a usable tokenizer: {message}; expected the tokenizer.json that came with the model", path.display())]

@@ -5,35 +5,51 @@ use std::path::Path;
 use fedtune_proto::recipe::{ExportRecipe, ExportTensor, TensorSource};
 use serde_json::{Map, Value, json};
 
+use super::adapters::PREFIX;
 use super::error::ModelError;
+use super::names::Names;
 use super::{Classifier, folder, tensor_file};
 
 /// The key of `config.json` under which we keep what transformers has no field for.
 pub(super) const OWN_KEY: &str = "fedtune";
 
 impl Classifier {
-    /// How a whole model is written out of the base model's tensors and a state's.
+    /// How the model is written out of the base model's tensors and a state's: adapters in peft's layout where there are
+    /// any, or else the whole model.
     pub fn export_recipe(&self) -> ExportRecipe {
+        let adapters = self.adapter_config();
         let tensors = self
             .network
             .parameters()
             .iter()
-            .map(|(name, parameter)| ExportTensor {
-                name: name.clone(),
-                source: match self.base_names.get(name) {
-                    Some(base) if !parameter.trained => TensorSource::Base(base.clone()),
-                    _ => TensorSource::State,
-                },
+            .filter(|(_, parameter)| parameter.trained || adapters.is_none())
+            .map(|(name, parameter)| match self.base_names.get(name) {
+                Some(base) if !parameter.trained => {
+                    ExportTensor { name: name.clone(), source: TensorSource::Base(base.clone()) }
+                }
+                _ => ExportTensor { name: self.exported_name(name), source: TensorSource::State(name.clone()) },
             })
             .collect();
-        ExportRecipe { config_json: self.exported_config(), tensors }
+        ExportRecipe { config_json: self.exported_config(), adapter_config_json: adapters, tensors }
+    }
+
+    fn adapter_config(&self) -> Option<String> {
+        let base = self.base_config.get("_name_or_path").and_then(Value::as_str).filter(|name| !name.is_empty());
+        self.network
+            .adapters()
+            .map(|adapters| adapters.config_json(Names::of(self.network.config().architecture), base))
+    }
+
+    fn exported_name(&self, name: &str) -> String {
+        let prefix = if self.network.adapters().is_some() { PREFIX } else { "" };
+        format!("{prefix}{name}")
     }
 
     fn exported_config(&self) -> String {
         let mut config = self.base_config.clone();
         let ids: Map<String, Value> = self.labels.iter().enumerate().map(|(i, l)| (i.to_string(), json!(l))).collect();
         let labels: Map<String, Value> = self.labels.iter().enumerate().map(|(i, l)| (l.clone(), json!(i))).collect();
-        config.insert("architectures".into(), json!(["BertForSequenceClassification"]));
+        config.insert("architectures".into(), json!([self.network.config().architecture.classifier_class()]));
         config.insert("id2label".into(), Value::Object(ids));
         config.insert("label2id".into(), Value::Object(labels));
         config.insert("problem_type".into(), json!("single_label_classification"));
@@ -51,21 +67,21 @@ impl Classifier {
         text
     }
 
-    /// Writes the whole model and its tokenizer's files into `folder`, which is made if it is absent. Each file is
-    /// written under another name first, so an interrupted save leaves no half file under its own.
+    /// Writes the model, or its adapters and head in peft's layout, and the tokenizer's files into `folder`, which is made
+    /// if it is absent. Each file is written under another name first, so an interrupted save leaves no half file under
+    /// its own.
     ///
     /// # Errors
     /// A value is not finite, or a file cannot be written.
     pub fn save(&self, folder: &Path) -> Result<(), ModelError> {
         let write = |path: &Path, source| ModelError::Write { path: path.to_path_buf(), source };
         std::fs::create_dir_all(folder).map_err(|e| write(folder, e))?;
-        let mut tensors = Vec::new();
-        for (name, parameter) in self.network.parameters() {
-            let values = parameter.var.as_detached_tensor().flatten_all()?.to_vec1::<f32>()?;
-            tensor_file::check_finite("the trained model", name, &values)?;
-            let (name, shape) = (name.clone(), parameter.var.dims().to_vec());
-            tensors.push(tensor_file::Named { name, shape, values });
-        }
+        let adapters = self.adapter_config();
+        let mut tensors = match &adapters {
+            Some(_) => self.network.state()?,
+            None => self.network.tensors()?,
+        };
+        tensors.iter_mut().for_each(|tensor| tensor.name = self.exported_name(&tensor.name));
         let place = |file: &str, fill: &dyn Fn(&Path) -> Result<(), ModelError>| -> Result<(), ModelError> {
             let (temporary, path) = (folder.join(format!("{file}.part")), folder.join(file));
             fill(&temporary)?;
@@ -80,6 +96,13 @@ impl Classifier {
         }
         let config = self.exported_config();
         place(folder::CONFIG, &|path| std::fs::write(path, &config).map_err(|e| write(path, e)))?;
-        place(folder::TENSORS, &|path| tensor_file::write(path, &tensors))
+        let file = match &adapters {
+            Some(text) => {
+                place(folder::ADAPTER_CONFIG, &|path| std::fs::write(path, text).map_err(|e| write(path, e)))?;
+                folder::ADAPTER_TENSORS
+            }
+            None => folder::TENSORS,
+        };
+        place(file, &|path| tensor_file::write(path, &tensors))
     }
 }

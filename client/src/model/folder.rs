@@ -10,10 +10,25 @@ pub(super) const CONFIG: &str = "config.json";
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 /// The tensors.
 pub(super) const TENSORS: &str = "model.safetensors";
+/// The settings of adapters, in peft's layout.
+pub(super) const ADAPTER_CONFIG: &str = fedtune_proto::recipe::ADAPTER_CONFIG;
+/// The adapters' tensors, in peft's layout.
+pub(super) const ADAPTER_TENSORS: &str = fedtune_proto::recipe::ADAPTER_TENSORS;
+
+/// No config.json comes near this size.
+pub(super) const MAX_CONFIG: u64 = 16 << 20;
 
 /// Files of the tokenizer that are copied along when they exist.
-pub(super) const TOKENIZER_FILES: [&str; 5] =
-    [TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "added_tokens.json"];
+pub(super) const TOKENIZER_FILES: [&str; 8] = [
+    TOKENIZER,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+];
 
 /// Finds the folder with its three files.
 pub(super) fn check(folder: &Path) -> Result<(), ModelError> {

@@ -4,18 +4,17 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use candle_core::{Device, Tensor, Var};
-use fedtune_config::job::Trainable;
+use fedtune_config::job::{Lora, Trainable};
 use serde_json::{Map, Value};
 
-use super::config::BertConfig;
+use super::adapters::{self, Adapters};
+use super::config::EncoderConfig;
 use super::error::ModelError;
+use super::names::{Names, lora_a, lora_b};
 use super::network::{Network, Parameter};
 use super::tensor_file::TensorFile;
 use super::tokens::TextTokenizer;
-use super::{Classifier, ModelSpec, export, folder, initial, names};
-
-/// No config.json comes near this size.
-const MAX_CONFIG: u64 = 16 << 20;
+use super::{Classifier, ModelSpec, export, folder, initial};
 
 /// What a network is made for.
 struct Want<'a> {
@@ -25,21 +24,23 @@ struct Want<'a> {
     /// Whether pooler and classifier may be new.
     may_initialise: bool,
     trainable: Trainable,
+    lora: &'a Lora,
     seed: u64,
     device: &'a Device,
 }
 
 impl Classifier {
-    /// Loads a base model: with or without a classifier, a pooler, and the `bert.` prefix. A missing pooler and a
+    /// Loads a base model: with or without a classifier, a pooler, and the architecture's prefix. A missing pooler and a
     /// classifier for other labels are new, drawn from N(0, 0.02) by seed and name.
     ///
     /// # Errors
     /// The folder lacks a file, holds another architecture or damaged or unfitting files, or the specification asks
     /// for more positions or layers than there are.
     pub fn load(model: &Path, spec: &ModelSpec, device: &Device) -> Result<Self, ModelError> {
-        let (config, base_config) = read_config(model)?;
+        folder::check(model)?;
+        let (config, base_config) = read_config(&model.join(folder::CONFIG))?;
         check_labels("the job", &spec.labels)?;
-        let positions = config.max_position_embeddings;
+        let positions = config.positions();
         if spec.max_length > positions {
             let (path, requested) = (model.join(folder::CONFIG), spec.max_length);
             return Err(ModelError::MaxLength { path, requested, positions });
@@ -51,6 +52,7 @@ impl Classifier {
             keep_classifier,
             may_initialise: true,
             trainable: spec.trainable,
+            lora: &spec.lora,
             seed: spec.seed,
             device,
         };
@@ -67,13 +69,22 @@ impl Classifier {
     }
 
     /// Loads a fine-tuned model to evaluate or predict with. Labels come from config.json's `id2label`, the longest
-    /// sequence from what we wrote there, or else from the tokenizer, or else from the number of positions.
+    /// sequence from what we wrote there, or else from the tokenizer, or else from the number of positions. A folder of
+    /// adapters needs the folder of its `base` model, and becomes a whole model.
     ///
     /// # Errors
-    /// As [`Self::load`]; also when the folder has no classifier or no labels.
-    pub fn load_exported(model: &Path, device: &Device) -> Result<Self, ModelError> {
-        let (config, base_config) = read_config(model)?;
+    /// As [`Self::load`]; also when the folder has no classifier or no labels, or `base` is missing or out of place.
+    pub fn load_exported(model: &Path, base: Option<&Path>, device: &Device) -> Result<Self, ModelError> {
+        let lora = adapters::settings_in(model)?;
+        let source = match (&lora, base) {
+            (None, None) => model,
+            (Some(_), Some(base)) => base,
+            (Some(_), None) => return Err(ModelError::BaseMissing { folder: model.to_path_buf() }),
+            (None, Some(_)) => return Err(ModelError::BaseUnused { folder: model.to_path_buf() }),
+        };
+        folder::check(source)?;
         let path = model.join(folder::CONFIG);
+        let (config, base_config) = read_config(&path)?;
         let labels = labels_in(&base_config).ok_or_else(|| ModelError::Labels {
             place: path.display().to_string(),
             message: "has no id2label with the indices 0, 1, 2, ...; expected a fine-tuned classifier, as \
@@ -81,7 +92,7 @@ impl Classifier {
                 .into(),
         })?;
         check_labels(&path.display().to_string(), &labels)?;
-        let positions = config.max_position_embeddings;
+        let positions = config.positions();
         let own = base_config.get(export::OWN_KEY).and_then(|own| own.get("max_length")).and_then(Value::as_u64);
         let max_length = match own.map(|own| usize::try_from(own).unwrap_or(usize::MAX)) {
             Some(requested) if requested > positions => {
@@ -92,13 +103,18 @@ impl Classifier {
         let tokenizer = TextTokenizer::load(model, config.vocab_size, positions, max_length)?;
         let want = Want {
             labels: labels.len(),
-            keep_classifier: true,
-            may_initialise: false,
-            trainable: Trainable::Full,
+            keep_classifier: lora.is_none(),
+            may_initialise: lora.is_some(),
+            trainable: if lora.is_some() { Trainable::Lora } else { Trainable::Full },
+            lora: &lora.unwrap_or_default(),
             seed: 0,
             device,
         };
-        let (network, base_names) = read_network(&model.join(folder::TENSORS), config, &want)?;
+        let (mut network, base_names) = read_network(&source.join(folder::TENSORS), config, &want)?;
+        if want.trainable == Trainable::Lora {
+            network.load_adapters(&model.join(folder::ADAPTER_TENSORS), &base_names)?;
+            network.merge_adapters()?;
+        }
         Ok(Self { network, tokenizer, labels, dropout: 0.0, folder: model.to_path_buf(), base_config, base_names })
     }
 }
@@ -109,13 +125,13 @@ impl Network {
     /// # Errors
     /// As [`Classifier::load`], less the tokenizer.
     pub fn load(model: &Path, spec: &ModelSpec, device: &Device) -> Result<Self, ModelError> {
-        let path = model.join(folder::CONFIG);
-        let (config, document) = BertConfig::parse(&path, &folder::read(path.clone(), MAX_CONFIG)?)?;
+        let (config, document) = read_config(&model.join(folder::CONFIG))?;
         let want = Want {
             labels: spec.labels.len(),
             keep_classifier: labels_in(&document).is_some_and(|labels| labels == spec.labels),
             may_initialise: true,
             trainable: spec.trainable,
+            lora: &spec.lora,
             seed: spec.seed,
             device,
         };
@@ -123,10 +139,8 @@ impl Network {
     }
 }
 
-fn read_config(model: &Path) -> Result<(BertConfig, Map<String, Value>), ModelError> {
-    folder::check(model)?;
-    let path = model.join(folder::CONFIG);
-    BertConfig::parse(&path, &folder::read(path.clone(), MAX_CONFIG)?)
+fn read_config(path: &Path) -> Result<(EncoderConfig, Map<String, Value>), ModelError> {
+    EncoderConfig::parse(path, &folder::read(path.to_path_buf(), folder::MAX_CONFIG)?)
 }
 
 fn check_labels(place: &str, labels: &[String]) -> Result<(), ModelError> {
@@ -147,19 +161,27 @@ fn labels_in(config: &Map<String, Value>) -> Option<Vec<String>> {
 
 type Loaded = (Network, BTreeMap<String, String>);
 
-fn read_network(path: &Path, config: BertConfig, want: &Want<'_>) -> Result<Loaded, ModelError> {
+fn read_network(path: &Path, config: EncoderConfig, want: &Want<'_>) -> Result<Loaded, ModelError> {
+    let names = Names::of(config.architecture);
+    let settings = Lora { targets: names.lora_targets(&want.lora.targets), ..want.lora.clone() };
+    let layers = match want.trainable {
+        Trainable::Lora => {
+            names.lora_layers(&config, &settings.targets).map_err(|message| ModelError::Targets { message })?
+        }
+        _ => Vec::new(),
+    };
     if let Trainable::Last(requested) = want.trainable
         && requested > config.num_hidden_layers
     {
         return Err(ModelError::Layers { requested, layers: config.num_hidden_layers });
     }
     let mut file = TensorFile::open(path)?;
-    let tensors = names::tensors(&config, want.labels);
+    let tensors = names.tensors(&config, want.labels);
     // All shapes before any allocation, so that absurd sizes in config.json cost nothing.
     let mut sources = Vec::with_capacity(tensors.len());
     for (name, shape) in tensors {
-        let usable = want.keep_classifier || !names::is_classifier(&name);
-        let source = names::in_base(&name).into_iter().find(|base| usable && file.shape(base).is_some());
+        let usable = want.keep_classifier || !names.is_classifier(&name);
+        let source = names.in_base(&name).into_iter().find(|base| usable && file.shape(base).is_some());
         match &source {
             Some(base) => {
                 let found = file.shape(base).unwrap_or_default();
@@ -168,7 +190,7 @@ fn read_network(path: &Path, config: BertConfig, want: &Want<'_>) -> Result<Load
                     return Err(ModelError::TensorShape { path, name: base.clone(), found, expected: shape });
                 }
             }
-            None if want.may_initialise && names::is_head(&name) => {}
+            None if want.may_initialise && names.is_head(&name) => {}
             None => return Err(ModelError::TensorMissing { path: path.to_path_buf(), name, expected: shape }),
         }
         sources.push((name, shape, source));
@@ -185,8 +207,20 @@ fn read_network(path: &Path, config: BertConfig, want: &Want<'_>) -> Result<Load
             None => initial::normal(want.seed, &name, shape.iter().product(), config.initializer_range),
         };
         let var = Var::from_tensor(&Tensor::from_vec(values, shape, want.device)?)?;
-        let trained = names::is_trained(&name, want.trainable, config.num_hidden_layers);
+        let trained = names.is_trained(&name, want.trainable, config.num_hidden_layers);
         parameters.insert(name, Parameter { var, trained });
     }
-    Ok((Network::new(config, parameters, want.device.clone()), base_names))
+    for (stem, [inputs, outputs]) in &layers {
+        let rank = settings.rank;
+        // B starts at zero, so that the first state is the base model; A with the deviation that peft gives it.
+        let (a, b) = (lora_a(stem), lora_b(stem));
+        let down = initial::normal(want.seed, &a, rank * inputs, (3.0 * *inputs as f64).powf(-0.5));
+        for (name, values, shape) in [(a, down, (rank, *inputs)), (b, vec![0.0; outputs * rank], (*outputs, rank))] {
+            let var = Var::from_tensor(&Tensor::from_vec(values, shape, want.device)?)?;
+            parameters.insert(name, Parameter { var, trained: true });
+        }
+    }
+    let stems = layers.into_iter().map(|(stem, _)| stem).collect();
+    let adapters = (want.trainable == Trainable::Lora).then(|| Adapters::new(settings, stems));
+    Ok((Network::new(config, adapters, parameters, want.device.clone()), base_names))
 }

@@ -1,103 +1,253 @@
-//! The tensors of a BERT sequence classifier: canonical names (those of transformers'
-//! `BertForSequenceClassification`), shapes, and which are trained.
+//! The tensors of a sequence classifier: canonical names (those of transformers' class for the architecture), shapes,
+//! and which are trained.
 
 use fedtune_config::job::Trainable;
 
-use super::config::BertConfig;
+use super::config::{Architecture, EncoderConfig};
 
-/// Dense layers of an encoder layer, each with `.weight` and `.bias`.
-pub(super) const QUERY: &str = "attention.self.query";
-pub(super) const KEY: &str = "attention.self.key";
-pub(super) const VALUE: &str = "attention.self.value";
-pub(super) const ATTENTION_OUTPUT: &str = "attention.output.dense";
-pub(super) const ATTENTION_NORM: &str = "attention.output.LayerNorm";
-pub(super) const INTERMEDIATE: &str = "intermediate.dense";
-pub(super) const OUTPUT: &str = "output.dense";
-pub(super) const OUTPUT_NORM: &str = "output.LayerNorm";
-
-pub(super) const WORDS: &str = "bert.embeddings.word_embeddings.weight";
-pub(super) const POSITIONS: &str = "bert.embeddings.position_embeddings.weight";
-pub(super) const TYPES: &str = "bert.embeddings.token_type_embeddings.weight";
-pub(super) const EMBEDDINGS_NORM: &str = "bert.embeddings.LayerNorm";
-pub(super) const POOLER: &str = "bert.pooler.dense";
-pub(super) const CLASSIFIER: &str = "classifier";
-
-/// The name of a part of an encoder layer.
-pub(super) fn layer(index: usize, part: &str) -> String {
-    format!("bert.encoder.layer.{index}.{part}")
+/// The names of one architecture. Those of dense layers and norms are stems of `.weight` and `.bias`.
+#[derive(Debug)]
+pub(super) struct Names {
+    /// What base models without a head may leave out.
+    prefix: &'static str,
+    pub(super) words: &'static str,
+    pub(super) positions: &'static str,
+    types: Option<&'static str>,
+    pub(super) embeddings_norm: &'static str,
+    /// What stands before the number of a layer.
+    layers: &'static str,
+    pub(super) query: &'static str,
+    pub(super) key: &'static str,
+    pub(super) value: &'static str,
+    pub(super) attention_output: &'static str,
+    pub(super) attention_norm: &'static str,
+    pub(super) intermediate: &'static str,
+    pub(super) output: &'static str,
+    pub(super) output_norm: &'static str,
+    /// The dense layer between encoder and classifier.
+    pub(super) pooler: &'static str,
+    pub(super) classifier: &'static str,
 }
 
-/// Every tensor with its shape.
-pub(super) fn tensors(config: &BertConfig, labels: usize) -> Vec<(String, Vec<usize>)> {
-    let (hidden, wide) = (config.hidden_size, config.intermediate_size);
-    let mut all = vec![
-        (WORDS.to_owned(), vec![config.vocab_size, hidden]),
-        (POSITIONS.to_owned(), vec![config.max_position_embeddings, hidden]),
-        (TYPES.to_owned(), vec![config.type_vocab_size, hidden]),
-    ];
-    let mut pair = |name: String, weight: Vec<usize>| {
-        all.push((format!("{name}.bias"), vec![weight[0]]));
-        all.push((format!("{name}.weight"), weight));
-    };
-    pair(EMBEDDINGS_NORM.to_owned(), vec![hidden]);
-    for index in 0..config.num_hidden_layers {
-        for part in [QUERY, KEY, VALUE, ATTENTION_OUTPUT] {
-            pair(layer(index, part), vec![hidden, hidden]);
+const BERT: Names = Names {
+    prefix: "bert.",
+    words: "bert.embeddings.word_embeddings.weight",
+    positions: "bert.embeddings.position_embeddings.weight",
+    types: Some("bert.embeddings.token_type_embeddings.weight"),
+    embeddings_norm: "bert.embeddings.LayerNorm",
+    layers: "bert.encoder.layer.",
+    query: "attention.self.query",
+    key: "attention.self.key",
+    value: "attention.self.value",
+    attention_output: "attention.output.dense",
+    attention_norm: "attention.output.LayerNorm",
+    intermediate: "intermediate.dense",
+    output: "output.dense",
+    output_norm: "output.LayerNorm",
+    pooler: "bert.pooler.dense",
+    classifier: "classifier",
+};
+
+const ROBERTA: Names = Names {
+    prefix: "roberta.",
+    words: "roberta.embeddings.word_embeddings.weight",
+    positions: "roberta.embeddings.position_embeddings.weight",
+    types: Some("roberta.embeddings.token_type_embeddings.weight"),
+    embeddings_norm: "roberta.embeddings.LayerNorm",
+    layers: "roberta.encoder.layer.",
+    pooler: "classifier.dense",
+    classifier: "classifier.out_proj",
+    ..BERT
+};
+
+const DISTILBERT: Names = Names {
+    prefix: "distilbert.",
+    words: "distilbert.embeddings.word_embeddings.weight",
+    positions: "distilbert.embeddings.position_embeddings.weight",
+    types: None,
+    embeddings_norm: "distilbert.embeddings.LayerNorm",
+    layers: "distilbert.transformer.layer.",
+    query: "attention.q_lin",
+    key: "attention.k_lin",
+    value: "attention.v_lin",
+    attention_output: "attention.out_lin",
+    attention_norm: "sa_layer_norm",
+    intermediate: "ffn.lin1",
+    output: "ffn.lin2",
+    output_norm: "output_layer_norm",
+    pooler: "pre_classifier",
+    classifier: "classifier",
+};
+
+/// Stands for every dense layer of the encoder.
+const ALL_LINEAR: &str = "all-linear";
+
+/// The name of an adapter's matrix `A` `[rank, in]`.
+pub(super) fn lora_a(stem: &str) -> String {
+    format!("{stem}.lora_A.weight")
+}
+
+/// The name of an adapter's matrix `B` `[out, rank]`.
+pub(super) fn lora_b(stem: &str) -> String {
+    format!("{stem}.lora_B.weight")
+}
+
+impl Names {
+    /// Those of an architecture.
+    pub(super) fn of(architecture: Architecture) -> &'static Self {
+        match architecture {
+            Architecture::Bert => &BERT,
+            Architecture::DistilBert => &DISTILBERT,
+            Architecture::Roberta | Architecture::XlmRoberta => &ROBERTA,
         }
-        pair(layer(index, INTERMEDIATE), vec![wide, hidden]);
-        pair(layer(index, OUTPUT), vec![hidden, wide]);
-        pair(layer(index, ATTENTION_NORM), vec![hidden]);
-        pair(layer(index, OUTPUT_NORM), vec![hidden]);
     }
-    pair(POOLER.to_owned(), vec![hidden, hidden]);
-    pair(CLASSIFIER.to_owned(), vec![labels, hidden]);
-    all
-}
 
-/// The names a tensor may have in a base model's file, in order of preference: with and without the `bert.` prefix,
-/// and with the names of layer normalisation that conversions from TensorFlow used.
-pub(super) fn in_base(canonical: &str) -> Vec<String> {
-    let mut names = vec![canonical.to_owned()];
-    if let Some(bare) = canonical.strip_prefix("bert.") {
-        names.push(bare.to_owned());
+    /// The token-type table, where there is one.
+    pub(super) fn types(&self) -> Option<&'static str> {
+        self.types
     }
-    for name in names.clone() {
-        if let Some(start) = name.strip_suffix("LayerNorm.weight") {
-            names.push(format!("{start}LayerNorm.gamma"));
-        } else if let Some(start) = name.strip_suffix("LayerNorm.bias") {
-            names.push(format!("{start}LayerNorm.beta"));
+
+    /// The name of a part of an encoder layer.
+    pub(super) fn layer(&self, index: usize, part: &str) -> String {
+        format!("{}{index}.{part}", self.layers)
+    }
+
+    /// The dense layers of an encoder layer.
+    fn dense_parts(&self) -> [&'static str; 6] {
+        [self.query, self.key, self.value, self.attention_output, self.intermediate, self.output]
+    }
+
+    /// What adapters are put beside, in peft's terms: `targets` with [`ALL_LINEAR`] written out, or else queries and
+    /// values, which are peft's default.
+    pub(super) fn lora_targets(&self, targets: &[String]) -> Vec<String> {
+        if targets.is_empty() {
+            let last = |part: &str| part.rsplit('.').next().unwrap_or(part).to_owned();
+            return vec![last(self.query), last(self.value)];
+        }
+        let all = targets.iter().any(|target| target == ALL_LINEAR);
+        if all { self.dense_parts().map(str::to_owned).to_vec() } else { targets.to_vec() }
+    }
+
+    /// The dense layers of the encoder that `targets` name, each with its inputs and outputs. As in peft, a target fits
+    /// every layer whose name ends with it.
+    ///
+    /// # Errors
+    /// A target that fits no layer, with what would.
+    pub(super) fn lora_layers(
+        &self,
+        config: &EncoderConfig,
+        targets: &[String],
+    ) -> Result<Vec<(String, [usize; 2])>, String> {
+        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
+        let shape = |part: &str| match part {
+            _ if part == self.intermediate => [hidden, wide],
+            _ if part == self.output => [wide, hidden],
+            _ => [hidden, hidden],
+        };
+        let all: Vec<(String, [usize; 2])> = (0..config.num_hidden_layers)
+            .flat_map(|index| self.dense_parts().map(|part| (self.layer(index, part), shape(part))))
+            .collect();
+        let fits = |stem: &str, target: &str| {
+            stem.strip_suffix(target).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        };
+        if let Some(target) = targets.iter().find(|target| !all.iter().any(|(stem, _)| fits(stem, target))) {
+            let parts = self.dense_parts().map(|part| format!("\"{part}\"")).join(", ");
+            return Err(format!(
+                "found {target:?}, which no dense layer ends with; expected some of {parts}, \"{ALL_LINEAR}\""
+            ));
+        }
+        Ok(all.into_iter().filter(|(stem, _)| targets.iter().any(|target| fits(stem, target))).collect())
+    }
+
+    /// The parts outside the encoder that are trained and saved beside adapters, by peft's `modules_to_save`.
+    pub(super) fn saved_beside_adapters(&self) -> Vec<String> {
+        let module = |stem: &str| {
+            let bare = stem.strip_prefix(self.prefix).unwrap_or(stem);
+            bare.split('.').next().unwrap_or(bare).to_owned()
+        };
+        let mut modules = vec![module(self.pooler), module(self.classifier)];
+        modules.dedup();
+        modules
+    }
+
+    /// The encoder layer that a tensor belongs to.
+    fn layer_of(&self, canonical: &str) -> Option<usize> {
+        canonical.strip_prefix(self.layers)?.split('.').next()?.parse().ok()
+    }
+
+    /// Every tensor with its shape.
+    pub(super) fn tensors(&self, config: &EncoderConfig, labels: usize) -> Vec<(String, Vec<usize>)> {
+        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
+        let mut all = vec![
+            (self.words.to_owned(), vec![config.vocab_size, hidden]),
+            (self.positions.to_owned(), vec![config.max_position_embeddings, hidden]),
+        ];
+        if let (Some(types), Some(entries)) = (self.types, config.type_vocab_size) {
+            all.push((types.to_owned(), vec![entries, hidden]));
+        }
+        let mut pair = |name: String, weight: Vec<usize>| {
+            all.push((format!("{name}.bias"), vec![weight[0]]));
+            all.push((format!("{name}.weight"), weight));
+        };
+        pair(self.embeddings_norm.to_owned(), vec![hidden]);
+        for index in 0..config.num_hidden_layers {
+            for part in [self.query, self.key, self.value, self.attention_output] {
+                pair(self.layer(index, part), vec![hidden, hidden]);
+            }
+            pair(self.layer(index, self.intermediate), vec![wide, hidden]);
+            pair(self.layer(index, self.output), vec![hidden, wide]);
+            pair(self.layer(index, self.attention_norm), vec![hidden]);
+            pair(self.layer(index, self.output_norm), vec![hidden]);
+        }
+        pair(self.pooler.to_owned(), vec![hidden, hidden]);
+        pair(self.classifier.to_owned(), vec![labels, hidden]);
+        all
+    }
+
+    /// The names a tensor may have in a base model's file, in order of preference: with and without the architecture's
+    /// prefix, and with the names of layer normalisation that conversions from TensorFlow used.
+    pub(super) fn in_base(&self, canonical: &str) -> Vec<String> {
+        let mut names = vec![canonical.to_owned()];
+        if let Some(bare) = canonical.strip_prefix(self.prefix) {
+            names.push(bare.to_owned());
+        }
+        for name in names.clone() {
+            if let Some(start) = name.strip_suffix("LayerNorm.weight") {
+                names.push(format!("{start}LayerNorm.gamma"));
+            } else if let Some(start) = name.strip_suffix("LayerNorm.bias") {
+                names.push(format!("{start}LayerNorm.beta"));
+            }
+        }
+        names
+    }
+
+    /// Whether the tensor belongs to pooler or classifier, which a base model need not have.
+    pub(super) fn is_head(&self, canonical: &str) -> bool {
+        is_part(canonical, self.pooler) || self.is_classifier(canonical)
+    }
+
+    /// Whether the tensor belongs to the classifier, whose shape depends on the labels.
+    pub(super) fn is_classifier(&self, canonical: &str) -> bool {
+        is_part(canonical, self.classifier)
+    }
+
+    /// Whether a tensor is trained.
+    pub(super) fn is_trained(&self, canonical: &str, trainable: Trainable, layers: usize) -> bool {
+        match trainable {
+            Trainable::Full => true,
+            Trainable::Head | Trainable::Lora => self.is_head(canonical),
+            Trainable::Last(last) => {
+                self.is_head(canonical) || self.layer_of(canonical).is_some_and(|index| index + last >= layers)
+            }
         }
     }
-    names
 }
 
-/// Whether the tensor belongs to pooler or classifier, which a base model need not have.
-pub(super) fn is_head(canonical: &str) -> bool {
-    canonical.starts_with(POOLER) || is_classifier(canonical)
-}
-
-/// Whether the tensor belongs to the classifier, whose shape depends on the labels.
-pub(super) fn is_classifier(canonical: &str) -> bool {
-    canonical.starts_with("classifier.")
-}
-
-/// Whether a tensor is trained.
-pub(super) fn is_trained(canonical: &str, trainable: Trainable, layers: usize) -> bool {
-    match trainable {
-        Trainable::Full => true,
-        Trainable::Head => is_head(canonical),
-        Trainable::Last(last) => {
-            is_head(canonical)
-                || canonical
-                    .strip_prefix("bert.encoder.layer.")
-                    .and_then(|rest| rest.split('.').next())
-                    .and_then(|index| index.parse::<usize>().ok())
-                    .is_some_and(|index| index + last >= layers)
-        }
-    }
+fn is_part(canonical: &str, stem: &str) -> bool {
+    canonical.strip_prefix(stem).is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// Whether weight decay touches a tensor: neither biases nor layer normalisation, as transformers' trainer has it.
 pub(crate) fn decays(canonical: &str) -> bool {
-    !canonical.ends_with("bias") && !canonical.contains("LayerNorm")
+    !canonical.ends_with("bias") && !canonical.contains("LayerNorm") && !canonical.contains("layer_norm")
 }

@@ -1,15 +1,17 @@
-//! The BERT encoder (Devlin et al. 2018, 1810.04805) with pooler and classifier, as a function of its parameters.
+//! The transformer encoder of BERT and its kin, with pooler and classifier, as a function of its parameters.
 
 use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Device, Result, Tensor, Var, bail};
+use candle_core::{DType, Device, Result, Tensor, Var, bail};
+use candle_transformers::models::bert::HiddenAct;
 
+use super::adapters::Adapters;
 use super::batch::{Batch, Layout};
-use super::config::BertConfig;
-use super::names;
+use super::config::{Architecture, EncoderConfig};
+use super::names::{Names, lora_a, lora_b};
 use super::ops::dropout::DropoutStream;
-use super::ops::{self, Indices, Tape};
+use super::ops::{self, Tape};
 
 /// One parameter.
 #[derive(Debug, Clone)]
@@ -46,7 +48,9 @@ pub struct Pass {
 /// A sequence classifier without its tokenizer.
 #[derive(Debug)]
 pub struct Network {
-    config: BertConfig,
+    config: EncoderConfig,
+    names: &'static Names,
+    adapters: Option<Adapters>,
     parameters: BTreeMap<String, Parameter>,
     device: Device,
 }
@@ -86,14 +90,43 @@ impl Mode {
 }
 
 impl Network {
-    /// Puts parameters together; names and shapes are those of [`names::tensors`].
-    pub(super) fn new(config: BertConfig, parameters: BTreeMap<String, Parameter>, device: Device) -> Self {
-        Self { config, parameters, device }
+    /// Puts parameters together; names and shapes are those of [`Names::tensors`], and of the adapters.
+    pub(super) fn new(
+        config: EncoderConfig,
+        adapters: Option<Adapters>,
+        parameters: BTreeMap<String, Parameter>,
+        device: Device,
+    ) -> Self {
+        Self { names: Names::of(config.architecture), config, adapters, parameters, device }
     }
 
     /// The settings.
-    pub fn config(&self) -> &BertConfig {
+    pub fn config(&self) -> &EncoderConfig {
         &self.config
+    }
+
+    /// The low-rank adapters, where there are any.
+    pub(super) fn adapters(&self) -> Option<&Adapters> {
+        self.adapters.as_ref()
+    }
+
+    /// Adds each adapter's product to its layer, and forgets the adapters.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub(super) fn merge_adapters(&mut self) -> Result<()> {
+        let Some(adapters) = self.adapters.take() else { return Ok(()) };
+        for stem in adapters.layers() {
+            let parts = (
+                self.parameters.remove(&lora_a(stem)),
+                self.parameters.remove(&lora_b(stem)),
+                self.parameters.get(&format!("{stem}.weight")),
+            );
+            let (Some(a), Some(b), Some(weight)) = parts else { bail!("the network has no adapter at {stem}") };
+            let product = b.var.as_detached_tensor().matmul(&a.var.as_detached_tensor())?;
+            weight.var.set(&(weight.var.as_detached_tensor() + (product * adapters.scale())?)?)?;
+        }
+        Ok(())
     }
 
     /// Where the tensors live.
@@ -139,7 +172,7 @@ impl Network {
         offset: &[f32],
         dropout: Option<DropoutStream>,
     ) -> Result<Pass> {
-        let words = match self.parameters.get(names::WORDS) {
+        let words = match self.parameters.get(self.names.words) {
             Some(table) if table.trained && self.device.is_cpu() => Some(self.used_words(batch, &table.var)?),
             _ => None,
         };
@@ -152,7 +185,7 @@ impl Network {
         let mut gradients = BTreeMap::new();
         for (name, parameter) in self.parameters.iter().filter(|(_, parameter)| parameter.trained) {
             let gradient = match &words {
-                Some((compact, rows)) if name == names::WORDS => {
+                Some((compact, rows)) if name == self.names.words => {
                     store.remove(compact).map(|values| Gradient::Rows { rows: rows.clone(), values })
                 }
                 _ => store.remove(&parameter.var).map(Gradient::Dense),
@@ -182,13 +215,22 @@ impl Network {
         }
     }
 
+    /// A dense layer, and its adapter where it has one.
     fn linear(&self, x: &Tensor, name: &str, mode: &Mode) -> Result<Tensor> {
-        ops::linear(
-            &mode.tape,
-            x,
-            &self.tensor(&format!("{name}.weight"), mode)?,
-            &self.tensor(&format!("{name}.bias"), mode)?,
-        )
+        let (weight, bias) =
+            (self.tensor(&format!("{name}.weight"), mode)?, self.tensor(&format!("{name}.bias"), mode)?);
+        let out = ops::linear(&mode.tape, x, &weight, &bias)?;
+        let Some((adapters, place)) =
+            self.adapters.as_ref().and_then(|adapters| Some((adapters, adapters.place(name)?)))
+        else {
+            return Ok(out);
+        };
+        // Places behind those of all layers and the head.
+        let place = (self.config.num_hidden_layers as u64 + 1) * 8 + place;
+        let dropout = mode.dropout.and_then(|stream| adapters.dropout_of(stream).at(place));
+        let x = ops::dropout(&mode.tape, x, dropout)?;
+        let (down, up) = (self.tensor(&lora_a(name), mode)?, self.tensor(&lora_b(name), mode)?);
+        ops::low_rank(&mode.tape, &out, &x, (&down, &up), adapters.scale())
     }
 
     fn norm(&self, x: &Tensor, name: &str, mode: &Mode) -> Result<Tensor> {
@@ -198,10 +240,18 @@ impl Network {
     }
 
     fn classify(&self, batch: &Batch, mode: &Mode) -> Result<Tensor> {
-        let first = self.encode(batch, mode, Reach::FirstTokens)?;
-        let pooled = ops::tanh(&mode.tape, &self.linear(&first, names::POOLER, mode)?)?;
-        let pooled = ops::dropout(&mode.tape, &pooled, mode.dropout(self.config.num_hidden_layers, 1))?;
-        self.linear(&pooled, names::CLASSIFIER, mode)
+        let layers = self.config.num_hidden_layers;
+        let mut first = self.encode(batch, mode, Reach::FirstTokens)?;
+        if self.config.architecture.drops_before_pooler() {
+            first = ops::dropout(&mode.tape, &first, mode.dropout(layers, 2))?;
+        }
+        let pooled = self.linear(&first, self.names.pooler, mode)?;
+        let pooled = match self.config.architecture {
+            Architecture::DistilBert => ops::activation(&mode.tape, &pooled, HiddenAct::Relu)?,
+            _ => ops::tanh(&mode.tape, &pooled)?,
+        };
+        let pooled = ops::dropout(&mode.tape, &pooled, mode.dropout(layers, 1))?;
+        self.linear(&pooled, self.names.classifier, mode)
     }
 
     fn encode(&self, batch: &Batch, mode: &Mode, reach: Reach) -> Result<Tensor> {
@@ -215,29 +265,34 @@ impl Network {
     }
 
     fn embed(&self, batch: &Batch, mode: &Mode) -> Result<Tensor> {
-        let (words, indices) = match &mode.words {
+        let mut indices = batch.indices.clone();
+        indices.positions.iter_mut().for_each(|position| *position += self.config.first_position as u32);
+        let words = match &mode.words {
             Some((used, rows)) => {
                 let place = |word: &u32| rows.binary_search(word).map_or(u32::MAX, |place| place as u32);
-                let words = batch.indices.words.iter().map(place).collect();
-                (used.as_tensor().clone(), Indices { words, ..batch.indices.clone() })
+                indices.words = indices.words.iter().map(place).collect();
+                used.as_tensor().clone()
             }
-            None => (self.tensor(names::WORDS, mode)?, batch.indices.clone()),
+            None => self.tensor(self.names.words, mode)?,
         };
-        let sum = ops::embed(
-            &mode.tape,
-            &words,
-            &self.tensor(names::POSITIONS, mode)?,
-            &self.tensor(names::TYPES, mode)?,
-            indices,
-        )?;
-        let sum = self.norm(&sum, names::EMBEDDINGS_NORM, mode)?;
+        let types = match self.names.types() {
+            Some(types) => self.tensor(types, mode)?,
+            None => {
+                // One row of zeros for all, whatever types the tokenizer gave.
+                indices.types.fill(0);
+                Tensor::zeros((1, self.config.hidden_size), DType::F32, &self.device)?
+            }
+        };
+        let sum = ops::embed(&mode.tape, &words, &self.tensor(self.names.positions, mode)?, &types, indices)?;
+        let sum = self.norm(&sum, self.names.embeddings_norm, mode)?;
         ops::dropout(&mode.tape, &sum, mode.dropout(self.config.num_hidden_layers, 0))
     }
 
     /// One encoder layer. The classifier sees the first token of each sequence only, so the last layer computes
     /// nothing but keys and values for the others; the result and every gradient stay the same.
     fn layer(&self, index: usize, hidden: &Tensor, layout: &Layout, mode: &Mode, reach: Reach) -> Result<Tensor> {
-        let name = |part: &str| names::layer(index, part);
+        let names = self.names;
+        let name = |part: &str| names.layer(index, part);
         let (targets, target_layout) = match reach {
             Reach::AllTokens => (hidden.clone(), layout.clone()),
             Reach::FirstTokens => {
@@ -245,19 +300,19 @@ impl Network {
                 (starts, Layout::packed(&vec![1; layout.sequences()]))
             }
         };
-        let q = self.linear(&targets, &name(names::QUERY), mode)?;
-        let k = self.linear(hidden, &name(names::KEY), mode)?;
-        let v = self.linear(hidden, &name(names::VALUE), mode)?;
+        let q = self.linear(&targets, &name(names.query), mode)?;
+        let k = self.linear(hidden, &name(names.key), mode)?;
+        let v = self.linear(hidden, &name(names.value), mode)?;
         let heads = self.config.num_attention_heads;
         let context = ops::attention(&mode.tape, &q, &k, &v, heads, (&target_layout, layout), mode.dropout(index, 0))?;
-        let context = self.linear(&context, &name(names::ATTENTION_OUTPUT), mode)?;
+        let context = self.linear(&context, &name(names.attention_output), mode)?;
         let attended = ops::residual(&mode.tape, &context, &targets, mode.dropout(index, 1))?;
-        let attended = self.norm(&attended, &name(names::ATTENTION_NORM), mode)?;
-        let wide = self.linear(&attended, &name(names::INTERMEDIATE), mode)?;
+        let attended = self.norm(&attended, &name(names.attention_norm), mode)?;
+        let wide = self.linear(&attended, &name(names.intermediate), mode)?;
         let wide = ops::activation(&mode.tape, &wide, self.config.hidden_act)?;
-        let narrow = self.linear(&wide, &name(names::OUTPUT), mode)?;
+        let narrow = self.linear(&wide, &name(names.output), mode)?;
         let out = ops::residual(&mode.tape, &narrow, &attended, mode.dropout(index, 2))?;
-        self.norm(&out, &name(names::OUTPUT_NORM), mode)
+        self.norm(&out, &name(names.output_norm), mode)
     }
 }
 

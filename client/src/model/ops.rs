@@ -19,6 +19,7 @@ pub(crate) mod dropout;
 mod embed;
 mod gemm;
 mod linear;
+mod low_rank;
 mod norm;
 mod residual;
 mod rows;
@@ -38,6 +39,23 @@ pub(crate) use tape::{Gradients, Tape};
 /// `x wᵀ + b`: x `[rows, in]`, w `[out, in]`, b `[out]`; gives `[rows, out]`.
 pub(crate) fn linear(tape: &Tape, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     if x.device().is_cpu() { tape.apply3(linear::Linear, x, weight, bias) } else { composed::linear(x, weight, bias) }
+}
+
+/// What a low-rank adapter adds to a layer's output (Hu et al. 2021, 2106.09685): `base + scale · (x downᵀ) upᵀ`. base
+/// `[rows, out]`, x `[rows, in]`, down `[rank, in]`, up `[out, rank]`.
+pub(crate) fn low_rank(
+    tape: &Tape,
+    base: &Tensor,
+    x: &Tensor,
+    (down, up): (&Tensor, &Tensor),
+    scale: f64,
+) -> Result<Tensor> {
+    let low = linear(tape, x, down, &Tensor::zeros(down.dim(0)?, x.dtype(), x.device())?)?;
+    if x.device().is_cpu() {
+        tape.apply3(low_rank::LowRank { scale: scale as f32 }, base, &low, up)
+    } else {
+        base + (low.matmul(&up.t()?)? * scale)?
+    }
 }
 
 /// Layer normalisation over the last dimension (Ba, Kiros and Hinton 2016, 1607.06450): x `[rows, width]`, weight and

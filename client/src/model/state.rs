@@ -1,12 +1,13 @@
 //! The state (exactly the trained tensors) and the delta as files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use candle_core::Tensor;
 
+use super::adapters::PREFIX;
 use super::error::ModelError;
-use super::network::Network;
+use super::network::{Network, Parameter};
 use super::tensor_file::{self, Named, TensorFile, check_finite};
 
 impl Network {
@@ -45,6 +46,30 @@ impl Network {
         Ok(())
     }
 
+    /// Replaces the adapters and the head by those of a file in peft's layout. A part of the head that the file lacks
+    /// stays as the base model has it; `in_base` names what came from there.
+    ///
+    /// # Errors
+    /// Damaged file, absent or other tensors, another shape, or a value that is not finite.
+    pub(super) fn load_adapters(&mut self, path: &Path, in_base: &BTreeMap<String, String>) -> Result<(), ModelError> {
+        let mut file = TensorFile::open(path)?;
+        let mut left: BTreeSet<String> = file.names().into_iter().collect();
+        for (name, shape) in self.state_tensors() {
+            let stored = format!("{PREFIX}{name}");
+            if !left.remove(&stored) && in_base.contains_key(&name) {
+                continue;
+            }
+            let values = file.read(&stored, &shape)?;
+            if let Some(parameter) = self.parameters().get(&name) {
+                parameter.var.set(&Tensor::from_vec(values, shape, self.device())?)?;
+            }
+        }
+        match left.into_iter().next() {
+            Some(name) => Err(ModelError::TensorUnexpected { path: path.to_path_buf(), name }),
+            None => Ok(()),
+        }
+    }
+
     /// Writes `trained tensors − state_before` in the layout of a state.
     ///
     /// # Errors
@@ -62,10 +87,20 @@ impl Network {
         tensor_file::write(out, &delta)
     }
 
-    fn state(&self) -> Result<Vec<Named>, ModelError> {
+    /// The trained tensors.
+    pub(super) fn state(&self) -> Result<Vec<Named>, ModelError> {
+        self.values(|parameter| parameter.trained)
+    }
+
+    /// Every tensor.
+    pub(super) fn tensors(&self) -> Result<Vec<Named>, ModelError> {
+        self.values(|_| true)
+    }
+
+    fn values(&self, wanted: impl Fn(&Parameter) -> bool) -> Result<Vec<Named>, ModelError> {
         self.parameters()
             .iter()
-            .filter(|(_, parameter)| parameter.trained)
+            .filter(|(_, parameter)| wanted(parameter))
             .map(|(name, parameter)| {
                 let values = parameter.var.as_detached_tensor().flatten_all()?.to_vec1::<f32>()?;
                 check_finite("the trained model", name, &values)?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use fedtune_client::model::ModelSpec;
-use fedtune_config::job::Trainable;
+use fedtune_config::job::{Lora, Trainable};
 use serde_json::{Value, json};
 
 pub(crate) fn fixture() -> PathBuf {
@@ -19,7 +19,14 @@ pub(crate) fn labels() -> Vec<String> {
 }
 
 pub(crate) fn spec() -> ModelSpec {
-    ModelSpec { labels: labels(), trainable: Trainable::Full, dropout: 0.1, seed: 1, max_length: 16 }
+    ModelSpec {
+        labels: labels(),
+        trainable: Trainable::Full,
+        lora: Lora::default(),
+        dropout: 0.1,
+        seed: 1,
+        max_length: 16,
+    }
 }
 
 /// Words `w5` .. `w59` and the special tokens.

@@ -64,17 +64,20 @@ impl Service {
         let recipe: ExportRecipe = serde_json::from_str(text).map_err(|e| unfit(format!("cannot be read: {e}")))?;
         let config: Result<serde_json::Map<String, serde_json::Value>, _> = serde_json::from_str(&recipe.config_json);
         config.map_err(|e| unfit(format!("has a config.json that is not an object: {e}")))?;
+        if let Some(text) = &recipe.adapter_config_json {
+            let config: Result<serde_json::Map<String, serde_json::Value>, _> = serde_json::from_str(text);
+            config.map_err(|e| unfit(format!("has an adapter_config.json that is not an object: {e}")))?;
+        }
         let layout = self.artifacts.layout(state).await?;
         let mut names = BTreeSet::new();
         for tensor in &recipe.tensors {
             if !names.insert(&tensor.name) {
                 return Err(unfit(format!("names tensor {:?} twice", tensor.name)));
             }
-            if tensor.source == TensorSource::State && layout.tensor(&tensor.name).is_none() {
-                return Err(unfit(format!(
-                    "takes tensor {:?} from the state, which has none of this name",
-                    tensor.name
-                )));
+            if let TensorSource::State(name) = &tensor.source
+                && layout.tensor(name).is_none()
+            {
+                return Err(unfit(format!("takes tensor {name:?} from the state, which has none of this name")));
             }
         }
         Ok(())

@@ -1,18 +1,16 @@
-//! Writes a model folder out of a base model, a state and a recipe: bytes are copied, no tensor is loaded.
+//! Writes a model folder, or one of adapters, out of a base model, a state and a recipe: bytes are copied, no tensor is loaded.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use fedtune_proto::layout::{Layout, TensorEntry};
-use fedtune_proto::recipe::{ExportRecipe, TensorSource};
+use fedtune_proto::recipe::{ADAPTER_CONFIG, ExportRecipe, MODEL_TENSORS, TensorSource};
 use fedtune_proto::transfer;
 use fedtune_proto::v1::PlanExportResponse;
 use tonic::transport::Channel;
 
 use super::OperatorError;
-
-const MODEL: &str = "model.safetensors";
 
 pub(super) async fn write(channel: &Channel, plan: PlanExportResponse, folder: &Path) -> Result<(), OperatorError> {
     let file_error = |path: &Path| {
@@ -30,14 +28,14 @@ pub(super) async fn write(channel: &Channel, plan: PlanExportResponse, folder: &
     if let Some(artifact) = &plan.state {
         transfer::download(channel, artifact, &state).await?;
     }
-    let base = work.path().join(MODEL);
+    let base = work.path().join(MODEL_TENSORS);
     for file in &plan.base_model {
         // The name comes from the network: only a plain one may become a path.
         let plain = Path::new(&file.name).file_name().is_some_and(|name| name == file.name.as_str());
         let (true, Some(artifact)) = (plain, &file.artifact) else {
             return Err(unfit(folder, format!("the aggregator names the file {:?}", file.name)));
         };
-        let wanted = file.name != "config.json" && (file.name != MODEL || needs_base(&recipe));
+        let wanted = file.name != "config.json" && (file.name != MODEL_TENSORS || needs_base(&recipe));
         if wanted {
             transfer::download(channel, artifact, &work.path().join(&file.name)).await?;
         }
@@ -48,15 +46,22 @@ pub(super) async fn write(channel: &Channel, plan: PlanExportResponse, folder: &
         Merge::Io(source) => OperatorError::File { path: merged.clone(), source },
     })?;
     for file in &plan.base_model {
-        if file.name != MODEL && file.name != "config.json" {
+        if file.name != MODEL_TENSORS && file.name != "config.json" {
             let target = folder.join(&file.name);
             fs::rename(work.path().join(&file.name), &target).map_err(file_error(&target))?;
         }
     }
-    let config = work.path().join("config");
-    fs::write(&config, &recipe.config_json).map_err(file_error(&config))?;
+    let mut texts = vec![("config.json", &recipe.config_json)];
+    texts.extend(recipe.adapter_config_json.as_ref().map(|text| (ADAPTER_CONFIG, text)));
+    let mut parts = Vec::new();
+    for (name, text) in texts {
+        let part = work.path().join(format!("{name}.new"));
+        fs::write(&part, text).map_err(file_error(&part))?;
+        parts.push((part, name));
+    }
     // The weights last: a folder that has them is whole.
-    for (from, to) in [(&config, "config.json"), (&merged, MODEL)] {
+    parts.push((merged, recipe.tensors_file()));
+    for (from, to) in parts {
         let target = folder.join(to);
         fs::rename(from, &target).map_err(file_error(&target))?;
     }
@@ -64,7 +69,7 @@ pub(super) async fn write(channel: &Channel, plan: PlanExportResponse, folder: &
 }
 
 fn needs_base(recipe: &ExportRecipe) -> bool {
-    recipe.tensors.iter().any(|tensor| tensor.source != TensorSource::State)
+    recipe.tensors.iter().any(|tensor| matches!(tensor.source, TensorSource::Base(_)))
 }
 
 enum Merge {
@@ -86,7 +91,7 @@ fn merge(recipe: &ExportRecipe, base: &Path, state: &Path, out: &Path) -> Result
     let mut parts = Vec::with_capacity(recipe.tensors.len());
     for tensor in &recipe.tensors {
         let (layout, file, name) = match &tensor.source {
-            TensorSource::State => (Some(&state_layout), state, &tensor.name),
+            TensorSource::State(name) => (Some(&state_layout), state, name),
             TensorSource::Base(name) => (base_layout.as_ref(), base, name),
         };
         let entry = layout.and_then(|layout| layout.tensor(name)).ok_or_else(|| {
