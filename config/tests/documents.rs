@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use fedtune_config::job::Lora;
 use fedtune_config::{ConfigError, Document, Job, ServerConfig, SiteConfig, examples, parse};
 use proptest::prelude::*;
 
@@ -39,7 +40,10 @@ fn uncommented(text: &str, skip: &[&str]) -> String {
 #[test]
 fn examples_parse_and_state_the_true_defaults() {
     let job: Job = read(examples::JOB).unwrap();
-    assert_eq!(job, read(&uncommented(examples::JOB, &["steps", "label_shares"])).unwrap());
+    assert_eq!(job, read(&uncommented(examples::JOB, &["steps", "label_shares", "lora"])).unwrap());
+    let adapters = examples::JOB.lines().find_map(|line| line.strip_prefix("# lora = ")).unwrap();
+    let job: Job = read(&job_with("training", &format!("trainable = \"lora\"\nlora = {adapters}"))).unwrap();
+    assert_eq!(job.training.lora, Some(Lora::default()));
     let site: SiteConfig = read(examples::SITE).unwrap();
     assert_eq!(site, read(&uncommented(examples::SITE, &["test", "text_column", "label_column"])).unwrap());
     let server: ServerConfig = read(examples::SERVER).unwrap();
