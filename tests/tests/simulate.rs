@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use fedtune_config::demo;
+use fedtune_proto::layout::Layout;
 use fedtune_tests::{run, text};
 
 #[test]
@@ -39,6 +40,38 @@ fn a_short_demo_leaves_a_whole_run_folder() {
     run("fedtune-client", ["predict", "--model", text(&model), "--data", text(&notes), "--out", text(&predictions)])
         .ok();
     assert!(std::fs::read_to_string(&predictions).unwrap().contains("label"));
+}
+
+#[test]
+fn only_adapters_travel_and_they_come_out_as_peft_has_them() {
+    let folder = tempfile::tempdir().unwrap();
+    demo::write(folder.path()).unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let text = std::fs::read_to_string(path("job.toml")).unwrap();
+    let lora = "[training]\ntrainable = \"lora\"\nlora = { rank = 2 }\nsteps = 3\n";
+    let text = text.replace("epochs", "# epochs").replace("[training]\n", lora);
+    std::fs::write(path("job.toml"), text).unwrap();
+    let (model, train, test, out) = (path("model"), path("data/train.csv"), path("data/test.csv"), path("out"));
+    let shared = ["--job", &path("job.toml"), "--model", &model, "--train", &train, "--test", &test];
+    let wishes = ["--sites", "3", "--rounds", "1", "--partition", "iid", "--out", &out];
+    let ran = run("fedtune-server", ["simulate"].iter().chain(&shared).chain(&wishes)).ok();
+    assert!(ran.stdout.contains("--base BASE_MODEL"), "{}", ran.stdout);
+
+    let adapters = path("out/model");
+    let tensors = Layout::read(&folder.path().join("out/model/adapter_model.safetensors")).unwrap();
+    assert!(tensors.tensors.iter().all(|tensor| tensor.name.starts_with("base_model.model.")));
+    assert!(!folder.path().join("out/model/model.safetensors").exists());
+    let evaluate = |model: &str, base: &[&str]| {
+        let arguments = ["evaluate", "--model", model, "--data", &test, "--output", "json"];
+        let shown = run("fedtune-client", arguments.iter().chain(base)).ok().stdout;
+        serde_json::from_str::<serde_json::Value>(&shown).unwrap()["evaluation"]["accuracy"].clone()
+    };
+    let whole = path("whole");
+    run("fedtune-client", ["merge", "--adapters", &adapters, "--base", &model, "--out", &whole]).ok();
+    assert_eq!(evaluate(&whole, &[]), evaluate(&adapters, &["--base", &model]));
+    run("fedtune-client", ["merge", "--adapters", &adapters, "--base", &model, "--out", &model])
+        .failed(2, &["another one"]);
+    run("fedtune-client", ["evaluate", "--model", &adapters, "--data", &test]).failed(5, &["--base"]);
 }
 
 #[test]

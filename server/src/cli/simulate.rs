@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use fedtune_config::{Job, demo};
+use fedtune_proto::recipe::ADAPTER_CONFIG;
 use fedtune_proto::v1::ShowJobResponse;
 use time::OffsetDateTime;
 use time::macros::format_description;
@@ -102,10 +103,9 @@ impl Simulate {
             out.join("model").display(),
             out.join("report.json").display()
         );
-        println!(
-            "Use the model: fedtune-client predict --model {} --data FILE --out FILE",
-            out.join("model").display()
-        );
+        let model = out.join("model");
+        let base = if model.join(ADAPTER_CONFIG).exists() { " --base BASE_MODEL" } else { "" };
+        println!("Use the model: fedtune-client predict --model {}{base} --data FILE --out FILE", model.display());
         Ok(())
     }
 
