@@ -6,11 +6,11 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use fedtune_client::finetune::{AdamW, gradient_norm};
+use fedtune_client::finetune::{Optimizer, gradient_norm};
 use fedtune_client::model::batch::{Batch, Tokens};
 use fedtune_client::model::network::{Gradient, Pass};
-use fedtune_client::model::{DropoutStream, ModelSpec, Network};
-use fedtune_config::job::Trainable;
+use fedtune_client::model::{DropoutStream, Loss, ModelSpec, Network};
+use fedtune_config::job::{Trainable, Training};
 
 fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/bert")
@@ -25,6 +25,11 @@ fn network(trainable: Trainable) -> Network {
         max_length: 24,
     };
     Network::load(&fixture(), &spec, &Device::Cpu).unwrap()
+}
+
+fn optimizer(network: &Network) -> Optimizer {
+    let training = Training { weight_decay: 0.01, ..Training::default() };
+    Optimizer::new(&training, network.config().num_hidden_layers)
 }
 
 fn reference(file: &str) -> HashMap<String, Tensor> {
@@ -83,7 +88,7 @@ fn distance(found: &[f64], expected: &[f64]) -> f64 {
 fn pass(network: &Network, reference: &HashMap<String, Tensor>) -> Pass {
     let sequences = sequences(reference);
     let batch = network.batch(&sequences.iter().collect::<Vec<_>>());
-    network.gradients(&batch, &labels(reference), &[], None).unwrap()
+    network.gradients(&batch, &labels(reference), &Loss::default(), None).unwrap()
 }
 
 fn assert_gradients(network: &Network, pass: &Pass, reference: &HashMap<String, Tensor>) {
@@ -139,7 +144,11 @@ fn a_padded_batch_gives_the_same_gradients() {
     let (network, reference) = (network(Trainable::Full), reference("gradients.safetensors"));
     let sequences = sequences(&reference);
     let batch = Batch::padded(&sequences.iter().collect::<Vec<_>>());
-    assert_gradients(&network, &network.gradients(&batch, &labels(&reference), &[], None).unwrap(), &reference);
+    assert_gradients(
+        &network,
+        &network.gradients(&batch, &labels(&reference), &Loss::default(), None).unwrap(),
+        &reference,
+    );
 }
 
 #[test]
@@ -148,7 +157,7 @@ fn five_steps_agree() {
         (network(Trainable::Full), reference("gradients.safetensors"), reference("trained.safetensors"));
     let before: HashMap<String, Vec<f64>> =
         network.parameters().iter().map(|(name, p)| (name.clone(), values(p.var.as_tensor()))).collect();
-    let mut optimizer = AdamW::new(0.01);
+    let mut optimizer = optimizer(&network);
     for expected in values(&trained["losses"]) {
         let pass = pass(&network, &reference);
         assert!((pass.loss - expected).abs() < 1e-4 * expected.abs().max(1.0), "{} for {expected}", pass.loss);
@@ -176,7 +185,7 @@ fn one_step_moves_every_trained_tensor_and_no_other() {
         let copies: HashMap<String, Vec<f64>> =
             network.parameters().iter().map(|(name, p)| (name.clone(), values(p.var.as_tensor()))).collect();
         let pass = pass(&network, &reference);
-        AdamW::new(0.0).step(network.parameters(), &pass.gradients, 1e-3, 1.0).unwrap();
+        optimizer(&network).step(network.parameters(), &pass.gradients, 1e-3, 1.0).unwrap();
         for (name, parameter) in network.parameters() {
             let moved = values(parameter.var.as_tensor()) != copies[name];
             assert_eq!(moved, parameter.trained, "{trainable}: {name}");
@@ -191,7 +200,7 @@ fn dropout_changes_the_loss_and_repeats_bit_for_bit() {
     let batch = network.batch(&sequences.iter().collect::<Vec<_>>());
     let run = |step| {
         let stream = DropoutStream { probability: 0.2, seed: 7, round: 2, step };
-        let pass = network.gradients(&batch, &labels(&reference), &[], Some(stream)).unwrap();
+        let pass = network.gradients(&batch, &labels(&reference), &Loss::default(), Some(stream)).unwrap();
         let gradients: Vec<Vec<f64>> = network
             .parameters()
             .iter()

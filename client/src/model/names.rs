@@ -101,3 +101,15 @@ pub(super) fn is_trained(canonical: &str, trainable: Trainable, layers: usize) -
 pub(crate) fn decays(canonical: &str) -> bool {
     !canonical.ends_with("bias") && !canonical.contains("LayerNorm")
 }
+
+/// How many layers from the top a tensor is, pooler and classifier being the top: 0 for these, 1 for the last of `layers`
+/// encoder layers, `layers + 1` for the embeddings. The first number in a name is its layer's.
+pub(crate) fn depth(canonical: &str, layers: usize) -> usize {
+    if is_head(canonical) {
+        return 0;
+    }
+    match canonical.split('.').find_map(|part| part.parse::<usize>().ok()) {
+        Some(index) => layers.saturating_sub(index),
+        None => layers + 1,
+    }
+}

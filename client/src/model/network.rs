@@ -9,7 +9,7 @@ use super::batch::{Batch, Layout};
 use super::config::BertConfig;
 use super::names;
 use super::ops::dropout::DropoutStream;
-use super::ops::{self, Indices, Tape};
+use super::ops::{self, Indices, Loss, Tape};
 
 /// One parameter.
 #[derive(Debug, Clone)]
@@ -37,7 +37,7 @@ pub enum Gradient {
 /// Loss and gradients of a batch.
 #[derive(Debug)]
 pub struct Pass {
-    /// Mean cross-entropy.
+    /// The loss.
     pub loss: f64,
     /// One for each trained parameter.
     pub gradients: BTreeMap<String, Gradient>,
@@ -128,7 +128,7 @@ impl Network {
         self.encode(batch, &Mode::evaluation(), Reach::AllTokens)
     }
 
-    /// Loss and the gradient of every trained parameter. `offset` (`[labels]`, or empty) is added to the logits in the loss.
+    /// Loss and the gradient of every trained parameter.
     ///
     /// # Errors
     /// As [`Self::logits`]; also when a trained parameter gets no gradient, which would mean that it silently stays.
@@ -136,7 +136,7 @@ impl Network {
         &self,
         batch: &Batch,
         labels: &[u32],
-        offset: &[f32],
+        loss: &Loss,
         dropout: Option<DropoutStream>,
     ) -> Result<Pass> {
         let words = match self.parameters.get(names::WORDS) {
@@ -145,7 +145,7 @@ impl Network {
         };
         let mode = Mode { dropout, words, training: true, tape: Tape::default() };
         let logits = self.classify(batch, &mode)?;
-        let loss = ops::cross_entropy(&mode.tape, &logits, labels, offset)?;
+        let loss = ops::cross_entropy(&mode.tape, &logits, labels, loss)?;
         let Mode { words, tape, .. } = mode;
         let mut store =
             if self.device.is_cpu() { Store::Fused(tape.backward(&loss)?) } else { Store::Composed(loss.backward()?) };
