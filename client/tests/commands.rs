@@ -102,6 +102,9 @@ fn held_out_rows_end_training_and_choose_the_epoch() {
     let trained = report["train_examples"].as_u64().unwrap();
     assert!(held_out > 0 && held_out + trained == 60, "{report}");
     assert_eq!(report["steps"], 3 * trained.div_ceil(8));
+    let text = client(&[&FINETUNE[..11], &["--validation", "0.2", "--patience", "2"]].concat(), folder.path());
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("kept epoch 1 of 3") && text.contains(&format!("{held_out} held-out rows")), "{text}");
 
     for (more, code_expected, words) in [
         (&["--patience", "2"][..], 2, "--validation"),

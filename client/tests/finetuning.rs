@@ -101,6 +101,9 @@ fn divergence_and_no_rows_are_errors_with_a_remedy() {
     let wild = Training { learning_rate: 1e38, clip_norm: 0.0, warmup: 0.0, ..training() };
     let error = finetune::fit(&mut classifier, &rows, &wild, plan(50), &mut Silent).unwrap_err();
     assert!(error.to_string().contains("lower training.learning_rate"), "{error}");
+    let unknown = [Row { text: "w5".into(), label: 3 }];
+    let error = finetune::fit(&mut classifier, &unknown, &training(), plan(1), &mut Silent).unwrap_err();
+    assert!(error.to_string().contains("do not fit"), "{error}");
     let error = finetune::fit(&mut classifier, &[], &training(), plan(1), &mut Silent).unwrap_err();
     assert!(error.to_string().contains("no row to train on"), "{error}");
     assert!(finetune::evaluate(&classifier, &[], 8, &mut Silent).is_err());
@@ -296,7 +299,7 @@ fn early_stopping_ends_in_time_and_keeps_the_best_epoch() {
         let report = finetune::fit_best(&mut classifier, &rows, &training, plan, stopping, &mut Silent).unwrap();
         let scores = report.validation.clone().unwrap();
         let now = finetune::evaluate(&classifier, &validation, 8, &mut Silent).unwrap();
-        assert_eq!(now, scores.epochs[scores.best_epoch - 1]);
+        assert_eq!(Some(&now), scores.best());
         (report, scores, state(&classifier))
     };
     // No improvement is large enough: the first of 5 epochs stays the best.
@@ -309,6 +312,6 @@ fn early_stopping_ends_in_time_and_keeps_the_best_epoch() {
     let criteria = Evaluation { metric: Metric::Loss, ..Evaluation::default() };
     let (report, scores, _) = best(0, &criteria);
     assert_eq!((report.steps, scores.epochs.len()), (20, 5));
-    assert!(scores.epochs.iter().all(|epoch| epoch.loss() >= scores.epochs[scores.best_epoch - 1].loss()));
+    assert!(scores.epochs.iter().all(|epoch| epoch.loss() >= scores.best().unwrap().loss()));
     assert!(EarlyStopping::new(&[], 8, 1, &criteria).is_err());
 }

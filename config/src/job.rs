@@ -201,7 +201,7 @@ pub struct Training {
     /// Dropout probability of embeddings, attention, hidden states and classifier.
     pub dropout: f64,
     /// Strength μ of the FedProx term μ/2·|w − w_start|² in the loss (Li et al. 2018, 1812.06127), w_start being the
-    /// state that the round began with; 0 is none.
+    /// state that the round began with (the model at the start of a local run); 0 is none.
     pub proximal: f64,
     /// Strength α of the L2-SP term α/2·|w − w_base|² in the loss (Li et al. 2018, 1802.01483), over the trained tensors
     /// that came from the base model, less the classifier; 0 is none.

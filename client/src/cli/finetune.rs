@@ -10,7 +10,7 @@ use serde_json::json;
 use super::progress::Display;
 use super::{CliError, Output, processor, table};
 use crate::data::{self, Columns, LabelMap};
-use crate::finetune::{self, EarlyStopping, Plan, Scores};
+use crate::finetune::{self, EarlyStopping, Plan};
 use crate::model::{Classifier, ModelSpec};
 
 const EXAMPLES: &str = "\
@@ -113,12 +113,13 @@ impl Arguments {
                 if let Some(evaluation) = &evaluation {
                     println!("{}\n", table::text(evaluation, &job.task.labels));
                 }
-                if let Some(Scores { epochs, best_epoch }) = &fit.validation
-                    && let Some(best) = epochs.get(best_epoch - 1)
+                if let Some(scores) = &fit.validation
+                    && let Some(best) = scores.best()
                 {
                     println!(
-                        "kept epoch {best_epoch} of {}: accuracy {:.4}, macro-F1 {:.4}, loss {:.4} on {} validation rows",
-                        epochs.len(),
+                        "kept epoch {} of {}: accuracy {:.4}, macro F1 {:.4}, loss {:.4} on {} held-out rows",
+                        scores.best_epoch,
+                        scores.epochs.len(),
                         best.accuracy(),
                         best.macro_f1(),
                         best.loss(),

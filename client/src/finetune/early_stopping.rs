@@ -40,6 +40,13 @@ pub struct Scores {
     pub best_epoch: usize,
 }
 
+impl Scores {
+    /// The epoch whose weights were kept.
+    pub fn best(&self) -> Option<&Evaluation> {
+        self.best_epoch.checked_sub(1).and_then(|index| self.epochs.get(index))
+    }
+}
+
 impl<'a> EarlyStopping<'a> {
     /// Ends after `patience` epochs without a better one, never for 0. Metric and least improvement are those of the job's
     /// `evaluation`.
@@ -66,6 +73,8 @@ impl<'a> EarlyStopping<'a> {
             job::Metric::MacroF1 => evaluation.macro_f1(),
             job::Metric::Loss => -evaluation.loss(),
         };
+        // What is not a number is worse than any.
+        let score = score.max(f64::NEG_INFINITY);
         self.epochs.push(evaluation);
         let epoch = self.epochs.len();
         if self.best.as_ref().is_none_or(|best| score > best.score + self.criteria.min_delta) {
@@ -83,14 +92,14 @@ impl<'a> EarlyStopping<'a> {
         })
     }
 
-    /// Puts the best epoch's weights back; without an epoch the model stays as it is.
-    pub(super) fn restore_best(self, classifier: &Classifier) -> Result<Scores, FinetuneError> {
-        let Some(best) = self.best else { return Ok(Scores { epochs: self.epochs, best_epoch: 0 }) };
+    /// Puts the best epoch's weights back; `None` when there was no epoch.
+    pub(super) fn restore_best(self, classifier: &Classifier) -> Result<Option<Scores>, FinetuneError> {
+        let Some(best) = self.best else { return Ok(None) };
         for (name, weights) in &best.weights {
             if let Some(parameter) = classifier.network().parameters().get(name) {
                 parameter.var.set(weights)?;
             }
         }
-        Ok(Scores { epochs: self.epochs, best_epoch: best.epoch })
+        Ok(Some(Scores { epochs: self.epochs, best_epoch: best.epoch }))
     }
 }

@@ -119,7 +119,10 @@ fn run(
             break;
         }
     }
-    let validation = stopping.map(|stopping| stopping.restore_best(classifier)).transpose()?;
+    let validation = match stopping {
+        Some(stopping) => stopping.restore_best(classifier)?,
+        None => None,
+    };
     let seconds = started.elapsed().as_secs_f64();
     Ok(FitReport {
         steps,

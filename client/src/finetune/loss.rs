@@ -8,7 +8,12 @@ use crate::model::Loss;
 /// The job's loss for these training rows.
 pub(super) fn loss(rows: &[Row], labels: usize, training: &Training) -> Loss {
     let mut counts = vec![0; labels];
-    rows.iter().for_each(|row| counts[row.label] += 1);
+    for row in rows {
+        // A label beyond the classifier's is refused when its batch comes.
+        if let Some(count) = counts.get_mut(row.label) {
+            *count += 1;
+        }
+    }
     Loss {
         offset: logit_offset(&counts, training),
         class_weights: match &training.class_weights {
