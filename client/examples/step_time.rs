@@ -4,9 +4,10 @@
 use std::path::Path;
 use std::time::Instant;
 
-use fedtune_client::finetune::{AdamW, gradient_norm};
+use fedtune_client::finetune::{Optimizer, gradient_norm};
 use fedtune_client::model::batch::Tokens;
-use fedtune_client::model::{DropoutStream, ModelSpec, Network};
+use fedtune_client::model::{DropoutStream, Loss, ModelSpec, Network};
+use fedtune_config::job::Training;
 use fedtune_config::site::Device;
 
 #[global_allocator]
@@ -35,13 +36,14 @@ fn main() -> anyhow::Result<()> {
         })
         .collect();
     let classes: Vec<u32> = (0..batch as u32).map(|row| row % 5).collect();
-    let mut optimizer = AdamW::new(0.01);
+    let mut optimizer = Optimizer::new(&Training::default());
+    let loss = Loss::default();
     let mut times = Vec::new();
     for step in 0..steps {
         let stream = DropoutStream { probability, seed: 1, round: 1, step: step as u64 };
         let started = Instant::now();
         let pass =
-            network.gradients(&network.batch(&sequences.iter().collect::<Vec<_>>()), &classes, &[], Some(stream))?;
+            network.gradients(&network.batch(&sequences.iter().collect::<Vec<_>>()), &classes, &loss, Some(stream))?;
         let computed = started.elapsed().as_secs_f64();
         let norm = gradient_norm(&pass.gradients)?;
         optimizer.step(network.parameters(), &pass.gradients, 5e-5, (1.0 / (norm + 1e-6)).min(1.0))?;

@@ -15,6 +15,7 @@ mod load;
 pub(crate) mod names;
 pub mod network;
 pub(crate) mod ops;
+mod pretrained;
 mod state;
 pub(crate) mod tensor_file;
 mod tokens;
@@ -28,6 +29,7 @@ use serde_json::{Map, Value};
 
 pub use error::ModelError;
 pub use network::Network;
+pub use ops::Loss;
 pub use ops::dropout::DropoutStream;
 
 use batch::Tokens;

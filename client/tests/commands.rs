@@ -89,6 +89,35 @@ fn a_model_is_tuned_evaluated_and_predicts() {
 }
 
 #[test]
+fn held_out_rows_end_training_and_choose_the_epoch() {
+    let folder = place();
+    let job = std::fs::read_to_string(folder.path().join("job.toml")).unwrap();
+    // No epoch can be better by this.
+    std::fs::write(folder.path().join("job.toml"), format!("{job}[evaluation]\nmin_delta = 2.0\n")).unwrap();
+    let with = |more: &[&str]| client(&[&FINETUNE, more].concat(), folder.path());
+    let report = last_json(&with(&["--validation", "0.2", "--patience", "2"]));
+    let (validation, best) = (report["validation"].as_array().unwrap(), &report["best_epoch"]);
+    assert_eq!((validation.len(), best), (3, &1.into()), "{report}");
+    let held_out = validation[0]["examples"].as_u64().unwrap();
+    let trained = report["train_examples"].as_u64().unwrap();
+    assert!(held_out > 0 && held_out + trained == 60, "{report}");
+    assert_eq!(report["steps"], 3 * trained.div_ceil(8));
+    let text = client(&[&FINETUNE[..11], &["--validation", "0.2", "--patience", "2"]].concat(), folder.path());
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("kept epoch 1 of 3") && text.contains(&format!("{held_out} held-out rows")), "{text}");
+
+    for (more, code_expected, words) in [
+        (&["--patience", "2"][..], 2, "--validation"),
+        (&["--validation", "0.95"], 2, "less than 0.9"),
+        (&["--validation", "0.000001"], 4, "no row to validate on"),
+    ] {
+        let output = with(more);
+        assert_eq!(code(&output), code_expected, "{}", errors(&output));
+        assert!(errors(&output).contains(words), "{}", errors(&output));
+    }
+}
+
+#[test]
 fn without_a_job_labels_come_from_the_file() {
     let folder = place();
     // The default of 128 tokens is more than this model has positions.
@@ -110,7 +139,7 @@ fn every_cause_has_its_exit_code() {
         (with(8, "absent.toml"), 3, "absent.toml"),
         (with(4, "absent.csv"), 4, "absent.csv"),
         (with(2, "absent"), 5, "absent"),
-        (with(10, "model"), 2, "base model"),
+        (with(10, "model"), 2, "which is read"),
         (with(10, "train.csv/tuned"), 9, "cannot write"),
         (with(12, "yaml"), 2, "--output"),
         (

@@ -6,11 +6,11 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use fedtune_client::finetune::{AdamW, gradient_norm};
+use fedtune_client::finetune::{Optimizer, gradient_norm};
 use fedtune_client::model::batch::{Batch, Tokens};
 use fedtune_client::model::network::{Gradient, Pass};
-use fedtune_client::model::{DropoutStream, ModelSpec, Network};
-use fedtune_config::job::{Lora, Trainable};
+use fedtune_client::model::{DropoutStream, Loss, ModelSpec, Network};
+use fedtune_config::job::{Lora, Trainable, Training};
 
 const ARCHITECTURES: [&str; 4] = ["bert", "distilbert", "roberta", "xlm-roberta"];
 
@@ -36,6 +36,10 @@ fn adapted(architecture: &str, trainable: Trainable, lora: Lora) -> Network {
         max_length: 24,
     };
     Network::load(&fixture(architecture), &spec, &Device::Cpu).unwrap()
+}
+
+fn optimizer() -> Optimizer {
+    Optimizer::new(&Training { weight_decay: 0.01, ..Training::default() })
 }
 
 fn reference(file: &str) -> HashMap<String, Tensor> {
@@ -98,7 +102,7 @@ fn distance(found: &[f64], expected: &[f64]) -> f64 {
 fn pass(network: &Network, reference: &HashMap<String, Tensor>) -> Pass {
     let sequences = sequences(reference);
     let batch = network.batch(&sequences.iter().collect::<Vec<_>>());
-    network.gradients(&batch, &labels(reference), &[], None).unwrap()
+    network.gradients(&batch, &labels(reference), &Loss::default(), None).unwrap()
 }
 
 fn assert_gradients(network: &Network, pass: &Pass, reference: &HashMap<String, Tensor>) {
@@ -211,7 +215,7 @@ fn adapters_begin_as_the_base_model_and_their_dropout_is_drawn_by_the_seed() {
     let batch = network.batch(&sequences.iter().collect::<Vec<_>>());
     let gradient = |step| {
         let stream = DropoutStream { probability: 0.0, seed: 7, round: 1, step };
-        let pass = network.gradients(&batch, &labels(&reference), &[], Some(stream)).unwrap();
+        let pass = network.gradients(&batch, &labels(&reference), &Loss::default(), Some(stream)).unwrap();
         let name = |part| format!("bert.encoder.layer.0.attention.self.query.lora_{part}.weight");
         assert!(dense(&pass.gradients[&name("A")], &[8, 32]).iter().all(|x| *x == 0.0));
         dense(&pass.gradients[&name("B")], &[32, 8])
@@ -225,7 +229,11 @@ fn a_padded_batch_gives_the_same_gradients() {
     let (network, reference) = (network(Trainable::Full), reference("gradients.safetensors"));
     let sequences = sequences(&reference);
     let batch = Batch::padded(&sequences.iter().collect::<Vec<_>>());
-    assert_gradients(&network, &network.gradients(&batch, &labels(&reference), &[], None).unwrap(), &reference);
+    assert_gradients(
+        &network,
+        &network.gradients(&batch, &labels(&reference), &Loss::default(), None).unwrap(),
+        &reference,
+    );
 }
 
 #[test]
@@ -234,7 +242,7 @@ fn five_steps_agree() {
         (network(Trainable::Full), reference("gradients.safetensors"), reference("trained.safetensors"));
     let before: HashMap<String, Vec<f64>> =
         network.parameters().iter().map(|(name, p)| (name.clone(), values(p.var.as_tensor()))).collect();
-    let mut optimizer = AdamW::new(0.01);
+    let mut optimizer = optimizer();
     for expected in values(&trained["losses"]) {
         let pass = pass(&network, &reference);
         assert!((pass.loss - expected).abs() < 1e-4 * expected.abs().max(1.0), "{} for {expected}", pass.loss);
@@ -262,7 +270,9 @@ fn one_step_moves_every_trained_tensor_and_no_other() {
         let copies: HashMap<String, Vec<f64>> =
             network.parameters().iter().map(|(name, p)| (name.clone(), values(p.var.as_tensor()))).collect();
         let pass = pass(&network, &reference);
-        AdamW::new(0.0).step(network.parameters(), &pass.gradients, 1e-3, 1.0).unwrap();
+        // Without decay, which moves weights that have no gradient too.
+        let training = Training { weight_decay: 0.0, ..Training::default() };
+        Optimizer::new(&training).step(network.parameters(), &pass.gradients, 1e-3, 1.0).unwrap();
         for (name, parameter) in network.parameters() {
             let moved = values(parameter.var.as_tensor()) != copies[name];
             // The other matrix of a fresh adapter is zero, and so is this one's first gradient.
@@ -279,7 +289,7 @@ fn dropout_changes_the_loss_and_repeats_bit_for_bit() {
     let batch = network.batch(&sequences.iter().collect::<Vec<_>>());
     let run = |step| {
         let stream = DropoutStream { probability: 0.2, seed: 7, round: 2, step };
-        let pass = network.gradients(&batch, &labels(&reference), &[], Some(stream)).unwrap();
+        let pass = network.gradients(&batch, &labels(&reference), &Loss::default(), Some(stream)).unwrap();
         let gradients: Vec<Vec<f64>> = network
             .parameters()
             .iter()

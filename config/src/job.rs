@@ -5,11 +5,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+pub use class_weights::ClassWeights;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::error::Problems;
 use crate::load::Document;
 use crate::units::Span;
+
+mod class_weights;
 
 /// Most labels of a job; a confusion matrix has the square of it, and must fit a message.
 const LABELS_MAX: usize = 1000;
@@ -169,6 +172,8 @@ impl Default for Lora {
 pub enum Optimizer {
     /// Adam with decoupled weight decay (Loshchilov and Hutter 2019, 1711.05101).
     Adamw,
+    /// Stochastic gradient descent with momentum and decoupled weight decay (SGDW of the same paper).
+    Sgd,
 }
 
 /// How the learning rate goes after warm-up, over the job's global steps.
@@ -191,14 +196,24 @@ pub struct Training {
     pub trainable: Trainable,
     /// The optimiser.
     pub optimizer: Optimizer,
+    /// Momentum of [`Optimizer::Sgd`]; 0 is plain gradient descent.
+    pub momentum: f64,
     /// Peak learning rate.
     pub learning_rate: f64,
+    /// What the learning rate is multiplied by for each layer below the head: the last encoder layer has this times the
+    /// rate, the embeddings the smallest; pooler and classifier have it in full. 1 gives all the same rate.
+    pub layer_decay: f64,
     /// How the learning rate goes after warm-up.
     pub schedule: Schedule,
     /// Fraction of the job's global steps in which the learning rate rises from zero.
     pub warmup: f64,
     /// Rows per step.
     pub batch_size: usize,
+    /// In how many parts a step's rows are computed, one after another: so much less memory for the same gradient, up to
+    /// rounding. Dropout is drawn for each part.
+    pub accumulate: usize,
+    /// Whether rows of like length share a batch, so that little or nothing is padded.
+    pub length_grouped: bool,
     /// Passes over the site's data in each round; give this or `steps`. Neither means 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epochs: Option<usize>,
@@ -211,6 +226,20 @@ pub struct Training {
     pub clip_norm: f64,
     /// Dropout probability of embeddings, attention, hidden states and classifier.
     pub dropout: f64,
+    /// Strength μ of the FedProx term μ/2·|w − w_start|² in the loss (Li et al. 2018, 1812.06127), w_start being the
+    /// state that the round began with (the model at the start of a local run); 0 is none.
+    pub proximal: f64,
+    /// Strength α of the L2-SP term α/2·|w − w_base|² in the loss (Li et al. 2018, 1802.01483), over the trained tensors
+    /// that came from the base model, less the classifier; 0 is none.
+    pub l2_sp: f64,
+    /// Share of the target that is spread evenly over all labels (Szegedy et al. 2016, 1512.00567).
+    pub label_smoothing: f64,
+    /// How much rows of each label count in the loss.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class_weights: Option<ClassWeights>,
+    /// Focusing exponent γ of the focal loss (Lin et al. 2017, 1708.02002): each row's loss is multiplied by `(1 − p)^γ`;
+    /// 0 is plain cross-entropy.
+    pub focal_gamma: f64,
     /// How far a site's loss allows for the labels it happens to have: this times the logarithm of each label's share is
     /// added to the logits in training. 0 is plain cross-entropy; 1 allows for them in full.
     pub logit_adjustment: f64,
@@ -231,15 +260,24 @@ impl Default for Training {
         Self {
             trainable: Trainable::Full,
             optimizer: Optimizer::Adamw,
+            momentum: 0.0,
             learning_rate: 5e-5,
+            layer_decay: 1.0,
             schedule: Schedule::Linear,
             warmup: 0.1,
             batch_size: 16,
+            accumulate: 1,
+            length_grouped: false,
             epochs: None,
             steps: None,
             weight_decay: 0.01,
             clip_norm: 1.0,
             dropout: 0.1,
+            proximal: 0.0,
+            l2_sp: 0.0,
+            label_smoothing: 0.0,
+            class_weights: None,
+            focal_gamma: 0.0,
             logit_adjustment: 0.0,
             label_shares: Vec::new(),
             seed: 42,
@@ -535,6 +573,26 @@ impl Job {
         unit(p, "training.warmup", t.warmup, true);
         unit(p, "training.weight_decay", t.weight_decay, true);
         unit(p, "training.dropout", t.dropout, false);
+        unit(p, "training.momentum", t.momentum, false);
+        p.check(t.momentum == 0.0 || t.optimizer == Optimizer::Sgd, "training.momentum", || {
+            "stands without training.optimizer = \"sgd\", which alone makes use of it; set that, or leave this out"
+                .into()
+        });
+        p.check(t.layer_decay > 0.0 && t.layer_decay <= 1.0, "training.layer_decay", || {
+            format!("found {}; expected more than 0 and at most 1 (no decay)", t.layer_decay)
+        });
+        unit(p, "training.label_smoothing", t.label_smoothing, false);
+        for (field, found) in [
+            ("training.clip_norm", t.clip_norm),
+            ("training.focal_gamma", t.focal_gamma),
+            ("training.proximal", t.proximal),
+            ("training.l2_sp", t.l2_sp),
+        ] {
+            p.check(found.is_finite() && found >= 0.0, field, || format!("found {found}; expected 0 (off) or more"));
+        }
+        if let Some(weights) = &t.class_weights {
+            weights.validate(p, self.task.labels.len(), t.logit_adjustment);
+        }
         unit(p, "training.logit_adjustment", t.logit_adjustment, true);
         if !t.label_shares.is_empty() {
             let (shares, labels) = (t.label_shares.len(), self.task.labels.len());
@@ -567,6 +625,9 @@ impl Job {
             });
         }
         range(p, "training.batch_size", t.batch_size, 1, 65_536);
+        p.check((1..=t.batch_size.max(1)).contains(&t.accumulate), "training.accumulate", || {
+            format!("found {}; expected 1 (off) to training.batch_size, which is {}", t.accumulate, t.batch_size)
+        });
         if let Some(epochs) = t.epochs {
             range(p, "training.epochs", epochs, 1, 10_000);
         }
@@ -575,9 +636,6 @@ impl Job {
         }
         p.check(t.epochs.is_none() || t.steps.is_none(), "training.steps", || {
             "stands beside training.epochs; give one of the two".into()
-        });
-        p.check(t.clip_norm.is_finite() && t.clip_norm >= 0.0, "training.clip_norm", || {
-            format!("found {}; expected 0 (off) or more", t.clip_norm)
         });
         // TOML integers are i64, so a larger seed could not be written back.
         p.check(i64::try_from(t.seed).is_ok(), "training.seed", || {

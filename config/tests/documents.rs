@@ -40,7 +40,7 @@ fn uncommented(text: &str, skip: &[&str]) -> String {
 #[test]
 fn examples_parse_and_state_the_true_defaults() {
     let job: Job = read(examples::JOB).unwrap();
-    assert_eq!(job, read(&uncommented(examples::JOB, &["steps", "label_shares", "lora"])).unwrap());
+    assert_eq!(job, read(&uncommented(examples::JOB, &["steps", "label_shares", "class_weights", "lora"])).unwrap());
     let adapters = examples::JOB.lines().find_map(|line| line.strip_prefix("# lora = ")).unwrap();
     let job: Job = read(&job_with("training", &format!("trainable = \"lora\"\nlora = {adapters}"))).unwrap();
     assert_eq!(job.training.lora, Some(Lora::default()));
@@ -54,6 +54,10 @@ fn examples_parse_and_state_the_true_defaults() {
 fn the_canonical_text_of_a_job_gives_the_same_job() {
     let job: Job = read(examples::JOB).unwrap();
     assert_eq!(job, read(&job.to_toml()).unwrap());
+    for line in ["class_weights = \"balanced\"", "class_weights = [1, 2.5]", "optimizer = \"sgd\"\nmomentum = 0.9"] {
+        let job: Job = read(&job_with("training", line)).unwrap();
+        assert_eq!(job, read(&job.to_toml()).unwrap(), "{line}");
+    }
 }
 
 /// Each row: the fault, the line it must be reported on, and what the message must hold.
@@ -69,6 +73,29 @@ fn every_fault_of_a_job_names_line_field_found_and_allowed() {
         ("training", "trainable = \"lora\"\nlora = { rank = 0 }", 9, vec!["training.lora.rank", "found 0"]),
         ("training", "trainable = \"lora\"\nlora = { alpha = -1.0 }", 9, vec!["training.lora.alpha", "found -1"]),
         ("training", "optimizer = \"adam\"", 8, vec!["training.optimizer", "did you mean `adamw`"]),
+        ("training", "momentum = 0.9", 8, vec!["training.momentum", "training.optimizer = \"sgd\""]),
+        ("training", "optimizer = \"sgd\"\nmomentum = 1.0", 9, vec!["training.momentum", "less than 1"]),
+        ("training", "layer_decay = 0.0", 8, vec!["training.layer_decay", "found 0", "at most 1"]),
+        ("training", "batch_size = 4\naccumulate = 5", 9, vec!["training.accumulate", "found 5", "which is 4"]),
+        ("training", "length_grouped = 1", 8, vec!["training.length_grouped", "boolean"]),
+        ("training", "proximal = -1.0", 8, vec!["training.proximal", "found -1", "0 (off) or more"]),
+        ("training", "l2_sp = nan", 8, vec!["training.l2_sp", "NaN"]),
+        ("training", "label_smoothing = 1.0", 8, vec!["training.label_smoothing", "less than 1"]),
+        ("training", "focal_gamma = inf", 8, vec!["training.focal_gamma", "inf"]),
+        (
+            "training",
+            "class_weights = \"even\"",
+            8,
+            vec!["training.class_weights", "\"even\"", "\"balanced\" or a list"],
+        ),
+        ("training", "class_weights = [1.0]", 8, vec!["training.class_weights", "found 1 numbers", "the 2 labels"]),
+        ("training", "class_weights = [1.0, 0.0]", 8, vec!["training.class_weights", "above 0"]),
+        (
+            "training",
+            "logit_adjustment = 1.0\nclass_weights = \"balanced\"",
+            9,
+            vec!["training.class_weights", "one of the two"],
+        ),
         ("training", "schedule = \"step\"", 8, vec!["training.schedule", "`step`", "cosine"]),
         ("training", "batch_size = 0", 8, vec!["training.batch_size", "found 0", "from 1 to"]),
         ("training", "batch_size = -3", 8, vec!["training.batch_size", "-3"]),

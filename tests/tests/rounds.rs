@@ -75,7 +75,11 @@ fn sites_evaluate_themselves_and_jobs_queue() {
         ("[rounds]\ncount = 6", "[evaluation]\nby = \"sites\"\n[rounds]\ncount = 1"),
     ];
     let first = federation.submit(&[sites[1]]);
-    let second = federation.submit(&[sites[1], ("epochs = 2", "steps = 5\ntrainable = \"head\"")]);
+    // Every setting of the training, L2-SP among them, for which a site goes back to the base model it fetched.
+    let training = "steps = 5\ntrainable = \"head\"\noptimizer = \"sgd\"\nmomentum = 0.9\naccumulate = 2\n\
+                    length_grouped = true\nproximal = 0.1\nl2_sp = 0.01\nlabel_smoothing = 0.1\nfocal_gamma = 1.0\n\
+                    class_weights = \"balanced\"\nlayer_decay = 0.9";
+    let second = federation.submit(&[sites[1], ("epochs = 2", training)]);
     let queued = federation.show(&second);
     assert_eq!(queued["status"], "queued");
     federation.operator(&["job", "cancel", &first]).ok();

@@ -54,7 +54,7 @@ impl CliError {
             _ => Exit::Model,
         };
         match self {
-            Self::Config(_) => Exit::Configuration,
+            Self::Config(_) | Self::Finetune(FinetuneError::NothingPretrained { .. }) => Exit::Configuration,
             Self::Data(_) => Exit::Data,
             Self::Model(error) => model(error),
             Self::Device(_) => Exit::Device,

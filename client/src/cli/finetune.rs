@@ -10,7 +10,7 @@ use serde_json::json;
 use super::progress::Display;
 use super::{CliError, Output, processor, table};
 use crate::data::{self, Columns, LabelMap};
-use crate::finetune::{self, Plan};
+use crate::finetune::{self, EarlyStopping, Plan};
 use crate::model::{Classifier, ModelSpec};
 
 const EXAMPLES: &str = "\
@@ -20,6 +20,9 @@ Examples:
 
   With the settings of a job (its rounds become one run of rounds.count x epochs):
     fedtune-client finetune --model all-MiniLM-L6-v2 --train train.csv --job job.toml --out tuned --output json
+
+  Until three epochs in a row bring nothing new on a tenth of the rows:
+    fedtune-client finetune --model all-MiniLM-L6-v2 --train train.csv --validation 0.1 --patience 3 --out tuned
 
 CSV files have a header line and the columns `text` and `label`; JSONL files have an object with these keys on each
 line. The model is a folder in Hugging Face layout: config.json, tokenizer.json, model.safetensors. What is written to
@@ -39,6 +42,13 @@ pub(super) struct Arguments {
     /// CSV or JSONL file to evaluate on at the end.
     #[arg(long, value_name = "FILE")]
     test: Option<PathBuf>,
+    /// Share of the training rows, above 0 and less than 0.9, to hold out. The model is scored on them after every epoch by
+    /// the job's evaluation.metric, and kept as it was when it was best.
+    #[arg(long, value_name = "FRACTION", value_parser = fraction)]
+    validation: Option<f64>,
+    /// With --validation: end after so many epochs without a better one; 0 never ends early.
+    #[arg(long, value_name = "EPOCHS", default_value_t = 0, requires = "validation")]
+    patience: usize,
     /// Settings; without it every default applies, with the labels found in the training file and a learning rate that
     /// suits the model (1e-4 up to a hidden size of 512, else 5e-5).
     #[arg(long, value_name = "JOB.toml")]
@@ -76,16 +86,26 @@ impl Arguments {
         if let Some((_, report)) = &test {
             eprintln!("{report}");
         }
+        let (rows, validation) = data::split(rows, self.validation.unwrap_or(0.0));
+        let batch_size = job.training.batch_size;
+        let stopping = match self.validation {
+            Some(_) => Some(EarlyStopping::new(&validation, batch_size, self.patience, &job.evaluation)?),
+            None => None,
+        };
         let mut classifier = Classifier::load(&self.model, &ModelSpec::from(&job), &device)?;
         prepare_out(&self.out, &[&self.model])?;
 
         let steps = job.training.steps_per_round(rows.len()).saturating_mul(job.rounds.count as usize);
         let plan = Plan { first_step: 0, steps, total_steps: steps, round: 1 };
-        let fit = finetune::fit(&mut classifier, &rows, &job.training, plan, &mut Display::new("training"))?;
+        let mut display = Display::new("training");
+        let fit = match stopping {
+            Some(stopping) => finetune::fit_best(&mut classifier, &rows, &job.training, plan, stopping, &mut display)?,
+            None => finetune::fit(&mut classifier, &rows, &job.training, plan, &mut display)?,
+        };
         classifier.save(&self.out)?;
         let evaluation = match &test {
             Some((rows, _)) => {
-                Some(finetune::evaluate(&classifier, rows, job.training.batch_size, &mut Display::new("evaluating"))?)
+                Some(finetune::evaluate(&classifier, rows, batch_size, &mut Display::new("evaluating"))?)
             }
             None => None,
         };
@@ -93,6 +113,19 @@ impl Arguments {
             Output::Text => {
                 if let Some(evaluation) = &evaluation {
                     println!("{}\n", table::text(evaluation, &job.task.labels));
+                }
+                if let Some(scores) = &fit.validation
+                    && let Some(best) = scores.best()
+                {
+                    println!(
+                        "kept epoch {} of {}: accuracy {:.4}, macro F1 {:.4}, loss {:.4} on {} held-out rows",
+                        scores.best_epoch,
+                        scores.epochs.len(),
+                        best.accuracy(),
+                        best.macro_f1(),
+                        best.loss(),
+                        best.examples
+                    );
                 }
                 println!(
                     "{} steps on {} rows in {:.1} s ({:.1} rows/s), mean training loss {:.4}\nwritten to {}",
@@ -111,6 +144,8 @@ impl Arguments {
                     "evaluation": found.map(table::totals),
                     "per_label": found.map(|e| table::per_label(e, &job.task.labels)),
                     "confusion": found.map(table::confusion),
+                    "validation": fit.validation.as_ref().map(|v| v.epochs.iter().map(table::totals).collect::<Vec<_>>()),
+                    "best_epoch": fit.validation.as_ref().map(|v| v.best_epoch),
                     "train_loss": fit.train_loss,
                     "train_seconds": fit.seconds,
                     "train_examples": fit.examples,
@@ -162,4 +197,9 @@ pub(super) fn prepare_out(out: &Path, inputs: &[&Path]) -> Result<(), CliError> 
     }
     tempfile::tempfile_in(out).map_err(failed)?;
     Ok(())
+}
+
+fn fraction(text: &str) -> Result<f64, String> {
+    let found = text.parse::<f64>().ok().filter(|fraction| *fraction > 0.0 && *fraction < 0.9);
+    found.ok_or_else(|| "expected a number above 0 and less than 0.9".into())
 }

@@ -11,6 +11,15 @@ pub enum FinetuneError {
         /// What the rows are for.
         purpose: &'static str,
     },
+    /// L2-SP without anything that it could hold.
+    #[error(
+        "training.l2_sp holds trained tensors near the base model, but with training.trainable = \"{trainable}\" none of \
+         them comes from there; set it to 0, or train more"
+    )]
+    NothingPretrained {
+        /// What is trained.
+        trainable: String,
+    },
     /// The observer asked to stop.
     #[error("cancelled after step {step}")]
     Cancelled {

@@ -3,14 +3,20 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use fedtune_config::job::{Optimizer, Training};
+use fedtune_config::job::Training;
 
-use super::adamw::{AdamW, gradient_norm};
+use super::early_stopping::{EarlyStopping, Scores};
 use super::error::FinetuneError;
+use super::gradients::{self, gradient_norm};
+use super::loss::loss;
+use super::optimizer::Optimizer;
 use super::progress::{Observer, Progress};
+use super::pull::Pulls;
 use super::{order, schedule};
 use crate::data::Row;
-use crate::model::{Classifier, DropoutStream};
+use crate::model::batch::Tokens;
+use crate::model::network::Pass;
+use crate::model::{Classifier, DropoutStream, Loss};
 
 /// Which part of a job's steps to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,12 +38,14 @@ pub struct FitReport {
     pub steps: usize,
     /// Distinct rows trained on.
     pub examples: u64,
-    /// Mean loss over the steps.
+    /// Mean loss over the steps, without the terms of `proximal` and `l2_sp`.
     pub train_loss: f64,
     /// Wall time, tokenising included.
     pub seconds: f64,
     /// Rows trained on a second, each time a row is used.
     pub rows_per_second: f64,
+    /// How the epochs did on validation rows; `None` without early stopping.
+    pub validation: Option<Scores>,
 }
 
 /// Trains in place. The optimiser starts fresh; the same arguments give the same bits on the processor.
@@ -52,108 +60,155 @@ pub fn fit(
     plan: Plan,
     observer: &mut dyn Observer,
 ) -> Result<FitReport, FinetuneError> {
+    run(classifier, rows, training, plan, None, observer)
+}
+
+/// As [`fit`], but scores the model after every epoch, ends when it has not become better for some time, and leaves it as
+/// it was when it was best.
+///
+/// # Errors
+/// As [`fit`]; also when there is no row to validate on.
+pub fn fit_best(
+    classifier: &mut Classifier,
+    rows: &[Row],
+    training: &Training,
+    plan: Plan,
+    stopping: EarlyStopping<'_>,
+    observer: &mut dyn Observer,
+) -> Result<FitReport, FinetuneError> {
+    run(classifier, rows, training, plan, Some(stopping), observer)
+}
+
+fn run(
+    classifier: &Classifier,
+    rows: &[Row],
+    training: &Training,
+    plan: Plan,
+    mut stopping: Option<EarlyStopping<'_>>,
+    observer: &mut dyn Observer,
+) -> Result<FitReport, FinetuneError> {
     if rows.is_empty() {
         return Err(FinetuneError::NoRows { purpose: "train on" });
     }
     let started = Instant::now();
-    let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
-    let tokens = classifier.tokenize(&texts)?;
-    let network = classifier.network();
-    let offset = logit_offset(rows, classifier.labels().len(), training);
-    let mut optimizer = match training.optimizer {
-        Optimizer::Adamw => AdamW::new(training.weight_decay),
-    };
-    let (mut loss_sum, mut used) = (0.0, 0usize);
-    let (mut epoch, mut remaining) = (0, Vec::new());
-    for step in 0..plan.steps {
-        if remaining.is_empty() {
-            remaining = order::shuffled(rows.len(), training.seed, plan.round, epoch);
-            // Batches are taken from the end.
-            remaining.reverse();
-            epoch += 1;
+    let mut trainer = Trainer::new(classifier, rows, training, plan)?;
+    let lengths: Vec<usize> = trainer.tokens.iter().map(|tokens| tokens.words.len()).collect();
+    let (mut steps, mut loss_sum, mut used, mut epoch) = (0, 0.0, 0usize, 0);
+    while steps < plan.steps {
+        let batches = order::batches(&lengths, training, plan.round, epoch);
+        epoch += 1;
+        for batch in batches.iter().take(plan.steps - steps) {
+            let (loss, learning_rate) = trainer.step(steps, batch)?;
+            steps += 1;
+            loss_sum += loss;
+            used += batch.len();
+            let progress = Progress {
+                step: steps,
+                steps: plan.steps,
+                loss,
+                examples_per_second: used as f64 / started.elapsed().as_secs_f64().max(1e-9),
+                learning_rate,
+            };
+            if let ControlFlow::Break(()) = observer.step(progress) {
+                return Err(FinetuneError::Cancelled { step: steps });
+            }
         }
-        let chosen = remaining.split_off(remaining.len().saturating_sub(training.batch_size.max(1)));
-        let sequences: Vec<_> = chosen.iter().rev().map(|row| &tokens[*row]).collect();
-        let labels: Vec<u32> = chosen.iter().rev().map(|row| rows[*row].label as u32).collect();
-        let dropout = DropoutStream {
-            probability: classifier.dropout(),
-            seed: training.seed,
-            round: plan.round,
-            step: step as u64,
-        };
-        let pass = network.gradients(&network.batch(&sequences), &labels, &offset, Some(dropout))?;
-        let learning_rate = schedule::learning_rate(training, plan.first_step + step, plan.total_steps);
+        if let Some(stopping) = &mut stopping
+            && stopping.epoch_done(classifier)?.is_break()
+        {
+            break;
+        }
+    }
+    let validation = match stopping {
+        Some(stopping) => stopping.restore_best(classifier)?,
+        None => None,
+    };
+    let seconds = started.elapsed().as_secs_f64();
+    Ok(FitReport {
+        steps,
+        examples: used.min(rows.len()) as u64,
+        train_loss: if steps == 0 { 0.0 } else { loss_sum / steps as f64 },
+        seconds,
+        rows_per_second: used as f64 / seconds.max(1e-9),
+        validation,
+    })
+}
+
+/// What the steps of one run share.
+struct Trainer<'a> {
+    classifier: &'a Classifier,
+    tokens: Vec<Tokens>,
+    labels: Vec<u32>,
+    training: &'a Training,
+    plan: Plan,
+    loss: Loss,
+    pulls: Pulls,
+    optimizer: Optimizer,
+}
+
+impl<'a> Trainer<'a> {
+    fn new(
+        classifier: &'a Classifier,
+        rows: &[Row],
+        training: &'a Training,
+        plan: Plan,
+    ) -> Result<Self, FinetuneError> {
+        let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
+        Ok(Self {
+            classifier,
+            tokens: classifier.tokenize(&texts)?,
+            labels: rows.iter().map(|row| row.label as u32).collect(),
+            training,
+            plan,
+            loss: loss(rows, classifier.labels().len(), training),
+            pulls: Pulls::new(training, classifier)?,
+            optimizer: Optimizer::new(training),
+        })
+    }
+
+    /// Trains on the rows of a batch. Gives their loss and the learning rate.
+    fn step(&mut self, step: usize, batch: &[usize]) -> Result<(f64, f64), FinetuneError> {
+        let learning_rate = schedule::learning_rate(self.training, self.plan.first_step + step, self.plan.total_steps);
         let diverged = |what, value| FinetuneError::Diverged { what, value, step, learning_rate };
+        let parameters = self.classifier.network().parameters();
+        let mut pass = self.pass(step, batch)?;
         if !pass.loss.is_finite() {
             return Err(diverged("the loss", pass.loss));
         }
+        self.pulls.add(parameters, &mut pass.gradients)?;
         let norm = gradient_norm(&pass.gradients)?;
         if !norm.is_finite() {
             return Err(diverged("the gradient's norm", norm));
         }
         // torch.nn.utils.clip_grad_norm_
-        let clip = if training.clip_norm > 0.0 { (training.clip_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
-        optimizer.step(network.parameters(), &pass.gradients, learning_rate, clip)?;
-        loss_sum += pass.loss;
-        used += labels.len();
-        let progress = Progress {
-            step: step + 1,
-            steps: plan.steps,
-            loss: pass.loss,
-            examples_per_second: used as f64 / started.elapsed().as_secs_f64().max(1e-9),
-            learning_rate,
-        };
-        if let ControlFlow::Break(()) = observer.step(progress) {
-            return Err(FinetuneError::Cancelled { step: step + 1 });
-        }
+        let limit = self.training.clip_norm;
+        let clip = if limit > 0.0 { (limit / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        self.optimizer.step(parameters, &pass.gradients, learning_rate, clip)?;
+        Ok((pass.loss, learning_rate))
     }
-    let seconds = started.elapsed().as_secs_f64();
-    Ok(FitReport {
-        steps: plan.steps,
-        examples: used.min(rows.len()) as u64,
-        train_loss: if plan.steps == 0 { 0.0 } else { loss_sum / plan.steps as f64 },
-        seconds,
-        rows_per_second: used as f64 / seconds.max(1e-9),
-    })
-}
 
-/// Logit adjustment (Menon et al. 2021, 2007.07314, eq. 10): `τ·log(π_c / ρ_c)` for each label. π are the shares of the
-/// labels in these rows, one row added to each so that an absent label has a share; ρ are the shares that the model is for,
-/// `label_shares`, or 1 for each label where there are none. Empty for τ = 0.
-fn logit_offset(rows: &[Row], labels: usize, training: &Training) -> Vec<f32> {
-    let strength = training.logit_adjustment;
-    if strength == 0.0 {
-        return Vec::new();
-    }
-    let mut counts = vec![1.0; labels];
-    rows.iter().for_each(|row| counts[row.label] += 1.0);
-    let total: f64 = counts.iter().sum();
-    let aim_total: f64 = training.label_shares.iter().sum();
-    let aim = |label: usize| training.label_shares.get(label).map_or(1.0, |share| share / aim_total);
-    counts.iter().enumerate().map(|(i, count)| (strength * (count / total / aim(i)).ln()) as f32).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_logit_offset_is_the_log_share_of_each_label_against_the_share_aimed_at() {
-        let rows: Vec<Row> = [0, 0, 0, 2].map(|label| Row { text: String::new(), label }).into();
-        let training = |logit_adjustment, label_shares: &[f64]| Training {
-            logit_adjustment,
-            label_shares: label_shares.into(),
-            ..Training::default()
-        };
-        assert!(logit_offset(&rows, 3, &training(0.0, &[])).is_empty());
-        let own = [4.0_f32 / 7.0, 1.0 / 7.0, 2.0 / 7.0];
-        let plain = own.map(|share| 0.5 * share.ln());
-        // Counts do as well as shares.
-        let aimed = [own[0] / 0.5, own[1] / 0.25, own[2] / 0.25].map(f32::ln);
-        for (training, expected) in [(training(0.5, &[]), plain), (training(1.0, &[6.0, 3.0, 3.0]), aimed)] {
-            for (found, expected) in logit_offset(&rows, 3, &training).into_iter().zip(expected) {
-                assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+    /// Loss and gradients of a batch, part by part.
+    fn pass(&self, step: usize, batch: &[usize]) -> Result<Pass, FinetuneError> {
+        let network = self.classifier.network();
+        let labels: Vec<u32> = batch.iter().map(|row| self.labels[*row]).collect();
+        let loss = Loss { divisor: Some(self.loss.weight(&labels)), ..self.loss.clone() };
+        let mut whole = Pass { loss: 0.0, gradients: Default::default() };
+        for (part, place) in order::parts(batch.len(), self.training).enumerate() {
+            let sequences: Vec<_> = batch[place.clone()].iter().map(|row| &self.tokens[*row]).collect();
+            let dropout = DropoutStream {
+                probability: self.classifier.dropout(),
+                seed: self.training.seed,
+                round: self.plan.round,
+                step: (step * self.training.accumulate.max(1) + part) as u64,
+            };
+            let pass = network.gradients(&network.batch(&sequences), &labels[place], &loss, Some(dropout))?;
+            whole.loss += pass.loss;
+            if part == 0 {
+                whole.gradients = pass.gradients;
+            } else {
+                gradients::add(&mut whole.gradients, pass.gradients)?;
             }
         }
+        Ok(whole)
     }
 }

@@ -208,7 +208,8 @@ fn read_network(path: &Path, config: EncoderConfig, want: &Want<'_>) -> Result<L
         };
         let var = Var::from_tensor(&Tensor::from_vec(values, shape, want.device)?)?;
         let trained = names.is_trained(&name, want.trainable, config.num_hidden_layers);
-        parameters.insert(name, Parameter { var, trained });
+        let depth = names.depth(&name, config.num_hidden_layers);
+        parameters.insert(name, Parameter { var, trained, depth });
     }
     for (stem, [inputs, outputs]) in &layers {
         let rank = settings.rank;
@@ -217,7 +218,8 @@ fn read_network(path: &Path, config: EncoderConfig, want: &Want<'_>) -> Result<L
         let down = initial::normal(want.seed, &a, rank * inputs, (3.0 * *inputs as f64).powf(-0.5));
         for (name, values, shape) in [(a, down, (rank, *inputs)), (b, vec![0.0; outputs * rank], (*outputs, rank))] {
             let var = Var::from_tensor(&Tensor::from_vec(values, shape, want.device)?)?;
-            parameters.insert(name, Parameter { var, trained: true });
+            let depth = names.depth(&name, config.num_hidden_layers);
+            parameters.insert(name, Parameter { var, trained: true, depth });
         }
     }
     let stems = layers.into_iter().map(|(stem, _)| stem).collect();

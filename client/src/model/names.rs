@@ -231,6 +231,16 @@ impl Names {
         is_part(canonical, self.classifier)
     }
 
+    /// How many layers from the top a tensor is, pooler and classifier being the top: 0 for these, 1 for the last of
+    /// `layers` encoder layers, `layers + 1` for the embeddings.
+    pub(super) fn depth(&self, canonical: &str, layers: usize) -> usize {
+        match self.layer_of(canonical) {
+            Some(index) => layers.saturating_sub(index),
+            None if self.is_head(canonical) => 0,
+            None => layers + 1,
+        }
+    }
+
     /// Whether a tensor is trained.
     pub(super) fn is_trained(&self, canonical: &str, trainable: Trainable, layers: usize) -> bool {
         match trainable {
@@ -250,4 +260,36 @@ fn is_part(canonical: &str, stem: &str) -> bool {
 /// Whether weight decay touches a tensor: neither biases nor layer normalisation, as transformers' trainer has it.
 pub(crate) fn decays(canonical: &str) -> bool {
     !canonical.ends_with("bias") && !canonical.contains("LayerNorm") && !canonical.contains("layer_norm")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn depth_counts_layers_from_the_top() {
+        for (architecture, name, depth) in [
+            (Architecture::Bert, "classifier.weight", 0),
+            (Architecture::Bert, "bert.pooler.dense.bias", 0),
+            (Architecture::Bert, "bert.encoder.layer.1.output.dense.weight", 1),
+            (Architecture::Bert, "bert.encoder.layer.0.attention.self.query.lora_A.weight", 2),
+            (Architecture::Bert, "bert.embeddings.LayerNorm.weight", 3),
+            (Architecture::Roberta, "classifier.dense.weight", 0),
+            (Architecture::Roberta, "roberta.encoder.layer.0.output.dense.weight", 2),
+            (Architecture::DistilBert, "pre_classifier.weight", 0),
+            (Architecture::DistilBert, "distilbert.transformer.layer.1.ffn.lin1.bias", 1),
+        ] {
+            assert_eq!(Names::of(architecture).depth(name, 2), depth, "{name}");
+        }
+    }
+
+    #[test]
+    fn norms_and_biases_do_not_decay() {
+        for name in
+            ["bert.embeddings.LayerNorm.weight", "distilbert.transformer.layer.0.sa_layer_norm.weight", "x.bias"]
+        {
+            assert!(!decays(name), "{name}");
+        }
+        assert!(decays("classifier.weight") && decays("roberta.embeddings.word_embeddings.weight"));
+    }
 }

@@ -11,7 +11,7 @@ use super::batch::{Batch, Layout};
 use super::config::{Architecture, EncoderConfig};
 use super::names::{Names, lora_a, lora_b};
 use super::ops::dropout::DropoutStream;
-use super::ops::{self, Tape};
+use super::ops::{self, Loss, Tape};
 
 /// One parameter.
 #[derive(Debug, Clone)]
@@ -20,6 +20,8 @@ pub struct Parameter {
     pub var: Var,
     /// Whether it is trained; if not, no gradient is computed for it or only because of it.
     pub trained: bool,
+    /// Layers between it and the top: 0 for pooler and classifier, 1 for the last encoder layer.
+    pub depth: usize,
 }
 
 /// The gradient of one parameter.
@@ -39,7 +41,7 @@ pub enum Gradient {
 /// Loss and gradients of a batch.
 #[derive(Debug)]
 pub struct Pass {
-    /// Mean cross-entropy.
+    /// The loss.
     pub loss: f64,
     /// One for each trained parameter.
     pub gradients: BTreeMap<String, Gradient>,
@@ -161,7 +163,7 @@ impl Network {
         self.encode(batch, &Mode::evaluation(), Reach::AllTokens)
     }
 
-    /// Loss and the gradient of every trained parameter. `offset` (`[labels]`, or empty) is added to the logits in the loss.
+    /// Loss and the gradient of every trained parameter.
     ///
     /// # Errors
     /// As [`Self::logits`]; also when a trained parameter gets no gradient, which would mean that it silently stays.
@@ -169,7 +171,7 @@ impl Network {
         &self,
         batch: &Batch,
         labels: &[u32],
-        offset: &[f32],
+        loss: &Loss,
         dropout: Option<DropoutStream>,
     ) -> Result<Pass> {
         let words = match self.parameters.get(self.names.words) {
@@ -178,7 +180,7 @@ impl Network {
         };
         let mode = Mode { dropout, words, training: true, tape: Tape::default() };
         let logits = self.classify(batch, &mode)?;
-        let loss = ops::cross_entropy(&mode.tape, &logits, labels, offset)?;
+        let loss = ops::cross_entropy(&mode.tape, &logits, labels, loss)?;
         let Mode { words, tape, .. } = mode;
         let mut store =
             if self.device.is_cpu() { Store::Fused(tape.backward(&loss)?) } else { Store::Composed(loss.backward()?) };
@@ -209,7 +211,7 @@ impl Network {
 
     fn tensor(&self, name: &str, mode: &Mode) -> Result<Tensor> {
         match self.parameters.get(name) {
-            Some(Parameter { var, trained: true }) if mode.training => Ok(var.as_tensor().clone()),
+            Some(Parameter { var, trained: true, .. }) if mode.training => Ok(var.as_tensor().clone()),
             Some(Parameter { var, .. }) => Ok(var.as_detached_tensor()),
             None => bail!("the network has no tensor {name}"),
         }

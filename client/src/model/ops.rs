@@ -30,11 +30,13 @@ mod values;
 #[cfg(test)]
 mod tests;
 
+pub use cross_entropy::Loss;
+pub(crate) use cross_entropy::row_loss;
 pub(crate) use dropout::Dropout;
-pub(crate) use values::read as read_values;
-
+pub(crate) use embed::Indices;
 pub(crate) use simd::vectorised;
 pub(crate) use tape::{Gradients, Tape};
+pub(crate) use values::read as read_values;
 
 /// `x wᵀ + b`: x `[rows, in]`, w `[out, in]`, b `[out]`; gives `[rows, out]`.
 pub(crate) fn linear(tape: &Tape, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
@@ -146,15 +148,16 @@ pub(crate) fn embed(
     }
 }
 
-pub(crate) use cross_entropy::row_loss;
-pub(crate) use embed::Indices;
-
-/// Mean cross-entropy of `logits` `[rows, labels]` against the label indices; a scalar. `offset` (`[labels]`, or empty) is
-/// added to each row of logits first.
-pub(crate) fn cross_entropy(tape: &Tape, logits: &Tensor, labels: &[u32], offset: &[f32]) -> Result<Tensor> {
+/// The loss of `logits` `[rows, labels]` against the label indices; a scalar.
+pub(crate) fn cross_entropy(tape: &Tape, logits: &Tensor, labels: &[u32], loss: &Loss) -> Result<Tensor> {
     if logits.device().is_cpu() {
-        tape.apply1(cross_entropy::CrossEntropy { labels: labels.to_vec(), offset: offset.to_vec() }, logits)
+        tape.apply1(cross_entropy::CrossEntropy { labels: labels.to_vec(), loss: loss.clone() }, logits)
     } else {
-        composed::cross_entropy(logits, labels, offset)
+        composed::cross_entropy(logits, labels, loss)
     }
+}
+
+/// The sum of two gradients of one tensor; a new one, as either may be shared.
+pub(crate) fn sum(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    if x.device().is_cpu() { tape::sum(x, y) } else { x + y }
 }

@@ -45,7 +45,14 @@ pub(super) enum WorkError {
 impl WorkError {
     /// Whether asking this site again is useless.
     pub(super) fn is_refusal(&self) -> bool {
-        matches!(self, Self::Job(_) | Self::Data(_) | Self::NoData(_) | Self::Malformed(_))
+        matches!(
+            self,
+            Self::Job(_)
+                | Self::Data(_)
+                | Self::NoData(_)
+                | Self::Malformed(_)
+                | Self::Finetune(FinetuneError::NothingPretrained { .. })
+        )
     }
 
     pub(super) fn is_cancelled(&self) -> bool {

@@ -5,6 +5,7 @@
 use candle_core::{D, Result, Tensor, bail};
 use candle_transformers::models::bert::HiddenAct;
 
+use super::cross_entropy::Loss;
 use super::dropout::Dropout;
 use super::embed::Indices;
 use crate::model::batch::Layout;
@@ -74,12 +75,21 @@ pub(super) fn embed(words: &Tensor, positions: &Tensor, types: &Tensor, indices:
     rows(words, &indices.words)?.add(&rows(types, &indices.types)?)?.add(&rows(positions, &indices.positions)?)
 }
 
-pub(super) fn cross_entropy(logits: &Tensor, labels: &[u32], offset: &[f32]) -> Result<Tensor> {
-    let logits = if offset.is_empty() {
-        logits.clone()
-    } else {
-        logits.broadcast_add(&Tensor::new(offset, logits.device())?)?
+pub(super) fn cross_entropy(logits: &Tensor, labels: &[u32], loss: &Loss) -> Result<Tensor> {
+    let (shape, device) = (logits.dims2()?, logits.device());
+    loss.check(shape, labels)?;
+    let shifted = match loss.offset.as_slice() {
+        [] => logits.clone(),
+        offset => logits.broadcast_add(&Tensor::new(offset, device)?)?,
     };
-    let logits = &logits;
-    candle_nn::loss::cross_entropy(logits, &Tensor::new(labels, logits.device())?)
+    let log_p = candle_nn::ops::log_softmax(&shifted, D::Minus1)?;
+    let target: Vec<f32> =
+        labels.iter().flat_map(|label| loss.target(*label as usize, shape.1)).map(|target| target as f32).collect();
+    let mut terms = log_p.mul(&Tensor::from_vec(target, shape, device)?)?;
+    if loss.focal_gamma > 0.0 {
+        // The power has no finite slope at 0 for exponents below 1.
+        let rest = (1.0 - log_p.exp()?)?.maximum(1e-7)?;
+        terms = terms.mul(&rest.powf(loss.focal_gamma)?)?;
+    }
+    terms.sum_all()? * (-1.0 / loss.divisor(labels))
 }

@@ -1,20 +1,89 @@
-//! Mean cross-entropy on logits, in double precision inside.
+//! Cross-entropy on logits and what may be added to it, in double precision inside.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use super::values::{read, slice};
 
-pub(super) struct CrossEntropy {
-    pub(super) labels: Vec<u32>,
-    /// Added to each row of logits first; empty for nothing.
-    pub(super) offset: Vec<f32>,
+/// The loss of a batch of logits. With `p` the softmax of the logits plus `offset`, `K` labels, `w` the weights, ε the
+/// smoothing and γ the focal exponent, a row of label `y` has
+/// `Σ_c ((1 − ε)·w_y·[c = y] + ε/K·w_c) · (1 − p_c)^γ · −log p_c`, and the sum over the rows is divided by the sum of their
+/// `w_y`. For γ = 0 that is `torch.nn.CrossEntropyLoss(weight=w, label_smoothing=ε)`; for ε = 0 the focal loss of Lin et
+/// al. 2017, 1708.02002, eq. 5, with α = w. The default is the plain mean.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Loss {
+    /// Added to each row of logits first, one for each label; empty for nothing.
+    pub offset: Vec<f32>,
+    /// The weight of each label, 0 for one that no row has; empty for 1.
+    pub class_weights: Vec<f64>,
+    /// Share of the target spread over all labels, from 0 to 1.
+    pub label_smoothing: f64,
+    /// Exponent of the focal loss, at least 0.
+    pub focal_gamma: f64,
+    /// What the sum over the rows is divided by, where it is not the sum of their own weights: a part of a larger batch is
+    /// divided by the weight of the whole, so that losses and gradients of the parts add up.
+    pub divisor: Option<f64>,
 }
 
-impl CrossEntropy {
+impl Loss {
+    /// The sum of the rows' weights.
+    pub fn weight(&self, labels: &[u32]) -> f64 {
+        labels.iter().map(|label| self.class_weight(*label as usize)).sum()
+    }
+
+    /// How much each `(1 − p_c)^γ · −log p_c` counts in a row of this label.
+    pub(super) fn target(&self, label: usize, labels: usize) -> Vec<f64> {
+        let spread = self.label_smoothing / labels as f64;
+        let mut target: Vec<f64> = (0..labels).map(|class| spread * self.class_weight(class)).collect();
+        target[label] += (1.0 - self.label_smoothing) * self.class_weight(label);
+        target
+    }
+
+    pub(super) fn divisor(&self, labels: &[u32]) -> f64 {
+        self.divisor.unwrap_or_else(|| self.weight(labels))
+    }
+
+    /// Fails unless every part fits `[rows, width]` logits.
+    pub(super) fn check(&self, (rows, width): (usize, usize), labels: &[u32]) -> Result<()> {
+        if rows != labels.len() || rows == 0 || labels.iter().any(|label| *label as usize >= width) {
+            bail!("cross-entropy: logits [{rows}, {width}] do not fit {} labels", labels.len());
+        }
+        for (what, found) in [("offsets", self.offset.len()), ("weights", self.class_weights.len())] {
+            if found != 0 && found != width {
+                bail!("cross-entropy: {found} {what} for {width} labels");
+            }
+        }
+        Ok(())
+    }
+
+    fn class_weight(&self, label: usize) -> f64 {
+        self.class_weights.get(label).copied().unwrap_or(1.0)
+    }
+
     fn shifted(&self, row: &[f32]) -> Vec<f32> {
         let offset = self.offset.iter().copied().chain(std::iter::repeat(0.0));
         row.iter().zip(offset).map(|(logit, offset)| logit + offset).collect()
     }
+
+    /// `(1 − p)^γ · −log p` of a `−log p`.
+    fn focal(&self, surprise: f64) -> f64 {
+        if self.focal_gamma == 0.0 { surprise } else { (-(-surprise).exp_m1()).powf(self.focal_gamma) * surprise }
+    }
+
+    /// The derivative of [`Self::focal`] by `log p`: `γ·(1 − p)^(γ − 1)·p·log p − (1 − p)^γ`.
+    fn focal_slope(&self, surprise: f64) -> f64 {
+        if self.focal_gamma == 0.0 {
+            return -1.0;
+        }
+        let rest = -(-surprise).exp_m1();
+        // log p / (1 − p) goes to −1 where p goes to 1.
+        let ratio = if rest == 0.0 { -1.0 } else { -surprise / rest };
+        rest.powf(self.focal_gamma) * (self.focal_gamma * (-surprise).exp() * ratio - 1.0)
+    }
+}
+
+pub(super) struct CrossEntropy {
+    pub(super) labels: Vec<u32>,
+    pub(super) loss: Loss,
 }
 
 /// log Σ exp of a row, by the largest value.
@@ -35,31 +104,41 @@ impl CustomOp1 for CrossEntropy {
 
     fn cpu_fwd(&self, logits: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (rows, width) = layout.shape().dims2()?;
-        if rows != self.labels.len() || rows == 0 || self.labels.iter().any(|l| *l as usize >= width) {
-            bail!("cross-entropy: logits [{rows}, {width}] do not fit {} labels", self.labels.len());
-        }
+        self.loss.check((rows, width), &self.labels)?;
         let logits = slice(logits, layout)?;
         let sum: f64 = logits
             .chunks_exact(width)
             .zip(&self.labels)
-            .map(|(row, label)| row_loss(&self.shifted(row), *label as usize))
+            .map(|(row, label)| {
+                let row = self.loss.shifted(row);
+                let total = log_sum_exp(&row);
+                let target = self.loss.target(*label as usize, width);
+                let terms = row.iter().zip(target).filter(|(_, target)| *target != 0.0);
+                terms.map(|(x, target)| target * self.loss.focal(total - f64::from(*x))).sum::<f64>()
+            })
             .sum();
-        Ok((CpuStorage::F32(vec![(sum / rows as f64) as f32]), Shape::from(())))
+        Ok((CpuStorage::F32(vec![(sum / self.loss.divisor(&self.labels)) as f32]), Shape::from(())))
     }
 
-    /// d/dlogits = (softmax of the shifted logits − one-hot) / rows.
+    /// With t the target and f' the slope of each term, d/dlogit_j = (t_j·f'_j − p_j·Σ_c t_c·f'_c) / divisor.
     fn bwd(&self, logits: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let (rows, width) = logits.dims2()?;
-        let factor = f64::from(grad.to_scalar::<f32>()?) / rows as f64;
+        let factor = f64::from(grad.to_scalar::<f32>()?) / self.loss.divisor(&self.labels);
         let gradient = read(logits, |logits| {
             let mut out = Vec::with_capacity(logits.len());
             for (row, label) in logits.chunks_exact(width).zip(&self.labels) {
-                let row = self.shifted(row);
+                let row = self.loss.shifted(row);
                 let total = log_sum_exp(&row);
-                out.extend(row.iter().enumerate().map(|(i, x)| {
-                    let target = if i == *label as usize { 1.0 } else { 0.0 };
-                    (((f64::from(*x) - total).exp() - target) * factor) as f32
-                }));
+                let mut terms = self.loss.target(*label as usize, width);
+                for (term, x) in terms.iter_mut().zip(&row).filter(|(term, _)| **term != 0.0) {
+                    *term *= self.loss.focal_slope(total - f64::from(*x));
+                }
+                let sum: f64 = terms.iter().sum();
+                out.extend(
+                    row.iter()
+                        .zip(&terms)
+                        .map(|(x, term)| ((term - (f64::from(*x) - total).exp() * sum) * factor) as f32),
+                );
             }
             Ok(out)
         })?;

@@ -112,7 +112,7 @@ impl Gradients {
 }
 
 /// x + y. Not in place: a gradient may be shared, as that of a shortcut is.
-fn sum(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+pub(super) fn sum(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     if x.shape() != y.shape() {
         bail!("gradients of shapes {:?} and {:?} for one tensor", x.shape(), y.shape());
     }

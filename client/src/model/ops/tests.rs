@@ -5,7 +5,7 @@ use candle_core::{Device, Result, Tensor, Var};
 use candle_transformers::models::bert::HiddenAct;
 
 use super::dropout::DropoutStream;
-use super::{Dropout, Indices, Tape, composed};
+use super::{Dropout, Indices, Loss, Tape, composed};
 use crate::model::batch::Layout;
 
 fn random(shape: &[usize], seed: u64) -> Var {
@@ -109,7 +109,7 @@ fn the_tape_adds_up_what_a_tensor_gets_from_several_places() {
     let sum = super::residual(&tape, x.as_tensor(), y.as_tensor(), None).unwrap();
     let twice = super::residual(&tape, &sum, x.as_tensor(), dropout(0.3)).unwrap();
     let thrice = super::residual(&tape, &twice, &sum, None).unwrap();
-    let loss = super::cross_entropy(&tape, &thrice, &[0, 1, 2, 3, 0], &[]).unwrap();
+    let loss = super::cross_entropy(&tape, &thrice, &[0, 1, 2, 3, 0], &Loss::default()).unwrap();
     let expected = loss.backward().unwrap();
     let mut found = tape.backward(&loss).unwrap();
     for var in [&x, &y] {
@@ -184,19 +184,113 @@ fn embeddings_agree() {
     assert!(super::embed(&Tape::default(), tensors[0], tensors[1], tensors[2], outside).is_err());
 }
 
+/// Every combination of the loss's parts.
+fn losses() -> Vec<Loss> {
+    let mut losses = Vec::new();
+    for offset in [&[][..], &[0.5, -3.0, 0.0, 1.0]] {
+        for class_weights in [&[][..], &[0.5, 2.0, 1.0, 3.5]] {
+            for label_smoothing in [0.0, 0.1] {
+                for focal_gamma in [0.0, 0.5, 2.0] {
+                    for divisor in [None, Some(20.0)] {
+                        let (offset, class_weights) = (offset.to_vec(), class_weights.to_vec());
+                        losses.push(Loss { offset, class_weights, label_smoothing, focal_gamma, divisor });
+                    }
+                }
+            }
+        }
+    }
+    losses
+}
+
 #[test]
 fn cross_entropy_agrees() {
     let arguments = [random(&[7, 4], 1)];
     let labels = [0, 3, 1, 1, 2, 0, 3];
-    for offset in [&[][..], &[0.5, -3.0, 0.0, 1.0]] {
+    for loss in losses() {
         compare(
-            "cross-entropy",
+            &format!("{loss:?}"),
             &arguments,
-            |t| super::cross_entropy(&Tape::default(), &t[0], &labels, offset),
-            |t| composed::cross_entropy(&t[0], &labels, offset),
+            |t| super::cross_entropy(&Tape::default(), &t[0], &labels, &loss),
+            |t| composed::cross_entropy(&t[0], &labels, &loss),
         );
     }
-    assert!(super::cross_entropy(&Tape::default(), arguments[0].as_tensor(), &[4; 7], &[]).is_err());
+    let refused = |labels: &[u32], loss: Loss| {
+        super::cross_entropy(&Tape::default(), arguments[0].as_tensor(), labels, &loss).is_err()
+            && composed::cross_entropy(arguments[0].as_tensor(), labels, &loss).is_err()
+    };
+    assert!(refused(&[4; 7], Loss::default()) && refused(&[0; 6], Loss::default()));
+    assert!(refused(&labels, Loss { offset: vec![0.0; 3], ..Loss::default() }));
+    assert!(refused(&labels, Loss { class_weights: vec![1.0; 5], ..Loss::default() }));
+}
+
+#[test]
+fn the_plain_loss_is_candles() {
+    let labels = [0, 3, 1, 1, 2, 0, 3];
+    compare(
+        "plain",
+        &[random(&[7, 4], 1)],
+        |t| super::cross_entropy(&Tape::default(), &t[0], &labels, &Loss::default()),
+        |t| candle_nn::loss::cross_entropy(&t[0], &Tensor::new(&labels, &Device::Cpu)?),
+    );
+}
+
+#[test]
+fn class_weights_and_smoothing_agree_with_pytorch() {
+    let x = [[0.3f32, -1.2, 0.8, 0.1], [2.0, 0.5, -0.7, 1.1], [-0.4, 0.9, 0.2, -2.1]];
+    // torch 2.15 in double precision: CrossEntropyLoss(weight, label_smoothing), and the gradient of the first row.
+    for (class_weights, label_smoothing, value, first) in [
+        (&[][..], 0.1, 0.755_108_214, [0.081_986_654, 0.011_819_779, -0.159_420_849, 0.065_614_417]),
+        (&[0.5, 2.0, 1.0, 3.5], 0.0, 0.647_615_934, [0.077_417_132, 0.017_274_096, -0.158_075_014, 0.063_383_786]),
+        (&[0.5, 2.0, 1.0, 3.5], 0.1, 0.875_209_855, [0.079_651_988, 0.004_283_939, -0.127_073_497, 0.043_137_57]),
+    ] {
+        let x = Var::new(&x, &Device::Cpu).unwrap();
+        let loss = Loss { class_weights: class_weights.to_vec(), label_smoothing, ..Loss::default() };
+        let found = super::cross_entropy(&Tape::default(), x.as_tensor(), &[2, 0, 1], &loss).unwrap();
+        assert!((values(&found)[0] - value).abs() < 1e-6, "{loss:?}");
+        let gradient = found.backward().unwrap();
+        for (found, expected) in values(gradient.get(&x).unwrap()).into_iter().zip(first) {
+            assert!((found - expected).abs() < 1e-6, "{loss:?}: {found} for {expected}");
+        }
+    }
+}
+
+#[test]
+fn the_losses_gradient_is_the_slope_of_its_value() {
+    let x = [[0.3f32, -1.2, 0.8, 0.1], [2.0, 0.5, -0.7, 1.1], [-0.4, 0.9, 0.2, -2.1]];
+    let labels = [2, 0, 1];
+    let value = |x: &[[f32; 4]; 3], loss: &Loss| {
+        let x = Var::new(x, &Device::Cpu).unwrap();
+        let loss = super::cross_entropy(&Tape::default(), x.as_tensor(), &labels, loss).unwrap();
+        let gradient = loss.backward().unwrap().get(&x).unwrap().to_vec2::<f32>().unwrap();
+        (f64::from(loss.to_scalar::<f32>().unwrap()), gradient)
+    };
+    for loss in losses().into_iter().filter(|loss| loss.divisor.is_none()) {
+        let (_, gradient) = value(&x, &loss);
+        for row in 0..3 {
+            for column in 0..4 {
+                let step = 1.0 / 64.0;
+                let moved = |by: f32| {
+                    let mut x = x;
+                    x[row][column] += by;
+                    value(&x, &loss).0
+                };
+                let slope = (moved(step) - moved(-step)) / f64::from(2.0 * step);
+                let found = f64::from(gradient[row][column]);
+                assert!((found - slope).abs() < 1e-4, "{loss:?} at {row}, {column}: {found} for {slope}");
+            }
+        }
+    }
+}
+
+#[test]
+fn certain_rows_have_finite_gradients() {
+    let x = Var::new(&[[200f32, -200.0], [-200.0, 200.0]], &Device::Cpu).unwrap();
+    for focal_gamma in [0.3, 2.0] {
+        let loss = Loss { focal_gamma, label_smoothing: 0.1, ..Loss::default() };
+        let loss = super::cross_entropy(&Tape::default(), x.as_tensor(), &[0, 0], &loss).unwrap();
+        let gradient = loss.backward().unwrap();
+        assert!(values(gradient.get(&x).unwrap()).iter().all(|x| x.is_finite()));
+    }
 }
 
 #[test]
