@@ -1,57 +1,100 @@
-//! Seconds per training step: `step_time MODEL [BATCH] [LENGTH] [THREADS] [STEPS] [TRAINABLE] [DROPOUT]`.
-//! Every sequence has the full length, so the numbers compare with those of other frameworks on the same shapes.
+//! Seconds per training step, and the most memory it takes, as one JSON object: what `tests/bench/speed_vs_pytorch.py` runs
+//! beside PyTorch. Every sequence has the full length, so the numbers compare with those of other frameworks on the same
+//! shapes.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Instant;
 
+use clap::Parser;
 use fedtune_client::finetune::{Optimizer, gradient_norm};
 use fedtune_client::model::batch::Tokens;
 use fedtune_client::model::{DropoutStream, Loss, ModelSpec, Network};
-use fedtune_config::job::Training;
+use fedtune_config::job::{Lora, Precision, Trainable, Training};
 use fedtune_config::site::Device;
+use serde_json::json;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+#[derive(Parser)]
+#[command(about = "Measures the seconds of a training step")]
+struct Arguments {
+    /// Folder of the model
+    #[arg(long)]
+    model: PathBuf,
+    /// Sequences of a batch
+    #[arg(long, default_value_t = 16)]
+    batch: usize,
+    /// Tokens of a sequence
+    #[arg(long, default_value_t = 128)]
+    length: usize,
+    /// Threads
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Steps that are measured, after two that are not
+    #[arg(long, default_value_t = 10)]
+    steps: usize,
+    /// What is trained: full, head, last-N or lora
+    #[arg(long, default_value = "full")]
+    trainable: Trainable,
+    /// Rank of the adapters
+    #[arg(long, default_value_t = 8)]
+    rank: usize,
+    /// Products in bf16
+    #[arg(long)]
+    bf16: bool,
+    /// Dropout probability
+    #[arg(long, default_value_t = 0.1)]
+    dropout: f64,
+}
+
 fn main() -> anyhow::Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let number = |place: usize, default: usize| -> anyhow::Result<usize> {
-        Ok(arguments.get(place).map(|text| text.parse()).transpose()?.unwrap_or(default))
+    let arguments = Arguments::parse();
+    let device = fedtune_client::device::open(&Device { threads: arguments.threads, ..Device::default() })?;
+    let probability = arguments.dropout;
+    let spec = ModelSpec {
+        labels: (0..5).map(|label| label.to_string()).collect(),
+        trainable: arguments.trainable,
+        lora: Lora { rank: arguments.rank, ..Lora::default() },
+        precision: if arguments.bf16 { Precision::Bf16 } else { Precision::F32 },
+        dropout: probability,
+        seed: 1,
+        max_length: arguments.length,
     };
-    let model = arguments.first().map_or(Path::new("model"), Path::new);
-    let (batch, length) = (number(1, 16)?, number(2, 128)?);
-    let (threads, steps) = (number(3, 2)?, number(4, 10)?);
-    let trainable = arguments.get(5).map_or("full", String::as_str).parse().map_err(anyhow::Error::msg)?;
-    let probability: f64 = arguments.get(6).map(|text| text.parse()).transpose()?.unwrap_or(0.1);
-    let device = fedtune_client::device::open(&Device { threads, ..Device::default() })?;
-    let labels: Vec<String> = (0..5).map(|label| label.to_string()).collect();
-    let spec =
-        ModelSpec { labels, trainable, lora: Default::default(), dropout: probability, seed: 1, max_length: length };
-    let network = Network::load(model, &spec, &device)?;
+    let network = Network::load(&arguments.model, &spec, &device)?;
     let vocabulary = network.config().vocab_size as u64;
-    let sequences: Vec<Tokens> = (0..batch as u64)
+    let sequences: Vec<Tokens> = (0..arguments.batch as u64)
         .map(|row| Tokens {
-            words: (0..length as u64).map(|i| ((row * 7919 + i * 104_729 + 17) * 31 % vocabulary) as u32).collect(),
-            types: vec![0; length],
+            words: (0..arguments.length as u64)
+                .map(|i| ((row * 7919 + i * 104_729 + 17) * 31 % vocabulary) as u32)
+                .collect(),
+            types: vec![0; arguments.length],
         })
         .collect();
-    let classes: Vec<u32> = (0..batch as u32).map(|row| row % 5).collect();
+    let classes: Vec<u32> = (0..arguments.batch as u32).map(|row| row % 5).collect();
     let mut optimizer = Optimizer::new(&Training::default());
-    let loss = Loss::default();
     let mut times = Vec::new();
-    for step in 0..steps {
+    let mut loss = 0.0;
+    for step in 0..arguments.steps + 2 {
         let stream = DropoutStream { probability, seed: 1, round: 1, step: step as u64 };
         let started = Instant::now();
-        let pass =
-            network.gradients(&network.batch(&sequences.iter().collect::<Vec<_>>()), &classes, &loss, Some(stream))?;
-        let computed = started.elapsed().as_secs_f64();
+        let batch = network.batch(&sequences.iter().collect::<Vec<_>>());
+        let pass = network.gradients(&batch, &classes, &Loss::default(), Some(stream))?;
         let norm = gradient_norm(&pass.gradients)?;
         optimizer.step(network.parameters(), &pass.gradients, 5e-5, (1.0 / (norm + 1e-6)).min(1.0))?;
-        let total = started.elapsed().as_secs_f64();
-        println!("step {step}: {total:.3} s (optimiser {:.3} s), loss {:.4}", total - computed, pass.loss);
-        times.push(total);
+        if step >= 2 {
+            times.push(started.elapsed().as_secs_f64());
+        }
+        loss = pass.loss;
     }
-    times.sort_by(f64::total_cmp);
-    println!("median {:.3} s, best {:.3} s", times[times.len() / 2], times[0]);
+    println!("{}", json!({ "seconds": times, "loss": loss, "peak_mb": peak_megabytes() }));
     Ok(())
+}
+
+/// The most memory this process has held, where the system tells.
+fn peak_megabytes() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kib: f64 =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib * 1024.0 / 1e6)
 }

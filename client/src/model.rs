@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use fedtune_config::Job;
-use fedtune_config::job::{Lora, Trainable};
+use fedtune_config::job::{Lora, Precision, Trainable};
 use serde_json::{Map, Value};
 
 pub use error::ModelError;
@@ -44,6 +44,8 @@ pub struct ModelSpec {
     pub trainable: Trainable,
     /// The adapters, for [`Trainable::Lora`].
     pub lora: Lora,
+    /// Precision of products in training; evaluation is in f32.
+    pub precision: Precision,
     /// Dropout probability in training.
     pub dropout: f64,
     /// Seed of new weights.
@@ -58,6 +60,7 @@ impl From<&Job> for ModelSpec {
             labels: job.task.labels.clone(),
             trainable: job.training.trainable,
             lora: job.training.lora.clone().unwrap_or_default(),
+            precision: job.training.precision,
             dropout: job.training.dropout,
             seed: job.training.seed,
             max_length: job.task.max_length,

@@ -10,7 +10,7 @@ use fedtune_client::finetune::{Optimizer, gradient_norm};
 use fedtune_client::model::batch::{Batch, Tokens};
 use fedtune_client::model::network::{Gradient, Pass};
 use fedtune_client::model::{DropoutStream, Loss, ModelSpec, Network};
-use fedtune_config::job::{Lora, Trainable, Training};
+use fedtune_config::job::{Lora, Precision, Trainable, Training};
 
 const ARCHITECTURES: [&str; 4] = ["bert", "distilbert", "roberta", "xlm-roberta"];
 
@@ -27,10 +27,15 @@ fn network_of(architecture: &str, trainable: Trainable) -> Network {
 }
 
 fn adapted(architecture: &str, trainable: Trainable, lora: Lora) -> Network {
+    loaded(architecture, trainable, lora, Precision::F32)
+}
+
+fn loaded(architecture: &str, trainable: Trainable, lora: Lora, precision: Precision) -> Network {
     let spec = ModelSpec {
         labels: ["alpha", "beta", "gamma"].map(String::from).to_vec(),
         trainable,
         lora,
+        precision,
         dropout: 0.0,
         seed: 1,
         max_length: 24,
@@ -222,6 +227,32 @@ fn adapters_begin_as_the_base_model_and_their_dropout_is_drawn_by_the_seed() {
     };
     assert_eq!(gradient(1), gradient(1));
     assert_ne!(gradient(1), gradient(2));
+}
+
+#[test]
+fn gradients_in_bf16_are_near_and_repeat_bit_for_bit() {
+    for architecture in ARCHITECTURES {
+        let network = loaded(architecture, Trainable::Full, Lora::default(), Precision::Bf16);
+        let reference = reference_of(architecture, "gradients.safetensors");
+        let (pass, again) = (pass(&network, &reference), pass(&network, &reference));
+        assert_eq!(pass.loss, again.loss);
+        for (name, parameter) in network.parameters() {
+            let shape = parameter.var.dims();
+            let (expected, found) = (values(&reference[&format!("grad.{name}")]), dense(&pass.gradients[name], shape));
+            assert_eq!(found, dense(&again.gradients[name], shape));
+            // Eight bits of precision in each product; key biases have no true gradient.
+            if norm(&expected) > 1e-6 {
+                let distance = distance(&found, &expected);
+                assert!(distance < 5e-2, "{architecture} {name}: relative distance {distance}");
+            }
+        }
+        // It is another precision, not another name for f32.
+        let exact = loaded(architecture, Trainable::Full, Lora::default(), Precision::F32);
+        let reference = reference_of(architecture, "gradients.safetensors");
+        let sequences = sequences(&reference);
+        let batch = exact.batch(&sequences.iter().collect::<Vec<_>>());
+        assert_ne!(exact.gradients(&batch, &labels(&reference), &Loss::default(), None).unwrap().loss, pass.loss);
+    }
 }
 
 #[test]

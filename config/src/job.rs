@@ -144,6 +144,17 @@ impl<'de> Deserialize<'de> for Trainable {
     }
 }
 
+/// The numbers that the products of dense layers are made of. Weights, sums, and everything else are f32 in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// 24 bits of precision.
+    #[default]
+    F32,
+    /// 8 bits of precision: inputs and weights of a product are rounded, its sums are not. Fast on processors with AMX.
+    Bf16,
+}
+
 /// Low-rank adaptation (Hu et al. 2021, 2106.09685): a frozen dense layer `W` gets `alpha / rank * B A` beside it, and
 /// only `A` `[rank, in]` and `B` `[out, rank]` are trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -250,6 +261,8 @@ pub struct Training {
     pub label_shares: Vec<f64>,
     /// Seed of initialisation, shuffling and dropout.
     pub seed: u64,
+    /// What the products of dense layers are made of.
+    pub precision: Precision,
     /// The adapters, for `trainable = "lora"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora: Option<Lora>,
@@ -281,6 +294,7 @@ impl Default for Training {
             logit_adjustment: 0.0,
             label_shares: Vec::new(),
             seed: 42,
+            precision: Precision::F32,
             lora: None,
         }
     }

@@ -77,6 +77,11 @@ pub enum ModelError {
         /// The model type found.
         found: String,
     },
+    /// A precision that the device has no form of.
+    #[error(
+        "training.precision is \"bf16\", which only the processor has so far; set it to \"f32\", or device.kind to \"cpu\""
+    )]
+    Precision,
     /// Adapters for layers that are not there.
     #[error("training.lora.targets: {message}")]
     Targets {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use candle_core::{Device, Tensor, Var};
-use fedtune_config::job::{Lora, Trainable};
+use fedtune_config::job::{Lora, Precision, Trainable};
 use serde_json::{Map, Value};
 
 use super::adapters::{self, Adapters};
@@ -25,6 +25,7 @@ struct Want<'a> {
     may_initialise: bool,
     trainable: Trainable,
     lora: &'a Lora,
+    precision: Precision,
     seed: u64,
     device: &'a Device,
 }
@@ -53,6 +54,7 @@ impl Classifier {
             may_initialise: true,
             trainable: spec.trainable,
             lora: &spec.lora,
+            precision: spec.precision,
             seed: spec.seed,
             device,
         };
@@ -107,6 +109,7 @@ impl Classifier {
             may_initialise: lora.is_some(),
             trainable: if lora.is_some() { Trainable::Lora } else { Trainable::Full },
             lora: &lora.unwrap_or_default(),
+            precision: Precision::F32,
             seed: 0,
             device,
         };
@@ -132,6 +135,7 @@ impl Network {
             may_initialise: true,
             trainable: spec.trainable,
             lora: &spec.lora,
+            precision: spec.precision,
             seed: spec.seed,
             device,
         };
@@ -162,6 +166,9 @@ fn labels_in(config: &Map<String, Value>) -> Option<Vec<String>> {
 type Loaded = (Network, BTreeMap<String, String>);
 
 fn read_network(path: &Path, config: EncoderConfig, want: &Want<'_>) -> Result<Loaded, ModelError> {
+    if want.precision == Precision::Bf16 && !want.device.is_cpu() {
+        return Err(ModelError::Precision);
+    }
     let names = Names::of(config.architecture);
     let settings = Lora { targets: names.lora_targets(&want.lora.targets), ..want.lora.clone() };
     let layers = match want.trainable {
@@ -224,5 +231,5 @@ fn read_network(path: &Path, config: EncoderConfig, want: &Want<'_>) -> Result<L
     }
     let stems = layers.into_iter().map(|(stem, _)| stem).collect();
     let adapters = (want.trainable == Trainable::Lora).then(|| Adapters::new(settings, stems));
-    Ok((Network::new(config, adapters, parameters, want.device.clone()), base_names))
+    Ok((Network::new(config, adapters, parameters, want.device.clone(), want.precision), base_names))
 }

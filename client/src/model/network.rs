@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use candle_transformers::models::bert::HiddenAct;
+use fedtune_config::job::Precision;
 
 use super::adapters::Adapters;
 use super::batch::{Batch, Layout};
@@ -55,6 +56,7 @@ pub struct Network {
     adapters: Option<Adapters>,
     parameters: BTreeMap<String, Parameter>,
     device: Device,
+    precision: Precision,
 }
 
 /// Gradients as the device's backward pass gives them.
@@ -92,14 +94,16 @@ impl Mode {
 }
 
 impl Network {
-    /// Puts parameters together; names and shapes are those of [`Names::tensors`], and of the adapters.
+    /// Puts parameters together; names and shapes are those of [`Names::tensors`], and of the adapters. `precision` is that
+    /// of training.
     pub(super) fn new(
         config: EncoderConfig,
         adapters: Option<Adapters>,
         parameters: BTreeMap<String, Parameter>,
         device: Device,
+        precision: Precision,
     ) -> Self {
-        Self { names: Names::of(config.architecture), config, adapters, parameters, device }
+        Self { names: Names::of(config.architecture), config, adapters, parameters, device, precision }
     }
 
     /// The settings.
@@ -178,7 +182,7 @@ impl Network {
             Some(table) if table.trained && self.device.is_cpu() => Some(self.used_words(batch, &table.var)?),
             _ => None,
         };
-        let mode = Mode { dropout, words, training: true, tape: Tape::default() };
+        let mode = Mode { dropout, words, training: true, tape: Tape::new(self.precision) };
         let logits = self.classify(batch, &mode)?;
         let loss = ops::cross_entropy(&mode.tape, &logits, labels, loss)?;
         let Mode { words, tape, .. } = mode;

@@ -40,7 +40,11 @@ pub(crate) use values::read as read_values;
 
 /// `x wᵀ + b`: x `[rows, in]`, w `[out, in]`, b `[out]`; gives `[rows, out]`.
 pub(crate) fn linear(tape: &Tape, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() { tape.apply3(linear::Linear, x, weight, bias) } else { composed::linear(x, weight, bias) }
+    if x.device().is_cpu() {
+        tape.apply3(linear::Linear { precision: tape.precision() }, x, weight, bias)
+    } else {
+        composed::linear(x, weight, bias)
+    }
 }
 
 /// What a low-rank adapter adds to a layer's output (Hu et al. 2021, 2106.09685): `base + scale · (x downᵀ) upᵀ`. base
@@ -54,7 +58,8 @@ pub(crate) fn low_rank(
 ) -> Result<Tensor> {
     let low = linear(tape, x, down, &Tensor::zeros(down.dim(0)?, x.dtype(), x.device())?)?;
     if x.device().is_cpu() {
-        tape.apply3(low_rank::LowRank { scale: scale as f32 }, base, &low, up)
+        let op = low_rank::LowRank { scale: scale as f32, precision: tape.precision() };
+        tape.apply3(op, base, &low, up)
     } else {
         base + (low.matmul(&up.t()?)? * scale)?
     }

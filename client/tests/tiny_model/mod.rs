@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use fedtune_client::model::ModelSpec;
-use fedtune_config::job::{Lora, Trainable};
+use fedtune_config::job::{Lora, Precision, Trainable};
 use serde_json::{Value, json};
 
 pub(crate) fn fixture() -> PathBuf {
@@ -23,6 +23,7 @@ pub(crate) fn spec() -> ModelSpec {
         labels: labels(),
         trainable: Trainable::Full,
         lora: Lora::default(),
+        precision: Precision::F32,
         dropout: 0.1,
         seed: 1,
         max_length: 16,

@@ -1,5 +1,12 @@
 //! The one place that calls the matrix product's raw interface: bounds are checked here, so every caller is safe.
+//! Here, and in [`amx`] below it, is all that is unsafe.
 #![expect(unsafe_code, reason = "gemm::gemm takes pointers; `multiply` checks every extent before it passes them on")]
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
+mod bf16;
+
+use fedtune_config::job::Precision;
 
 /// A matrix read from a slice: element (r, c) is `values[r * row_stride + c * column_stride]`.
 #[derive(Clone, Copy)]
@@ -41,15 +48,15 @@ pub(super) enum Onto {
 /// Who computes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cores {
-    /// All threads of the pool.
-    All,
-    /// The calling thread.
+    /// All threads of the pool, on operands rounded to this precision.
+    All(Precision),
+    /// The calling thread, on operands as they are.
     One,
 }
 
 /// `target = scale · left · right`, added to the target for [`Onto::Present`]. The target is row-major with rows
 /// `target_stride` apart and has the rows of `left` and the columns of `right`. The sum over the inner dimension runs
-/// in an order that does not depend on the number of threads.
+/// in an order that does not depend on the number of threads, in f32.
 ///
 /// # Panics
 /// When the inner dimensions differ or a slice is too short: a mistake in this crate, never in an input.
@@ -75,11 +82,34 @@ pub(super) fn multiply(
             assert!(extent <= side.values.len(), "an operand of a matrix product is too short");
         }
     }
-    let parallelism = match cores {
-        Cores::All if m * n * k > 64 * 64 * 64 => gemm::Parallelism::Rayon(rayon::current_num_threads()),
-        Cores::All | Cores::One => gemm::Parallelism::None,
-    };
-    // SAFETY: every element the three matrices reach lies inside its slice (asserted above), the target is borrowed
+    match cores {
+        Cores::All(Precision::Bf16) => bf16::multiply(target, target_stride, left, right, scale, onto),
+        Cores::All(Precision::F32) => exact(target, target_stride, left, right, scale, onto, threads(m * n * k)),
+        Cores::One => exact(target, target_stride, left, right, scale, onto, gemm::Parallelism::None),
+    }
+}
+
+/// Small products are not worth waking anybody for.
+fn threads(multiplications: usize) -> gemm::Parallelism {
+    if multiplications > 64 * 64 * 64 {
+        gemm::Parallelism::Rayon(rayon::current_num_threads())
+    } else {
+        gemm::Parallelism::None
+    }
+}
+
+/// The product in f32; [`multiply`] has checked the extents.
+fn exact(
+    target: &mut [f32],
+    target_stride: usize,
+    left: Matrix<'_>,
+    right: Matrix<'_>,
+    scale: f32,
+    onto: Onto,
+    parallelism: gemm::Parallelism,
+) {
+    let (m, n, k) = (left.rows, right.columns, left.columns);
+    // SAFETY: every element the three matrices reach lies inside its slice (asserted by `multiply`), the target is borrowed
     // mutably and so overlaps neither operand, its rows do not overlap each other, and slices never exceed
     // isize::MAX bytes, so the strides fit isize.
     unsafe {

@@ -1,13 +1,16 @@
 //! Matrix product and bias as one op.
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use fedtune_config::job::Precision;
 use rayon::prelude::*;
 
 use super::gemm::{Cores, Matrix, Onto, multiply};
 use super::simd::vectorised;
 use super::values::{read, slice};
 
-pub(super) struct Linear;
+pub(super) struct Linear {
+    pub(super) precision: Precision,
+}
 
 /// Columns that one task of [`column_sums`] adds up; fixed, so the order of the sums is.
 const COLUMNS: usize = 128;
@@ -44,7 +47,7 @@ impl CustomOp3 for Linear {
             Matrix::new(weight, outer, inner, inner).transposed(),
             1.0,
             Onto::Present,
-            Cores::All,
+            Cores::All(self.precision),
         );
         Ok((CpuStorage::F32(out), (rows, outer).into()))
     }
@@ -65,7 +68,7 @@ impl CustomOp3 for Linear {
                 let mut dx = vec![0.0; rows * inner];
                 read(weight, |w| {
                     let weight = Matrix::new(w, outer, inner, inner);
-                    multiply(&mut dx, inner, gradient, weight, 1.0, Onto::Nothing, Cores::All);
+                    multiply(&mut dx, inner, gradient, weight, 1.0, Onto::Nothing, Cores::All(self.precision));
                     Ok(())
                 })?;
                 Some(Tensor::from_vec(dx, (rows, inner), device)?)
@@ -76,7 +79,7 @@ impl CustomOp3 for Linear {
                 let mut dw = vec![0.0; outer * inner];
                 read(x, |x| {
                     let x = Matrix::new(x, rows, inner, inner);
-                    multiply(&mut dw, inner, gradient.transposed(), x, 1.0, Onto::Nothing, Cores::All);
+                    multiply(&mut dw, inner, gradient.transposed(), x, 1.0, Onto::Nothing, Cores::All(self.precision));
                     Ok(())
                 })?;
                 Some(Tensor::from_vec(dw, (outer, inner), device)?)

@@ -1,6 +1,7 @@
 //! The product of a low-rank adapter, added to what the frozen layer gave.
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use fedtune_config::job::Precision;
 
 use super::gemm::{Cores, Matrix, Onto, multiply};
 use super::values::{read, slice};
@@ -8,6 +9,7 @@ use super::values::{read, slice};
 /// `base + scale · low upᵀ`: base `[rows, out]`, low `[rows, rank]`, up `[out, rank]`.
 pub(super) struct LowRank {
     pub(super) scale: f32,
+    pub(super) precision: Precision,
 }
 
 impl CustomOp3 for LowRank {
@@ -31,7 +33,7 @@ impl CustomOp3 for LowRank {
         let mut out = slice(base, base_layout)?.to_vec();
         let low = Matrix::new(slice(low, low_layout)?, rows, rank, rank);
         let up = Matrix::new(slice(up, up_layout)?, outer, rank, rank);
-        multiply(&mut out, outer, low, up.transposed(), self.scale, Onto::Present, Cores::All);
+        multiply(&mut out, outer, low, up.transposed(), self.scale, Onto::Present, Cores::All(self.precision));
         Ok((CpuStorage::F32(out), (rows, outer).into()))
     }
 
@@ -50,7 +52,7 @@ impl CustomOp3 for LowRank {
                 let mut out = vec![0.0; m * rank];
                 read(other, |other| {
                     let right = Matrix::new(other, k, rank, rank);
-                    multiply(&mut out, rank, left, right, self.scale, Onto::Nothing, Cores::All);
+                    multiply(&mut out, rank, left, right, self.scale, Onto::Nothing, Cores::All(self.precision));
                     Ok(())
                 })?;
                 Tensor::from_vec(out, (m, rank), grad.device())

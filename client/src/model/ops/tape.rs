@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::{CustomOp1, CustomOp2, CustomOp3, Result, Tensor, TensorId, bail};
+use fedtune_config::job::Precision;
 use rayon::prelude::*;
 
 use super::simd::vectorised;
@@ -28,12 +29,23 @@ enum Call {
 #[derive(Default)]
 pub(crate) struct Tape {
     steps: RefCell<Vec<(Call, Tensor)>>,
+    precision: Precision,
 }
 
 /// Values of one task.
 const BLOCK: usize = 1 << 14;
 
 impl Tape {
+    /// A tape whose dense layers multiply in this precision, backward too.
+    pub(crate) fn new(precision: Precision) -> Self {
+        Self { precision, ..Self::default() }
+    }
+
+    /// The precision of matrix products with weights.
+    pub(super) fn precision(&self) -> Precision {
+        self.precision
+    }
+
     pub(super) fn apply1(&self, op: impl CustomOp1 + Send + Sync + 'static, x: &Tensor) -> Result<Tensor> {
         let op: Op1 = Arc::new(Box::new(op));
         let out = x.apply_op1_arc(op.clone())?;
