@@ -1,5 +1,7 @@
 //! The command line: one module per command, each with its arguments and what it does.
 
+mod check;
+mod cross_validate;
 mod error;
 mod evaluate;
 mod finetune;
@@ -7,6 +9,7 @@ mod predict;
 mod progress;
 mod run;
 mod table;
+mod training;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use fedtune_config::site::Device as DeviceConfig;
@@ -15,7 +18,7 @@ pub use error::CliError;
 
 /// The site's program of a fedtune federation: fine-tunes a pre-trained text classifier on data that stays here.
 ///
-/// `finetune`, `evaluate` and `predict` work on this machine alone and need no aggregator.
+/// All but `run` work on this machine alone and need no aggregator.
 #[derive(Debug, Parser)]
 #[command(name = "fedtune-client", version, after_help = crate::exit::HELP)]
 pub struct Cli {
@@ -25,6 +28,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Check(check::Arguments),
+    CrossValidate(cross_validate::Arguments),
     Finetune(finetune::Arguments),
     Evaluate(evaluate::Arguments),
     Predict(predict::Arguments),
@@ -38,6 +43,8 @@ impl Cli {
     /// [`CliError`] says what went wrong and knows its exit code.
     pub fn run(self) -> Result<(), CliError> {
         match self.command {
+            Command::Check(arguments) => arguments.run(),
+            Command::CrossValidate(arguments) => arguments.run(),
             Command::Finetune(arguments) => arguments.run(),
             Command::Evaluate(arguments) => arguments.run(),
             Command::Predict(arguments) => arguments.run(),

@@ -28,6 +28,7 @@ use serde_json::{Map, Value};
 pub use error::ModelError;
 pub use network::Network;
 pub use ops::dropout::DropoutStream;
+pub use tokens::TokenCounter;
 
 use batch::Tokens;
 use tokens::TextTokenizer;

@@ -15,7 +15,7 @@ use fedtune_config::job::{Schedule, Training};
 fn rows(count: usize) -> Vec<Row> {
     let file = tempfile::Builder::new().suffix(".csv").tempfile().unwrap();
     std::fs::write(file.path(), tiny_model::csv(count)).unwrap();
-    let columns = Columns { text: "text".into(), label: "label".into() };
+    let columns = Columns { text: "text".into(), label: "label".into(), group: None };
     let labels = LabelMap::new(&tiny_model::labels(), &BTreeMap::new()).unwrap();
     data::read(file.path(), &columns, &labels).unwrap().0
 }

@@ -53,11 +53,27 @@ pub struct Data {
     /// Column with the label, where it differs from the job's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label_column: Option<String>,
+    /// Column of the training file whose equal values (a subject's number) keep rows on one side of the split.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group_column: Option<String>,
     /// Local names of labels, mapped to the job's.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// Share of the training rows kept for validation, chosen by a hash of the row.
+    /// Share of the training rows of each label kept for validation, chosen by a hash of the text or the group.
     pub validation_fraction: f64,
+    /// What is done with training rows whose text and label stand in an earlier row.
+    pub duplicates: Duplicates,
+}
+
+/// What is done with a row whose text (but for Unicode form, case and white space) and label stand in an earlier row.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Duplicates {
+    /// It is trained on like any other.
+    #[default]
+    Keep,
+    /// It is left out.
+    Remove,
 }
 
 /// The kind of device.
@@ -124,6 +140,11 @@ impl Document for SiteConfig {
         let fraction = self.data.validation_fraction;
         p.check((0.0..0.9).contains(&fraction), "data.validation_fraction", || {
             format!("found {fraction}; expected 0 or more and less than 0.9")
+        });
+        let group = self.data.group_column.as_deref();
+        p.check(group != Some(""), "data.group_column", || "is empty; expected a column name".into());
+        p.check(group.is_none() || self.data.train.is_some(), "data.group_column", || {
+            "stands without data.train, whose rows it keeps together; remove it, or give data.train".into()
         });
         let threads = self.device.threads;
         p.check(threads <= 1024, "device.threads", || format!("found {threads}; expected 0 (all cores) to 1024"));

@@ -41,7 +41,10 @@ fn examples_parse_and_state_the_true_defaults() {
     let job: Job = read(examples::JOB).unwrap();
     assert_eq!(job, read(&uncommented(examples::JOB, &["steps", "label_shares"])).unwrap());
     let site: SiteConfig = read(examples::SITE).unwrap();
-    assert_eq!(site, read(&uncommented(examples::SITE, &["test", "text_column", "label_column"])).unwrap());
+    assert_eq!(
+        site,
+        read(&uncommented(examples::SITE, &["test", "text_column", "label_column", "group_column"])).unwrap()
+    );
     let server: ServerConfig = read(examples::SERVER).unwrap();
     assert_eq!(server, read(&uncommented(examples::SERVER, &[])).unwrap());
 }

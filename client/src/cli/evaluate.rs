@@ -48,18 +48,19 @@ impl Arguments {
     pub(super) fn run(self) -> Result<(), CliError> {
         let device = processor(self.threads)?;
         let classifier = Classifier::load_exported(&self.model, &device)?;
-        let columns = Columns { text: self.text_column, label: self.label_column };
+        let columns = Columns { text: self.text_column, label: self.label_column, group: None };
         let labels = LabelMap::new(classifier.labels(), &BTreeMap::new())?;
         let (rows, report) = data::read(&self.data, &columns, &labels)?;
         eprintln!("{report}");
-        let evaluation = finetune::evaluate(&classifier, &rows, self.batch_size, &mut Display::new("evaluating"))?;
+        let (evaluation, scores) =
+            finetune::evaluate_scores(&classifier, &rows, self.batch_size, &mut Display::new("evaluating"))?;
         match self.output {
-            Output::Text => println!("{}", table::text(&evaluation, classifier.labels())),
+            Output::Text => println!("{}", table::text(&evaluation, &scores, classifier.labels())),
             Output::Json => {
                 let document = json!({
                     "model": self.model,
-                    "evaluation": table::totals(&evaluation),
-                    "per_label": table::per_label(&evaluation, classifier.labels()),
+                    "evaluation": table::totals(&evaluation, &scores),
+                    "per_label": table::per_label(&evaluation, &scores, classifier.labels()),
                     "confusion": table::confusion(&evaluation),
                 });
                 println!("{document}");

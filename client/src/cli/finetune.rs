@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Args;
-use fedtune_config::Job;
+use fedtune_config::site::Duplicates;
 use serde_json::json;
 
 use super::progress::Display;
+use super::training::{Training, duplicates, treat};
 use super::{CliError, Output, processor, table};
-use crate::data::{self, Columns, LabelMap};
+use crate::data::{self, LabelMap};
 use crate::finetune::{self, Plan};
 use crate::model::{Classifier, ModelSpec};
 
@@ -38,19 +39,11 @@ pub(super) struct Arguments {
     /// CSV or JSONL file to evaluate on at the end.
     #[arg(long, value_name = "FILE")]
     test: Option<PathBuf>,
-    /// Settings; without it every default applies, with the labels found in the training file and a learning rate that
-    /// suits the model (1e-4 up to a hidden size of 512, else 5e-5).
-    #[arg(long, value_name = "JOB.toml")]
-    job: Option<PathBuf>,
-    /// Column with the text, where it differs from the job's (default `text`).
-    #[arg(long, value_name = "NAME")]
-    text_column: Option<String>,
-    /// Column with the label, where it differs from the job's (default `label`).
-    #[arg(long, value_name = "NAME")]
-    label_column: Option<String>,
-    /// Seed of new weights, shuffling and dropout, in place of the job's.
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
+    #[command(flatten)]
+    training: Training,
+    /// Training rows whose text (but for case and white space) and label stand in an earlier row.
+    #[arg(long, value_name = "WHAT", default_value = "keep", value_parser = duplicates())]
+    duplicates: Duplicates,
     /// CPU threads; 0 means one per core.
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
@@ -65,11 +58,11 @@ pub(super) struct Arguments {
 impl Arguments {
     pub(super) fn run(self) -> Result<(), CliError> {
         let device = processor(self.threads)?;
-        let job = self.job()?;
-        let columns = self.columns(&job);
+        let (job, columns) = self.training.job(&self.model, &self.train)?;
         let labels = LabelMap::new(&job.task.labels, &BTreeMap::new())?;
         // Everything that can be wrong with the input is found before the first step.
-        let (rows, report) = data::read(&self.train, &columns, &labels)?;
+        let (mut rows, mut report) = data::read(&self.train, &columns, &labels)?;
+        treat(self.duplicates, &mut rows, &mut report);
         eprintln!("{report}");
         let test = self.test.as_ref().map(|path| data::read(path, &columns, &labels)).transpose()?;
         if let Some((_, report)) = &test {
@@ -84,14 +77,15 @@ impl Arguments {
         classifier.save(&self.out)?;
         let evaluation = match &test {
             Some((rows, _)) => {
-                Some(finetune::evaluate(&classifier, rows, job.training.batch_size, &mut Display::new("evaluating"))?)
+                let batch_size = job.training.batch_size;
+                Some(finetune::evaluate_scores(&classifier, rows, batch_size, &mut Display::new("evaluating"))?)
             }
             None => None,
         };
         match self.output {
             Output::Text => {
-                if let Some(evaluation) = &evaluation {
-                    println!("{}\n", table::text(evaluation, &job.task.labels));
+                if let Some((evaluation, scores)) = &evaluation {
+                    println!("{}\n", table::text(evaluation, scores, &job.task.labels));
                 }
                 println!(
                     "{} steps on {} rows in {:.1} s ({:.1} rows/s), mean training loss {:.4}\nwritten to {}",
@@ -107,9 +101,11 @@ impl Arguments {
                 let found = evaluation.as_ref();
                 let document = json!({
                     "model": self.out,
-                    "evaluation": found.map(table::totals),
-                    "per_label": found.map(|e| table::per_label(e, &job.task.labels)),
-                    "confusion": found.map(table::confusion),
+                    "evaluation": found.map(|(evaluation, scores)| table::totals(evaluation, scores)),
+                    "per_label": found.map(|(evaluation, scores)| {
+                        table::per_label(evaluation, scores, &job.task.labels)
+                    }),
+                    "confusion": found.map(|(evaluation, _)| table::confusion(evaluation)),
                     "train_loss": fit.train_loss,
                     "train_seconds": fit.seconds,
                     "train_examples": fit.examples,
@@ -119,31 +115,6 @@ impl Arguments {
             }
         }
         Ok(())
-    }
-
-    fn job(&self) -> Result<Job, CliError> {
-        let mut job = match &self.job {
-            Some(path) => fedtune_config::load::<Job>(path)?,
-            None => {
-                let labels = Vec::new();
-                let mut job = Job::classify("local", &self.model, labels);
-                job.task.labels = data::labels_in(&self.train, &self.columns(&job))?;
-                // 128 is the default; a smaller model has fewer positions, which loading reports.
-                job
-            }
-        };
-        job.model.path.clone_from(&self.model);
-        if let Some(seed) = self.seed {
-            job.training.seed = seed;
-        }
-        Ok(job)
-    }
-
-    fn columns(&self, job: &Job) -> Columns {
-        Columns {
-            text: self.text_column.clone().unwrap_or_else(|| job.task.text_column.clone()),
-            label: self.label_column.clone().unwrap_or_else(|| job.task.label_column.clone()),
-        }
     }
 
     /// Makes the folder before training, so that hours of work are not lost to a wrong path.

@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn the_logit_offset_is_the_log_share_of_each_label_against_the_share_aimed_at() {
-        let rows: Vec<Row> = [0, 0, 0, 2].map(|label| Row { text: String::new(), label }).into();
+        let rows: Vec<Row> = [0, 0, 0, 2].map(|label| Row { label, ..Row::default() }).into();
         let training = |logit_adjustment, label_shares: &[f64]| Training {
             logit_adjustment,
             label_shares: label_shares.into(),

@@ -1,0 +1,128 @@
+//! What the commands that train have in common: how, and on which columns.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use fedtune_config::Job;
+use fedtune_config::job::Trainable;
+use fedtune_config::site::Duplicates;
+
+use super::CliError;
+use crate::data::{self, Columns, DataReport, Row};
+
+/// A learning rate for a new head on a model that stays as it is.
+const HEAD_LEARNING_RATE: f64 = 1e-3;
+
+/// How a model is fine-tuned: a job, and what takes the place of its fields.
+#[derive(Debug, Args)]
+pub(super) struct Training {
+    /// Settings; without it every default applies, with the labels found in the training file and a learning rate that
+    /// suits the model (1e-4 up to a hidden size of 512, else 5e-5; 1e-3 for the head alone).
+    #[arg(long, value_name = "JOB.toml")]
+    pub(super) job: Option<PathBuf>,
+    /// Column with the text, where it differs from the job's (default `text`).
+    #[arg(long, value_name = "NAME")]
+    text_column: Option<String>,
+    /// Column with the label, where it differs from the job's (default `label`).
+    #[arg(long, value_name = "NAME")]
+    label_column: Option<String>,
+    /// What is trained, in place of the job's: full, head or last-N.
+    #[arg(long, value_name = "PART")]
+    trainable: Option<Trainable>,
+    /// Peak learning rate, in place of the job's.
+    #[arg(long, value_name = "RATE", value_parser = learning_rate)]
+    learning_rate: Option<f64>,
+    /// Passes over the training rows in all, in place of the job's rounds and epochs (default 3).
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    epochs: Option<u32>,
+    /// Longest sequence in tokens, in place of the job's (default 128).
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(4..=8192))]
+    pub(super) max_length: Option<u32>,
+    /// Seed of new weights, shuffling, dropout and folds, in place of the job's.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
+    seed: Option<u64>,
+}
+
+fn learning_rate(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(rate) if rate > 0.0 && rate <= 10.0 => Ok(rate),
+        _ => Err("expected a number above 0 and at most 10".into()),
+    }
+}
+
+/// Reads `keep` or `remove`.
+pub(super) fn duplicates() -> impl TypedValueParser<Value = Duplicates> {
+    PossibleValuesParser::new(["keep", "remove"]).map(|text| match text.as_str() {
+        "remove" => Duplicates::Remove,
+        _ => Duplicates::Keep,
+    })
+}
+
+/// Takes duplicates out of rows where that is asked for.
+pub(super) fn treat(duplicates: Duplicates, rows: &mut Vec<Row>, report: &mut DataReport) {
+    match duplicates {
+        Duplicates::Keep => {}
+        Duplicates::Remove => report.remove_duplicates(rows),
+    }
+}
+
+impl Training {
+    /// The job to do with this model, and the columns; labels that no job gives are those of the training file.
+    pub(super) fn job(&self, model: &Path, train: &Path) -> Result<(Job, Columns), CliError> {
+        let mut job = self.base_job(model)?;
+        let columns = self.columns(&job);
+        if self.job.is_none() {
+            job.task.labels = data::labels_in(train, &columns)?;
+        }
+        Ok((job, columns))
+    }
+
+    /// The same, without the labels where no job gives them.
+    pub(super) fn base_job(&self, model: &Path) -> Result<Job, CliError> {
+        let mut job = match &self.job {
+            Some(path) => fedtune_config::load::<Job>(path)?,
+            None => Job::classify("local", model, Vec::new()),
+        };
+        job.model.path = model.to_path_buf();
+        if let Some(trainable) = self.trainable {
+            job.training.trainable = trainable;
+            if trainable == Trainable::Head && self.job.is_none() {
+                job.training.learning_rate = HEAD_LEARNING_RATE;
+            }
+        }
+        if let Some(rate) = self.learning_rate {
+            job.training.learning_rate = rate;
+        }
+        if let Some(epochs) = self.epochs {
+            (job.training.epochs, job.training.steps, job.rounds.count) = (Some(epochs as usize), None, 1);
+        }
+        if let Some(length) = self.max_length {
+            job.task.max_length = length as usize;
+        }
+        if let Some(seed) = self.seed {
+            job.training.seed = seed;
+        }
+        Ok(job)
+    }
+
+    /// The columns, without a group.
+    pub(super) fn columns(&self, job: &Job) -> Columns {
+        Columns {
+            text: self.text_column.clone().unwrap_or_else(|| job.task.text_column.clone()),
+            label: self.label_column.clone().unwrap_or_else(|| job.task.label_column.clone()),
+            group: None,
+        }
+    }
+
+    /// An option that only training makes use of, if one is given.
+    pub(super) fn given(&self) -> Option<&'static str> {
+        let given = [
+            (self.trainable.is_some(), "--trainable"),
+            (self.learning_rate.is_some(), "--learning-rate"),
+            (self.epochs.is_some(), "--epochs"),
+            (self.seed.is_some(), "--seed"),
+        ];
+        given.iter().find(|(given, _)| *given).map(|(_, name)| *name)
+    }
+}
