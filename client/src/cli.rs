@@ -5,6 +5,7 @@ mod cross_validate;
 mod error;
 mod evaluate;
 mod finetune;
+mod picture;
 mod predict;
 mod progress;
 mod run;

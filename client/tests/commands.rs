@@ -70,7 +70,9 @@ fn a_model_is_tuned_evaluated_and_predicts() {
     let evaluated = client(&["evaluate", "--model", "tuned", "--data", "train.csv", "--output", "json"], folder.path());
     let again = last_json(&evaluated);
     assert_eq!(again["evaluation"]["accuracy"], report["evaluation"]["accuracy"]);
-    let table = client(&["evaluate", "--model", "tuned", "--data", "train.csv"], folder.path());
+    let arguments = ["evaluate", "--model", "tuned", "--data", "train.csv", "--confusion-png", "matrix.png"];
+    let table = client(&arguments, folder.path());
+    assert!(std::fs::read(folder.path().join("matrix.png")).unwrap().starts_with(b"\x89PNG"));
     let table = String::from_utf8(table.stdout).unwrap();
     for words in ["precision", "AUROC", "confusion", "alpha", "expected calibration error"] {
         assert!(table.contains(words), "{words}: {table}");
