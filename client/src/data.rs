@@ -2,7 +2,7 @@
 //!
 //! A faulty row is left out and reported in the [`DataReport`]; a faulty file is a [`DataError`]. Read in this order:
 //! [`error`] (what can be wrong), `sniff` (what kind of file it really is), `csv` and `jsonl` (bounded readers that give
-//! raw rows), [`labels`], [`report`], [`mod@fold`] (when two texts are the same), [`mod@split`], [`near`] and [`check`] (a
+//! raw rows), [`labels`], [`report`], [`mod@fold`] (when two texts are the same), [`mod@split`], `sample`, [`near`] and [`check`] (a
 //! file's quality).
 
 pub mod check;
@@ -14,6 +14,7 @@ mod jsonl;
 pub mod labels;
 pub mod near;
 pub mod report;
+mod sample;
 mod sniff;
 pub mod split;
 mod suspect;
@@ -25,6 +26,7 @@ pub use columns::{Columns, Wanted};
 pub use error::{DataError, Fault};
 pub use labels::LabelMap;
 pub use report::DataReport;
+pub use sample::Sampling;
 pub use split::split;
 
 /// The longest text of a row, in bytes; longer ones are a [`Fault::TooLong`].

@@ -1,9 +1,10 @@
 //! Fine-tuning and evaluating a [`Classifier`](crate::model::Classifier).
 //!
-//! Read in this order: [`fit`] (the loop), [`schedule`], `order` (shuffling), `adamw`, [`evaluate`], [`metrics`] and
+//! Read in this order: [`fit`] (the loop), [`schedule`], `order` (shuffling), `augment`, `adamw`, [`evaluate`], [`metrics`] and
 //! [`scores`], [`cross`] (cross-validation), [`confident`] (wrong labels).
 
 mod adamw;
+mod augment;
 pub mod confident;
 pub mod cross;
 mod error;

@@ -197,6 +197,27 @@ fn swapped_labels_are_among_the_most_suspicious_rows() {
 }
 
 #[test]
+fn rare_labels_are_repeated_and_few_rows_chosen() {
+    let folder = place();
+    // Twenty rows of each label, and forty more of one.
+    let more: String = (0..40).map(|i| format!("w5 w{} w{},alpha\n", 20 + i % 30, 21 + i / 2)).collect();
+    std::fs::write(folder.path().join("train.csv"), tiny_model::csv(60) + &more).unwrap();
+    let train = |options: &[&str]| {
+        let tuned = client(&[&FINETUNE[..], &["--epochs", "1"], options].concat(), folder.path());
+        assert_eq!(code(&tuned), 0, "{}", errors(&tuned));
+        let report = last_json(&tuned);
+        (report["steps"].as_u64().unwrap(), report["train_examples"].as_u64().unwrap())
+    };
+    assert_eq!(train(&[]), (13, 100));
+    // Two labels of twenty rows become forty each: 140 rows in batches of eight.
+    assert_eq!(train(&["--oversample", "2"]), (18, 100));
+    assert_eq!(train(&["--per-label", "4"]), (2, 12));
+    for (option, value) in [("--oversample", "0.5"), ("--oversample", "many"), ("--per-label", "0")] {
+        assert_eq!(code(&client(&[&FINETUNE[..], &[option, value]].concat(), folder.path())), 2);
+    }
+}
+
+#[test]
 fn duplicates_are_trained_on_unless_they_are_to_be_removed() {
     let folder = place();
     let twice = format!("{}W5  w30,alpha\nw5 w30,alpha\n", tiny_model::csv(30));

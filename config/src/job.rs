@@ -185,6 +185,8 @@ pub struct Training {
     pub clip_norm: f64,
     /// Dropout probability of embeddings, attention, hidden states and classifier.
     pub dropout: f64,
+    /// Probability that a token of a training text is left out, drawn anew each time the text is used.
+    pub token_dropout: f64,
     /// How far a site's loss allows for the labels it happens to have: this times the logarithm of each label's share is
     /// added to the logits in training. 0 is plain cross-entropy; 1 allows for them in full.
     pub logit_adjustment: f64,
@@ -211,6 +213,7 @@ impl Default for Training {
             weight_decay: 0.01,
             clip_norm: 1.0,
             dropout: 0.1,
+            token_dropout: 0.0,
             logit_adjustment: 0.0,
             label_shares: Vec::new(),
             seed: 42,
@@ -505,6 +508,7 @@ impl Job {
         unit(p, "training.warmup", t.warmup, true);
         unit(p, "training.weight_decay", t.weight_decay, true);
         unit(p, "training.dropout", t.dropout, false);
+        unit(p, "training.token_dropout", t.token_dropout, false);
         unit(p, "training.logit_adjustment", t.logit_adjustment, true);
         if !t.label_shares.is_empty() {
             let (shares, labels) = (t.label_shares.len(), self.task.labels.len());

@@ -175,7 +175,8 @@ impl Arguments {
         let names = &job.task.labels;
         let (rows, _) = data::read(&self.train, columns, &LabelMap::new(names, &BTreeMap::new())?)?;
         let device = processor(self.threads)?;
-        let found = cross_validate(model, &job, &device, &rows, self.folds as usize, Display::new)?;
+        let (folds, sampling) = (self.folds as usize, self.training.sampling());
+        let found = cross_validate(model, &job, &device, &rows, folds, sampling, Display::new)?;
         let given: Vec<usize> = rows.iter().map(|row| row.label).collect();
         let errors = label_errors(&found.logits, &given);
         let listed = errors.suspects.iter().take(self.list).map(|suspect| SuspectRow {

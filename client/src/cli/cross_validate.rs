@@ -69,7 +69,8 @@ impl Arguments {
         let (mut rows, mut report) = data::read(&self.train, &columns, &labels)?;
         treat(self.duplicates, &mut rows, &mut report);
         eprintln!("{report}");
-        let found = cross_validate(&self.model, &job, &device, &rows, self.folds as usize, Display::new)?;
+        let (folds, sampling) = (self.folds as usize, self.training.sampling());
+        let found = cross_validate(&self.model, &job, &device, &rows, folds, sampling, Display::new)?;
         let measures = measures(&found.folds);
         match self.output {
             Output::Text => println!("{}", text(&found.folds, &measures)),

@@ -68,6 +68,7 @@ impl Arguments {
         if let Some((_, report)) = &test {
             eprintln!("{report}");
         }
+        let rows = self.training.sampling().apply(rows, job.training.seed);
         let mut classifier = Classifier::load(&self.model, &ModelSpec::from(&job), &device)?;
         self.prepare_out()?;
 

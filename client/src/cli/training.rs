@@ -6,10 +6,10 @@ use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use fedtune_config::Job;
 use fedtune_config::job::Trainable;
-use fedtune_config::site::Duplicates;
+use fedtune_config::site::{Duplicates, OVERSAMPLE_MAX};
 
 use super::CliError;
-use crate::data::{self, Columns, DataReport, Row};
+use crate::data::{self, Columns, DataReport, Row, Sampling};
 
 /// A learning rate for a new head on a model that stays as it is.
 const HEAD_LEARNING_RATE: f64 = 1e-3;
@@ -39,6 +39,12 @@ pub(super) struct Training {
     /// Longest sequence in tokens, in place of the job's (default 128).
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(4..=8192))]
     pub(super) max_length: Option<u32>,
+    /// Train on at most so many rows of each label.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    per_label: Option<u32>,
+    /// Repeat the rows of rare labels until they are as many as those of the most frequent, at most so many times as many.
+    #[arg(long, value_name = "TIMES", value_parser = oversample)]
+    oversample: Option<f64>,
     /// Seed of new weights, shuffling, dropout and folds, in place of the job's.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     seed: Option<u64>,
@@ -48,6 +54,13 @@ fn learning_rate(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(rate) if rate > 0.0 && rate <= 10.0 => Ok(rate),
         _ => Err("expected a number above 0 and at most 10".into()),
+    }
+}
+
+fn oversample(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(times) if (1.0..=OVERSAMPLE_MAX).contains(&times) => Ok(times),
+        _ => Err(format!("expected a number from 1 to {OVERSAMPLE_MAX}")),
     }
 }
 
@@ -115,12 +128,23 @@ impl Training {
         }
     }
 
+    /// Which rows are trained on.
+    pub(super) fn sampling(&self) -> Sampling {
+        let whole = Sampling::default();
+        Sampling {
+            per_label: self.per_label.map(|count| count as usize),
+            oversample: self.oversample.unwrap_or(whole.oversample),
+        }
+    }
+
     /// An option that only training makes use of, if one is given.
     pub(super) fn given(&self) -> Option<&'static str> {
         let given = [
             (self.trainable.is_some(), "--trainable"),
             (self.learning_rate.is_some(), "--learning-rate"),
             (self.epochs.is_some(), "--epochs"),
+            (self.per_label.is_some(), "--per-label"),
+            (self.oversample.is_some(), "--oversample"),
             (self.seed.is_some(), "--seed"),
         ];
         given.iter().find(|(given, _)| *given).map(|(_, name)| *name)

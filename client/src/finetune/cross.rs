@@ -11,8 +11,8 @@ use super::fit::{FitReport, Plan, fit};
 use super::metrics::Evaluation;
 use super::progress::Observer;
 use super::scores::Scores;
-use crate::data::Row;
 use crate::data::split::folds;
+use crate::data::{Row, Sampling};
 use crate::model::{Classifier, ModelSpec};
 
 /// What one fold gave.
@@ -36,7 +36,7 @@ pub struct CrossValidation {
 }
 
 /// Fine-tunes the model in the folder `model` once for each of `count` folds on the others, with the whole budget of the
-/// job, and scores the fold. Folds are stratified, and equal texts and groups stay together (see
+/// job, and scores the fold. Only what is trained on is sampled. Folds are stratified, and equal texts and groups stay together (see
 /// [`crate::data::split::parts`]). `observer` makes a watcher for a stage, which it is told the name of.
 ///
 /// # Errors
@@ -47,6 +47,7 @@ pub fn cross_validate<O: Observer>(
     device: &Device,
     rows: &[Row],
     count: usize,
+    sampling: Sampling,
     observer: impl Fn(&'static str) -> O,
 ) -> Result<CrossValidation, FinetuneError> {
     let training = &job.training;
@@ -58,7 +59,7 @@ pub fn cross_validate<O: Observer>(
     let mut reports = Vec::with_capacity(count);
     for fold in 0..count {
         let (held, others): (Vec<usize>, Vec<usize>) = (0..rows.len()).partition(|row| fold_of[*row] == fold);
-        let others: Vec<Row> = others.into_iter().map(|row| rows[row].clone()).collect();
+        let others = sampling.apply(others.into_iter().map(|row| rows[row].clone()).collect(), training.seed);
         let mut classifier = Classifier::load(model, &ModelSpec::from(job), device)?;
         let steps = training.steps_per_round(others.len()).saturating_mul(job.rounds.count as usize);
         let plan = Plan { first_step: 0, steps, total_steps: steps, round: 1 };

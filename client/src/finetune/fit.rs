@@ -1,5 +1,6 @@
 //! The training loop.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -8,7 +9,7 @@ use fedtune_config::job::{Optimizer, Training};
 use super::adamw::{AdamW, gradient_norm};
 use super::error::FinetuneError;
 use super::progress::{Observer, Progress};
-use super::{order, schedule};
+use super::{augment, order, schedule};
 use crate::data::Row;
 use crate::model::{Classifier, DropoutStream};
 
@@ -64,6 +65,8 @@ pub fn fit(
         Optimizer::Adamw => AdamW::new(training.weight_decay),
     };
     let (mut loss_sum, mut used) = (0.0, 0usize);
+    // A row that is repeated to weigh more is still one example.
+    let mut examples = HashSet::new();
     let (mut epoch, mut remaining) = (0, Vec::new());
     for step in 0..plan.steps {
         if remaining.is_empty() {
@@ -73,7 +76,12 @@ pub fn fit(
             epoch += 1;
         }
         let chosen = remaining.split_off(remaining.len().saturating_sub(training.batch_size.max(1)));
-        let sequences: Vec<_> = chosen.iter().rev().map(|row| &tokens[*row]).collect();
+        let thinned: Vec<_> = chosen
+            .iter()
+            .rev()
+            .map(|row| augment::drop_tokens(&tokens[*row], training, plan.round, step as u64, *row as u64))
+            .collect();
+        let sequences: Vec<_> = thinned.iter().map(AsRef::as_ref).collect();
         let labels: Vec<u32> = chosen.iter().rev().map(|row| rows[*row].label as u32).collect();
         let dropout = DropoutStream {
             probability: classifier.dropout(),
@@ -96,6 +104,7 @@ pub fn fit(
         optimizer.step(network.parameters(), &pass.gradients, learning_rate, clip)?;
         loss_sum += pass.loss;
         used += labels.len();
+        examples.extend(chosen.iter().map(|row| (rows[*row].line, rows[*row].text.as_str())));
         let progress = Progress {
             step: step + 1,
             steps: plan.steps,
@@ -110,7 +119,7 @@ pub fn fit(
     let seconds = started.elapsed().as_secs_f64();
     Ok(FitReport {
         steps: plan.steps,
-        examples: used.min(rows.len()) as u64,
+        examples: examples.len() as u64,
         train_loss: if plan.steps == 0 { 0.0 } else { loss_sum / plan.steps as f64 },
         seconds,
         rows_per_second: used as f64 / seconds.max(1e-9),

@@ -8,7 +8,7 @@ use fedtune_config::site::Duplicates;
 use fedtune_config::{ConfigError, SiteConfig};
 use fedtune_proto::v1;
 
-use crate::data::{self, Columns, DataError, DataReport, LabelMap, Row};
+use crate::data::{self, Columns, DataError, DataReport, LabelMap, Row, Sampling};
 use crate::finetune::{self, FinetuneError, FitReport, Observer, Plan};
 use crate::model::{Classifier, ModelError, ModelSpec};
 
@@ -81,7 +81,9 @@ impl Site {
         update: &Path,
         observer: &mut dyn Observer,
     ) -> Result<FitReport, WorkError> {
-        let (rows, _) = self.rows(job)?;
+        let data = &self.config.data;
+        let sampling = Sampling { per_label: data.per_label, oversample: data.oversample };
+        let rows = sampling.apply(self.rows(job)?.0, job.training.seed);
         let mut classifier = Classifier::load(model, &ModelSpec::from(job), &self.device)?;
         classifier.load_state(state)?;
         let steps = job.training.steps_per_round(rows.len());
