@@ -1,9 +1,8 @@
 //! Near-duplicates by MinHash (Broder 1997) with banding: texts that share most of their runs of five characters.
 //!
-//! A text's signature is, for each of [`HASHES`] hash functions, the smallest hash of its shingles; two signatures agree
-//! at a place with the probability of the Jaccard similarity J of their shingles. Signatures are cut into [`BANDS`] bands
-//! of [`ROWS`]; texts that agree in a whole band are compared. A pair with J = 0.8 is found with probability
-//! 1 − (1 − 0.8⁵)²⁵ > 0.9999.
+//! A text's signature is, for each of 125 hash functions, the smallest hash of its shingles; two signatures agree at a place
+//! with the probability of the Jaccard similarity J of their shingles. Signatures are cut into 25 bands of 5; texts that
+//! agree in a whole band are compared. A pair with J = 0.8 is found with probability 1 − (1 − 0.8⁵)²⁵ > 0.9999.
 
 /// Characters of a shingle.
 const SHINGLE: usize = 5;
