@@ -1,13 +1,17 @@
 //! The command line: one module per command, each with its arguments and what it does.
 
+mod check;
+mod cross_validate;
 mod error;
 mod evaluate;
 mod finetune;
 mod merge;
+mod picture;
 mod predict;
 mod progress;
 mod run;
 mod table;
+mod training;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use fedtune_config::site::Device as DeviceConfig;
@@ -16,7 +20,7 @@ pub use error::CliError;
 
 /// The site's program of a fedtune federation: fine-tunes a pre-trained text classifier on data that stays here.
 ///
-/// `finetune`, `evaluate` and `predict` work on this machine alone and need no aggregator.
+/// All but `run` work on this machine alone and need no aggregator.
 #[derive(Debug, Parser)]
 #[command(name = "fedtune-client", version, after_help = crate::exit::HELP)]
 pub struct Cli {
@@ -26,6 +30,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Check(check::Arguments),
+    CrossValidate(cross_validate::Arguments),
     Finetune(finetune::Arguments),
     Evaluate(evaluate::Arguments),
     Merge(merge::Arguments),
@@ -40,6 +46,8 @@ impl Cli {
     /// [`CliError`] says what went wrong and knows its exit code.
     pub fn run(self) -> Result<(), CliError> {
         match self.command {
+            Command::Check(arguments) => arguments.run(),
+            Command::CrossValidate(arguments) => arguments.run(),
             Command::Finetune(arguments) => arguments.run(),
             Command::Evaluate(arguments) => arguments.run(),
             Command::Merge(arguments) => arguments.run(),

@@ -45,7 +45,7 @@ Exit codes:
     1  unexpected; please report it
     2  wrong use of the command line
     3  configuration: site.toml or job.toml
-    4  data: a labelled file
+    4  data: a labelled file, or findings of check --strict
     5  model: the model folder or a state
     6  device: CPU or GPU
     7  network: the aggregator cannot be reached

@@ -1,8 +1,12 @@
 //! Fine-tuning and evaluating a [`Classifier`](crate::model::Classifier).
 //!
-//! Read in this order: [`fit`] (the loop), [`schedule`], `order` (batches), `loss`, `pull` (proximal terms), `optimizer`,
-//! [`evaluate`], [`metrics`] and `early_stopping`.
+//! Read in this order: [`fit`] (the loop), [`schedule`], `order` (batches), `augment`, `loss`, `pull` (proximal terms),
+//! `optimizer`, [`evaluate`], [`metrics`] and [`scores`], `early_stopping`, [`cross`] (cross-validation), [`confident`] (wrong
+//! labels).
 
+mod augment;
+pub mod confident;
+pub mod cross;
 mod early_stopping;
 mod error;
 mod evaluate;
@@ -15,12 +19,15 @@ mod order;
 mod progress;
 mod pull;
 pub mod schedule;
+pub mod scores;
 
-pub use early_stopping::{EarlyStopping, Scores};
+pub use cross::{CrossValidation, cross_validate};
+pub use early_stopping::{EarlyStopping, EpochScores};
 pub use error::FinetuneError;
-pub use evaluate::{evaluate, logits};
+pub use evaluate::{evaluate, evaluate_scores, logits};
 pub use fit::{FitReport, Plan, fit, fit_best};
 pub use gradients::gradient_norm;
 pub use metrics::{Evaluation, LabelScore};
 pub use optimizer::Optimizer;
 pub use progress::{Observer, Progress, Silent};
+pub use scores::Scores;

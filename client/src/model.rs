@@ -31,6 +31,7 @@ pub use error::ModelError;
 pub use network::Network;
 pub use ops::Loss;
 pub use ops::dropout::DropoutStream;
+pub use tokens::TokenCounter;
 
 use batch::Tokens;
 use tokens::TextTokenizer;

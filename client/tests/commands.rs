@@ -70,9 +70,16 @@ fn a_model_is_tuned_evaluated_and_predicts() {
     let evaluated = client(&["evaluate", "--model", "tuned", "--data", "train.csv", "--output", "json"], folder.path());
     let again = last_json(&evaluated);
     assert_eq!(again["evaluation"]["accuracy"], report["evaluation"]["accuracy"]);
-    let table = client(&["evaluate", "--model", "tuned", "--data", "train.csv"], folder.path());
+    let arguments = ["evaluate", "--model", "tuned", "--data", "train.csv", "--confusion-png", "matrix.png"];
+    let table = client(&arguments, folder.path());
+    assert!(std::fs::read(folder.path().join("matrix.png")).unwrap().starts_with(b"\x89PNG"));
     let table = String::from_utf8(table.stdout).unwrap();
-    assert!(table.contains("precision") && table.contains("confusion") && table.contains("alpha"), "{table}");
+    for words in ["precision", "AUROC", "confusion", "alpha", "expected calibration error"] {
+        assert!(table.contains(words), "{words}: {table}");
+    }
+    assert!(again["evaluation"]["macro_auroc"].as_f64().unwrap() > 0.9, "{again}");
+    let error = again["evaluation"]["calibration_error"].as_f64().unwrap();
+    assert!((0.0..=1.0).contains(&error) && again["per_label"][0]["auroc"].is_f64(), "{again}");
 
     std::fs::write(folder.path().join("new.csv"), "id,text\n1,w5 w20 w21\n2,\n3,w7 w30\n").unwrap();
     let arguments = ["predict", "--model", "tuned", "--data", "new.csv", "--out", "labels.csv", "--scores", "--logits"];
@@ -156,4 +163,100 @@ fn every_cause_has_its_exit_code() {
     assert!(help.contains("Exit codes") && help.contains("130"), "{help}");
     let help = String::from_utf8(client(&["finetune", "--help"], folder.path()).stdout).unwrap();
     assert!(help.contains("Examples") && help.contains("--train"), "{help}");
+}
+
+#[test]
+fn cross_validation_scores_every_row_once_and_shows_the_spread() {
+    let folder = place();
+    let arguments = ["cross-validate", "--model", "model", "--train", "train.csv", "--job", "job.toml", "--folds", "3"];
+    let found = client(&[&arguments[..], &["--output", "json"]].concat(), folder.path());
+    assert_eq!(code(&found), 0, "{}", errors(&found));
+    let report = last_json(&found);
+    let folds = report["folds"].as_array().unwrap();
+    let sum = |key: &str| folds.iter().map(|fold| fold["evaluation"][key].as_f64().unwrap()).sum::<f64>();
+    assert_eq!((folds.len(), sum("examples")), (3, 60.0));
+    let accuracy = &report["spread"]["accuracy"];
+    assert!((accuracy["mean"].as_f64().unwrap() - sum("accuracy") / 3.0).abs() < 1e-9, "{report}");
+    assert!(accuracy["mean"].as_f64().unwrap() > 0.8 && accuracy["sd"].as_f64().unwrap() >= 0.0, "{report}");
+    // Twenty rows of each label: every fold has six or seven.
+    for support in folds.iter().flat_map(|fold| fold["per_label"].as_array().unwrap()).map(|label| &label["support"]) {
+        assert!((6..=7).contains(&support.as_u64().unwrap()), "{report}");
+    }
+    let table = client(&[&arguments[..], &["--epochs", "1", "--trainable", "head"]].concat(), folder.path());
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert!(table.contains("mean") && table.contains("± sd") && table.lines().count() == 6, "{table}");
+
+    let few = "text,label,who\nw5 w6,alpha,1\nw7,beta,1\nw8,gamma,2\nw9,alpha,2\n";
+    std::fs::write(folder.path().join("few.csv"), few).unwrap();
+    let arguments = ["cross-validate", "--model", "model", "--train", "few.csv", "--job", "job.toml", "--folds", "3"];
+    let refused = client(&[&arguments[..], &["--group-column", "who"]].concat(), folder.path());
+    assert_eq!(code(&refused), 4);
+    assert!(errors(&refused).contains("Ask for fewer folds"), "{}", errors(&refused));
+}
+
+#[test]
+fn swapped_labels_are_among_the_most_suspicious_rows() {
+    let folder = place();
+    let text = tiny_model::csv(90);
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    // Lines are counted from 1, and the first is the header.
+    let swapped = [12, 31, 47, 70];
+    for line in swapped {
+        let (text, label) = lines[line - 1].rsplit_once(',').unwrap();
+        let other = match label {
+            "alpha" => "beta",
+            "beta" => "gamma",
+            _ => "alpha",
+        };
+        lines[line - 1] = format!("{text},{other}");
+    }
+    std::fs::write(folder.path().join("swapped.csv"), lines.join("\n")).unwrap();
+    let arguments = ["check", "--train", "swapped.csv", "--model", "model", "--job", "job.toml", "--find-label-errors"];
+    let found = client(&[&arguments[..], &["--list", "6", "--output", "json"]].concat(), folder.path());
+    assert_eq!(code(&found), 0, "{}", errors(&found));
+    let errors = &last_json(&found)["label_errors"];
+    let listed = errors["listed"].as_array().unwrap();
+    for line in swapped {
+        let row = listed.iter().find(|row| row["line"] == line).unwrap();
+        let original = text.lines().nth(line - 1).unwrap().rsplit_once(',').unwrap().1;
+        assert_eq!(row["suggested"], original, "{errors}");
+        assert!(row["probability"].as_f64() < row["suggested_probability"].as_f64(), "{errors}");
+    }
+    assert!(errors["estimated"].as_f64().unwrap() < 15.0, "{errors}");
+}
+
+#[test]
+fn rare_labels_are_repeated_and_few_rows_chosen() {
+    let folder = place();
+    // Twenty rows of each label, and forty more of one.
+    let more: String = (0..40).map(|i| format!("w5 w{} w{},alpha\n", 20 + i % 30, 21 + i / 2)).collect();
+    std::fs::write(folder.path().join("train.csv"), tiny_model::csv(60) + &more).unwrap();
+    let train = |options: &[&str]| {
+        let tuned = client(&[&FINETUNE[..], &["--epochs", "1"], options].concat(), folder.path());
+        assert_eq!(code(&tuned), 0, "{}", errors(&tuned));
+        let report = last_json(&tuned);
+        (report["steps"].as_u64().unwrap(), report["train_examples"].as_u64().unwrap())
+    };
+    assert_eq!(train(&[]), (13, 100));
+    // Two labels of twenty rows become forty each: 140 rows in batches of eight.
+    assert_eq!(train(&["--oversample", "2"]), (18, 100));
+    assert_eq!(train(&["--per-label", "4"]), (2, 12));
+    for (option, value) in [("--oversample", "0.5"), ("--oversample", "many"), ("--per-label", "0")] {
+        assert_eq!(code(&client(&[&FINETUNE[..], &[option, value]].concat(), folder.path())), 2);
+    }
+}
+
+#[test]
+fn duplicates_are_trained_on_unless_they_are_to_be_removed() {
+    let folder = place();
+    let twice = format!("{}W5  w30,alpha\nw5 w30,alpha\n", tiny_model::csv(30));
+    std::fs::write(folder.path().join("train.csv"), twice).unwrap();
+    for (option, examples) in [("keep", 32), ("remove", 31)] {
+        let arguments = [&FINETUNE[..], &["--epochs", "1", "--duplicates", option]].concat();
+        let tuned = client(&arguments, folder.path());
+        assert_eq!(code(&tuned), 0, "{}", errors(&tuned));
+        assert_eq!(last_json(&tuned)["train_examples"], examples, "{option}");
+        assert!(errors(&tuned).contains("1 rows repeat an earlier row"), "{}", errors(&tuned));
+        assert_eq!(errors(&tuned).contains("(1 removed)"), option == "remove");
+    }
 }

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use fedtune_client::data::{self, Columns, DataError, DataReport, Fault, LabelMap, MAX_TEXT, RawRow, Row};
+use fedtune_client::data::{self, Columns, DataError, DataReport, Fault, LabelMap, MAX_TEXT, RawRow, Row, Wanted};
 use tempfile::TempDir;
 
 fn columns() -> Columns {
-    Columns { text: "text".into(), label: "label".into() }
+    Columns { text: "text".into(), label: "label".into(), group: None }
 }
 
 fn labels(names: &[&str]) -> LabelMap {
@@ -102,6 +102,39 @@ fn a_text_of_the_allowed_length_is_used() {
 fn duplicates_and_conflicts_are_counted_and_used() {
     let (rows, report) = read("a.csv", b"text,label\na,good\na,good\na,bad\n").unwrap();
     assert_eq!((rows.len(), report.duplicates, report.conflicts), (3, 1, 1));
+}
+
+#[test]
+fn duplicates_are_removed_with_their_counts() {
+    let (mut rows, mut report) =
+        read("a.csv", b"text,label\nA  b,good\na B ,good\nx,bad\na b,bad\n,bad\nx,bad\n").unwrap();
+    assert_eq!((report.duplicates, report.conflicts), (2, 1));
+    report.remove_duplicates(&mut rows);
+    assert_eq!(rows.iter().map(|row| (row.line, row.label)).collect::<Vec<_>>(), [(2, 0), (4, 1), (5, 1)]);
+    assert_eq!((report.rows, report.used, report.removed, report.skipped()), (6, 3, 2, 1));
+    assert_eq!((report.per_label[&0], report.per_label[&1]), (1, 2));
+    assert!(report.to_string().contains("2 removed"), "{report}");
+}
+
+#[test]
+fn groups_are_read_and_a_row_without_one_is_left_out() {
+    let columns = Columns { group: Some("who".into()), ..columns() };
+    for (name, content) in [
+        ("a.csv", "who,text,label\n 7 ,a,good\n,b,bad\nx,c,bad\n"),
+        (
+            "a.jsonl",
+            "{\"text\": \"a\", \"label\": \"good\", \"who\": 7}\n{\"text\": \"b\", \"label\": \"bad\", \"who\": \"\"}\n\
+             {\"text\": \"c\", \"label\": \"bad\", \"who\": \"x\"}\n",
+        ),
+    ] {
+        let (_folder, path) = file(name, content.as_bytes());
+        let (rows, report) = data::read(&path, &columns, &labels(&["good", "bad"])).unwrap();
+        assert_eq!(rows.iter().map(|row| row.group.as_deref().unwrap()).collect::<Vec<_>>(), ["7", "x"], "{name}");
+        assert_eq!(report.faults["empty group"].count, 1, "{report}");
+    }
+    let (_folder, path) = file("a.csv", b"text,label\na,good\n");
+    let error = data::read(&path, &columns, &labels(&["good", "bad"])).unwrap_err().to_string();
+    assert!(error.contains("no column \"who\"") && error.contains("data.group_column in site.toml or"), "{error}");
 }
 
 #[test]
@@ -223,8 +256,8 @@ fn labels_are_found_sorted() {
 fn texts_are_read_without_labels() {
     let (_folder, path) = file("a.csv", b"id,text\n1,a\n2,\n3,c\n");
     let mut found = Vec::new();
-    data::scan(&path, "text", None, &mut |line, row| found.push((line, row))).unwrap();
-    let row = |text: &str| Ok(RawRow { text: text.into(), label: None });
+    data::scan(&path, Wanted::text("text"), &mut |line, row| found.push((line, row))).unwrap();
+    let row = |text: &str| Ok(RawRow { text: text.into(), label: None, group: None });
     assert_eq!(found, [(2, row("a")), (3, Err(Fault::EmptyText)), (4, row("c"))]);
 }
 
@@ -245,7 +278,7 @@ fn manifest(path: &Path) -> Vec<serde_json::Value> {
 /// Every faulty line of a file, and how many rows were used.
 fn faulty_lines(path: &Path, known: &LabelMap) -> (BTreeSet<u64>, BTreeSet<u64>) {
     let (mut used, mut faulty) = (BTreeSet::new(), BTreeSet::new());
-    data::scan(path, "text", Some("label"), &mut |line, row| {
+    data::scan(path, columns().wanted(), &mut |line, row| {
         let usable = row.is_ok_and(|row| known.index(&row.label.unwrap_or_default()).is_some());
         if usable {
             used.insert(line)
@@ -335,7 +368,7 @@ fn each_dirty_file_is_used_or_refused_as_expected() {
     let (rows, report) = outcome("latin1.csv").unwrap();
     assert_eq!((report.faults["not UTF-8"].first[0].0, report.skipped()), (2, 1), "{report}");
     assert!(!rows.is_empty());
-    let mapped = Columns { text: "sentence".into(), label: "category".into() };
+    let mapped = Columns { text: "sentence".into(), label: "category".into(), group: None };
     assert!(data::read(&folder.join("files/header_other_names.csv"), &mapped, &known).is_ok());
     let digits = data::labels_in(&folder.join("files/int_labels.csv"), &columns()).unwrap();
     let digits = LabelMap::new(&digits, &BTreeMap::new()).unwrap();

@@ -16,7 +16,7 @@ use fedtune_config::job::{ClassWeights, Evaluation, Metric, Optimizer, Schedule,
 fn rows(count: usize) -> Vec<Row> {
     let file = tempfile::Builder::new().suffix(".csv").tempfile().unwrap();
     std::fs::write(file.path(), tiny_model::csv(count)).unwrap();
-    let columns = Columns { text: "text".into(), label: "label".into() };
+    let columns = Columns { text: "text".into(), label: "label".into(), group: None };
     let labels = LabelMap::new(&tiny_model::labels(), &BTreeMap::new()).unwrap();
     data::read(file.path(), &columns, &labels).unwrap().0
 }
@@ -101,7 +101,7 @@ fn divergence_and_no_rows_are_errors_with_a_remedy() {
     let wild = Training { learning_rate: 1e38, clip_norm: 0.0, warmup: 0.0, ..training() };
     let error = finetune::fit(&mut classifier, &rows, &wild, plan(50), &mut Silent).unwrap_err();
     assert!(error.to_string().contains("lower training.learning_rate"), "{error}");
-    let unknown = [Row { text: "w5".into(), label: 3 }];
+    let unknown = [Row { text: "w5".into(), label: 3, ..Row::default() }];
     let error = finetune::fit(&mut classifier, &unknown, &training(), plan(1), &mut Silent).unwrap_err();
     assert!(error.to_string().contains("do not fit"), "{error}");
     let error = finetune::fit(&mut classifier, &[], &training(), plan(1), &mut Silent).unwrap_err();

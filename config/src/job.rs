@@ -251,6 +251,8 @@ pub struct Training {
     /// Focusing exponent γ of the focal loss (Lin et al. 2017, 1708.02002): each row's loss is multiplied by `(1 − p)^γ`;
     /// 0 is plain cross-entropy.
     pub focal_gamma: f64,
+    /// Probability that a token of a training text is left out, drawn anew each time the text is used.
+    pub token_dropout: f64,
     /// How far a site's loss allows for the labels it happens to have: this times the logarithm of each label's share is
     /// added to the logits in training. 0 is plain cross-entropy; 1 allows for them in full.
     pub logit_adjustment: f64,
@@ -291,6 +293,7 @@ impl Default for Training {
             label_smoothing: 0.0,
             class_weights: None,
             focal_gamma: 0.0,
+            token_dropout: 0.0,
             logit_adjustment: 0.0,
             label_shares: Vec::new(),
             seed: 42,
@@ -607,6 +610,7 @@ impl Job {
         if let Some(weights) = &t.class_weights {
             weights.validate(p, self.task.labels.len(), t.logit_adjustment);
         }
+        unit(p, "training.token_dropout", t.token_dropout, false);
         unit(p, "training.logit_adjustment", t.logit_adjustment, true);
         if !t.label_shares.is_empty() {
             let (shares, labels) = (t.label_shares.len(), self.task.labels.len());

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::Problems;
 use crate::load::Document;
 
+/// Most times a row is repeated; above it a model learns the few rows by heart.
+pub const OVERSAMPLE_MAX: f64 = 100.0;
+
 /// The configuration of one site.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -38,7 +41,7 @@ pub struct Aggregator {
 }
 
 /// The labelled files of a site. A training site has `train`, an evaluator has `test`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Data {
     /// CSV or JSONL (by its ending) with the rows to train on.
@@ -53,11 +56,49 @@ pub struct Data {
     /// Column with the label, where it differs from the job's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label_column: Option<String>,
+    /// Column of the training file whose equal values (a subject's number) keep rows on one side of the split.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group_column: Option<String>,
     /// Local names of labels, mapped to the job's.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// Share of the training rows kept for validation, chosen by a hash of the row.
+    /// Share of the training rows of each label kept for validation, chosen by a hash of the text or the group.
     pub validation_fraction: f64,
+    /// What is done with training rows whose text and label stand in an earlier row.
+    pub duplicates: Duplicates,
+    /// Train on at most so many rows of each label.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_label: Option<usize>,
+    /// How many times as many the training rows of a rare label become, at most, by repeating them; 1 repeats none.
+    pub oversample: f64,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            train: None,
+            test: None,
+            text_column: None,
+            label_column: None,
+            group_column: None,
+            labels: BTreeMap::new(),
+            validation_fraction: 0.0,
+            duplicates: Duplicates::Keep,
+            per_label: None,
+            oversample: 1.0,
+        }
+    }
+}
+
+/// What is done with a row whose text (but for Unicode form, case and white space) and label stand in an earlier row.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Duplicates {
+    /// It is trained on like any other.
+    #[default]
+    Keep,
+    /// It is left out.
+    Remove,
 }
 
 /// The kind of device.
@@ -124,6 +165,16 @@ impl Document for SiteConfig {
         let fraction = self.data.validation_fraction;
         p.check((0.0..0.9).contains(&fraction), "data.validation_fraction", || {
             format!("found {fraction}; expected 0 or more and less than 0.9")
+        });
+        let group = self.data.group_column.as_deref();
+        p.check(group != Some(""), "data.group_column", || "is empty; expected a column name".into());
+        p.check(group.is_none() || self.data.train.is_some(), "data.group_column", || {
+            "stands without data.train, whose rows it keeps together; remove it, or give data.train".into()
+        });
+        p.check(self.data.per_label != Some(0), "data.per_label", || "found 0; expected 1 or more".into());
+        let times = self.data.oversample;
+        p.check((1.0..=OVERSAMPLE_MAX).contains(&times), "data.oversample", || {
+            format!("found {times}; expected 1 to {OVERSAMPLE_MAX}")
         });
         let threads = self.device.threads;
         p.check(threads <= 1024, "device.threads", || format!("found {threads}; expected 0 (all cores) to 1024"));

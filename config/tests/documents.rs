@@ -45,7 +45,11 @@ fn examples_parse_and_state_the_true_defaults() {
     let job: Job = read(&job_with("training", &format!("trainable = \"lora\"\nlora = {adapters}"))).unwrap();
     assert_eq!(job.training.lora, Some(Lora::default()));
     let site: SiteConfig = read(examples::SITE).unwrap();
-    assert_eq!(site, read(&uncommented(examples::SITE, &["test", "text_column", "label_column"])).unwrap());
+    assert_eq!(
+        site,
+        read(&uncommented(examples::SITE, &["test", "text_column", "label_column", "group_column", "per_label"]))
+            .unwrap()
+    );
     let server: ServerConfig = read(examples::SERVER).unwrap();
     assert_eq!(server, read(&uncommented(examples::SERVER, &[])).unwrap());
 }
@@ -166,6 +170,11 @@ fn every_fault_of_a_site_is_named() {
         ("train =", "trian =", "did you mean `train`"),
         ("train = \"t.csv\"", "", "neither `train` nor `test`"),
         ("train = \"t.csv\"", "train = \"t.csv\"\nvalidation_fraction = 0.95", "less than 0.9"),
+        ("train = \"t.csv\"", "train = \"t.csv\"\nduplicates = \"drop\"", "allowed: keep, remove"),
+        ("train = \"t.csv\"", "train = \"t.csv\"\ngroup_column = \"\"", "data.group_column: is empty"),
+        ("train = \"t.csv\"", "test = \"t.csv\"\ngroup_column = \"who\"", "without data.train"),
+        ("train = \"t.csv\"", "train = \"t.csv\"\nper_label = 0", "data.per_label: found 0"),
+        ("train = \"t.csv\"", "train = \"t.csv\"\noversample = 0.5", "data.oversample: found 0.5"),
         ("[data]", "[device]\nkind = \"gpu\"\n[data]", "allowed: cpu, cuda"),
         ("[data]", "[device]\nthreads = 5000\n[data]", "to 1024"),
         ("bundle = \"b\"", "", "aggregator.bundle: is missing"),

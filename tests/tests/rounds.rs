@@ -94,6 +94,34 @@ fn sites_evaluate_themselves_and_jobs_queue() {
     federation.operator(&["job", "show", "no-such-job"]).failed(8, &["no job"]);
 }
 
+/// What a site's own settings leave of its rows is what it reports and is weighed by.
+#[test]
+fn a_site_trains_on_the_rows_that_its_settings_leave() {
+    let mut federation = Federation::start();
+    let train = federation.path("train.csv");
+    let mut rows = String::from("text,label,site,patient\n");
+    // Ten patients of four rows each, of which two are the same.
+    for i in 0..40 {
+        let label = ["cardiology", "neurology"][i % 2];
+        rows.push_str(&format!("{} {},{label},here,{}\n", ["Pain", "pain "][i / 2 % 2], i / 4 * 2 + i % 2, i / 4));
+    }
+    std::fs::write(&train, rows).unwrap();
+    for name in ["one", "two"] {
+        let settings =
+            "group_column = \"patient\"\nvalidation_fraction = 0.2\nduplicates = \"remove\"\noversample = 2.0";
+        federation.write_site(name, "site", &format!("train = {train:?}\n{settings}"));
+        federation.start_client(name);
+    }
+    let job = federation.submit(&[
+        ("[rounds]\ncount = 6\nquorum = 3", "[evaluation]\nby = \"sites\"\n[rounds]\ncount = 1\nquorum = 2"),
+        ("epochs = 2", "epochs = 1\ntoken_dropout = 0.1"),
+    ]);
+    let shown = federation.ended(&job, "completed");
+    let round = &shown["rounds"][0];
+    // Twenty rows are left, those of eight patients to train on, at each of the two sites.
+    assert_eq!((&round["sites"][0]["examples"], &round["evaluation"]["examples"]), (&16.into(), &8.into()), "{shown}");
+}
+
 /// A kill of the aggregator and of a site in the middle changes nothing of the result.
 #[test]
 fn kills_in_the_middle_change_no_bit_of_the_result() {

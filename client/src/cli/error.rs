@@ -32,6 +32,9 @@ pub enum CliError {
     /// A site's life in a federation.
     #[error("{0}")]
     Session(#[from] SessionError),
+    /// Data with findings, where a person asked for none.
+    #[error("--strict: {0} of the findings above must be settled first")]
+    Findings(usize),
     /// Arguments that contradict each other.
     #[error("{0}")]
     Usage(String),
@@ -55,11 +58,11 @@ impl CliError {
         };
         match self {
             Self::Config(_) | Self::Finetune(FinetuneError::NothingPretrained { .. }) => Exit::Configuration,
-            Self::Data(_) => Exit::Data,
+            Self::Data(_) | Self::Findings(_) => Exit::Data,
             Self::Model(error) => model(error),
             Self::Device(_) => Exit::Device,
             Self::Finetune(FinetuneError::Model(error)) => model(error),
-            Self::Finetune(FinetuneError::NoRows { .. }) => Exit::Data,
+            Self::Finetune(FinetuneError::NoRows { .. } | FinetuneError::TooFewForFolds { .. }) => Exit::Data,
             Self::Finetune(FinetuneError::Cancelled { .. }) => Exit::Interrupted,
             Self::Finetune(FinetuneError::Diverged { .. }) => Exit::JobFailed,
             Self::Session(error) => error.exit(),

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::progress::Display;
-use super::{CliError, Output, processor, table};
+use super::{CliError, Output, picture, processor, table};
 use crate::data::{self, Columns, LabelMap};
 use crate::finetune;
 use crate::model::Classifier;
@@ -15,6 +15,7 @@ use crate::model::Classifier;
 const EXAMPLES: &str = "\
 Examples:
   fedtune-client evaluate --model tuned --data test.csv
+  fedtune-client evaluate --model tuned --data test.csv --confusion-png confusion.png
   fedtune-client evaluate --model tuned --data notes.jsonl --text-column sentence --label-column category --output json";
 
 /// Evaluate a fine-tuned model on a labelled file.
@@ -36,6 +37,9 @@ pub(super) struct Arguments {
     /// Column with the label.
     #[arg(long, value_name = "NAME", default_value = "label")]
     label_column: String,
+    /// PNG file for a picture of the confusion matrix.
+    #[arg(long, value_name = "FILE.png")]
+    confusion_png: Option<PathBuf>,
     /// Rows computed together.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = super::predict::batch_size)]
     batch_size: usize,
@@ -51,18 +55,22 @@ impl Arguments {
     pub(super) fn run(self) -> Result<(), CliError> {
         let device = processor(self.threads)?;
         let classifier = Classifier::load_exported(&self.model, self.base.as_deref(), &device)?;
-        let columns = Columns { text: self.text_column, label: self.label_column };
+        let columns = Columns { text: self.text_column, label: self.label_column, group: None };
         let labels = LabelMap::new(classifier.labels(), &BTreeMap::new())?;
         let (rows, report) = data::read(&self.data, &columns, &labels)?;
         eprintln!("{report}");
-        let evaluation = finetune::evaluate(&classifier, &rows, self.batch_size, &mut Display::new("evaluating"))?;
+        let (evaluation, scores) =
+            finetune::evaluate_scores(&classifier, &rows, self.batch_size, &mut Display::new("evaluating"))?;
+        if let Some(path) = &self.confusion_png {
+            picture::confusion(&evaluation, classifier.labels(), path)?;
+        }
         match self.output {
-            Output::Text => println!("{}", table::text(&evaluation, classifier.labels())),
+            Output::Text => println!("{}", table::text(&evaluation, &scores, classifier.labels())),
             Output::Json => {
                 let document = json!({
                     "model": self.model,
-                    "evaluation": table::totals(&evaluation),
-                    "per_label": table::per_label(&evaluation, classifier.labels()),
+                    "evaluation": table::totals(&evaluation, &scores),
+                    "per_label": table::per_label(&evaluation, &scores, classifier.labels()),
                     "confusion": table::confusion(&evaluation),
                 });
                 println!("{document}");

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use fedtune_config::Job;
+use fedtune_config::site::Duplicates;
 use serde_json::json;
 
 use super::progress::Display;
+use super::training::{Training, duplicates, treat};
 use super::{CliError, Output, processor, table};
-use crate::data::{self, Columns, LabelMap};
+use crate::data::{self, LabelMap};
 use crate::finetune::{self, EarlyStopping, Plan};
 use crate::model::{Classifier, ModelSpec};
 
@@ -49,19 +50,11 @@ pub(super) struct Arguments {
     /// With --validation: end after so many epochs without a better one; 0 never ends early.
     #[arg(long, value_name = "EPOCHS", default_value_t = 0, requires = "validation")]
     patience: usize,
-    /// Settings; without it every default applies, with the labels found in the training file and a learning rate that
-    /// suits the model (1e-4 up to a hidden size of 512, else 5e-5).
-    #[arg(long, value_name = "JOB.toml")]
-    job: Option<PathBuf>,
-    /// Column with the text, where it differs from the job's (default `text`).
-    #[arg(long, value_name = "NAME")]
-    text_column: Option<String>,
-    /// Column with the label, where it differs from the job's (default `label`).
-    #[arg(long, value_name = "NAME")]
-    label_column: Option<String>,
-    /// Seed of new weights, shuffling and dropout, in place of the job's.
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
+    #[command(flatten)]
+    training: Training,
+    /// Training rows whose text (but for case and white space) and label stand in an earlier row.
+    #[arg(long, value_name = "WHAT", default_value = "keep", value_parser = duplicates())]
+    duplicates: Duplicates,
     /// CPU threads; 0 means one per core.
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
@@ -76,11 +69,11 @@ pub(super) struct Arguments {
 impl Arguments {
     pub(super) fn run(self) -> Result<(), CliError> {
         let device = processor(self.threads)?;
-        let job = self.job()?;
-        let columns = self.columns(&job);
+        let (job, columns) = self.training.job(&self.model, &self.train)?;
         let labels = LabelMap::new(&job.task.labels, &BTreeMap::new())?;
         // Everything that can be wrong with the input is found before the first step.
-        let (rows, report) = data::read(&self.train, &columns, &labels)?;
+        let (mut rows, mut report) = data::read(&self.train, &columns, &labels)?;
+        treat(self.duplicates, &mut rows, &mut report);
         eprintln!("{report}");
         let test = self.test.as_ref().map(|path| data::read(path, &columns, &labels)).transpose()?;
         if let Some((_, report)) = &test {
@@ -92,6 +85,7 @@ impl Arguments {
             Some(_) => Some(EarlyStopping::new(&validation, batch_size, self.patience, &job.evaluation)?),
             None => None,
         };
+        let rows = self.training.sampling().apply(rows, job.training.seed);
         let mut classifier = Classifier::load(&self.model, &ModelSpec::from(&job), &device)?;
         prepare_out(&self.out, &[&self.model])?;
 
@@ -105,14 +99,14 @@ impl Arguments {
         classifier.save(&self.out)?;
         let evaluation = match &test {
             Some((rows, _)) => {
-                Some(finetune::evaluate(&classifier, rows, batch_size, &mut Display::new("evaluating"))?)
+                Some(finetune::evaluate_scores(&classifier, rows, batch_size, &mut Display::new("evaluating"))?)
             }
             None => None,
         };
         match self.output {
             Output::Text => {
-                if let Some(evaluation) = &evaluation {
-                    println!("{}\n", table::text(evaluation, &job.task.labels));
+                if let Some((evaluation, scores)) = &evaluation {
+                    println!("{}\n", table::text(evaluation, scores, &job.task.labels));
                 }
                 if let Some(scores) = &fit.validation
                     && let Some(best) = scores.best()
@@ -141,10 +135,12 @@ impl Arguments {
                 let found = evaluation.as_ref();
                 let document = json!({
                     "model": self.out,
-                    "evaluation": found.map(table::totals),
-                    "per_label": found.map(|e| table::per_label(e, &job.task.labels)),
-                    "confusion": found.map(table::confusion),
-                    "validation": fit.validation.as_ref().map(|v| v.epochs.iter().map(table::totals).collect::<Vec<_>>()),
+                    "evaluation": found.map(|(evaluation, scores)| table::totals(evaluation, scores)),
+                    "per_label": found.map(|(evaluation, scores)| {
+                        table::per_label(evaluation, scores, &job.task.labels)
+                    }),
+                    "confusion": found.map(|(evaluation, _)| table::confusion(evaluation)),
+                    "validation": fit.validation.as_ref().map(|v| v.epochs.iter().map(table::counted).collect::<Vec<_>>()),
                     "best_epoch": fit.validation.as_ref().map(|v| v.best_epoch),
                     "train_loss": fit.train_loss,
                     "train_seconds": fit.seconds,
@@ -155,31 +151,6 @@ impl Arguments {
             }
         }
         Ok(())
-    }
-
-    fn job(&self) -> Result<Job, CliError> {
-        let mut job = match &self.job {
-            Some(path) => fedtune_config::load::<Job>(path)?,
-            None => {
-                let labels = Vec::new();
-                let mut job = Job::classify("local", &self.model, labels);
-                job.task.labels = data::labels_in(&self.train, &self.columns(&job))?;
-                // 128 is the default; a smaller model has fewer positions, which loading reports.
-                job
-            }
-        };
-        job.model.path.clone_from(&self.model);
-        if let Some(seed) = self.seed {
-            job.training.seed = seed;
-        }
-        Ok(job)
-    }
-
-    fn columns(&self, job: &Job) -> Columns {
-        Columns {
-            text: self.text_column.clone().unwrap_or_else(|| job.task.text_column.clone()),
-            label: self.label_column.clone().unwrap_or_else(|| job.task.label_column.clone()),
-        }
     }
 }
 

@@ -7,7 +7,7 @@ use clap::Args;
 use tempfile::NamedTempFile;
 
 use super::{CliError, processor};
-use crate::data::{self, DataError, Fault, RawRow};
+use crate::data::{self, DataError, Fault, RawRow, Wanted};
 use crate::finetune::metrics::{predicted, probabilities};
 use crate::finetune::{self, Silent};
 use crate::model::Classifier;
@@ -92,7 +92,7 @@ impl Arguments {
         };
         predictions.header()?;
         let mut failed = None;
-        data::scan(&self.data, &self.text_column, None, &mut |line, row| {
+        data::scan(&self.data, Wanted::text(&self.text_column), &mut |line, row| {
             if failed.is_none() {
                 failed = predictions.add(line, row).err();
             }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use csv_core::{ReadFieldResult, Reader};
 
-use super::columns;
+use super::columns::{self, Wanted};
 use super::error::{DataError, Fault};
 use super::{MAX_TEXT, RawRow};
 
@@ -155,8 +155,7 @@ impl<R: BufRead> Records<'_, R> {
 pub(super) fn scan(
     path: &Path,
     input: impl BufRead,
-    text: &str,
-    label: Option<&str>,
+    wanted: Wanted<'_>,
     each: &mut dyn FnMut(u64, Result<RawRow, Fault>),
 ) -> Result<(), DataError> {
     let mut records = Records {
@@ -178,25 +177,30 @@ pub(super) fn scan(
     )?;
     let Some(header) = header else { return Err(DataError::Empty { path: path.into() }) };
     let names = decode(path, names)?;
-    check_separator(path, header.line, &names, text)?;
-    let text = columns::find(path, header.line, &names, text, "text")?;
-    let label = label.map(|label| columns::find(path, header.line, &names, label, "label")).transpose()?;
+    check_separator(path, header.line, &names, wanted.text)?;
+    let find = |name, role| columns::find(path, header.line, &names, name, role);
+    let text = find(wanted.text, "text")?;
+    let label = wanted.label.map(|label| find(label, "label")).transpose()?;
+    let group = wanted.group.map(|group| find(group, "group")).transpose()?;
+    let places = [Some(text), label, group];
 
     loop {
-        let (mut text_cell, mut label_cell) = (Cell::default(), Cell::default());
+        let mut taken: [Cell; 3] = Default::default();
         // One byte above the limit is kept, so that the check below sees the excess.
         let record = records.next(
-            |place| (place == text || Some(place) == label).then_some(usize::MAX),
+            |place| places.contains(&Some(place)).then_some(usize::MAX),
             |place, bytes| {
-                let cell = if place == text { &mut text_cell } else { &mut label_cell };
-                let room = (MAX_TEXT + 1).saturating_sub(cell.bytes.len());
-                cell.bytes.extend_from_slice(&bytes[..bytes.len().min(room)]);
-                cell.length += bytes.len();
+                for (_, cell) in places.iter().zip(&mut taken).filter(|(wanted, _)| **wanted == Some(place)) {
+                    let room = (MAX_TEXT + 1).saturating_sub(cell.bytes.len());
+                    cell.bytes.extend_from_slice(&bytes[..bytes.len().min(room)]);
+                    cell.length += bytes.len();
+                }
             },
         )?;
         let Some(record) = record else { return Ok(()) };
+        let [text_cell, label_cell, group_cell] = taken;
         let row = if record.cells == header.cells {
-            row(text_cell, label.map(|_| label_cell))
+            row(text_cell, label.map(|_| label_cell), group.map(|_| group_cell))
         } else if std::str::from_utf8(&text_cell.bytes).is_err() && text_cell.length <= MAX_TEXT {
             // Said first: such a file has one encoding fault, and as many other faults as it causes.
             Err(Fault::NotUtf8)
@@ -207,14 +211,14 @@ pub(super) fn scan(
     }
 }
 
-fn row(text: Cell, label: Option<Cell>) -> Result<RawRow, Fault> {
+fn row(text: Cell, label: Option<Cell>, group: Option<Cell>) -> Result<RawRow, Fault> {
     let text = content(text)?;
     check_text(&text)?;
-    let label = label.map(content).transpose()?;
-    if label.as_ref().is_some_and(|label| label.trim().is_empty()) {
-        return Err(Fault::EmptyLabel);
-    }
-    Ok(RawRow { text, label: label.map(|label| label.trim().to_owned()) })
+    let name = |cell: Option<Cell>, empty: Fault| {
+        let Some(name) = cell.map(content).transpose()? else { return Ok(None) };
+        if name.trim().is_empty() { Err(empty) } else { Ok(Some(name.trim().to_owned())) }
+    };
+    Ok(RawRow { text, label: name(label, Fault::EmptyLabel)?, group: name(group, Fault::EmptyGroup)? })
 }
 
 /// Faults of a text that do not depend on the format.

@@ -42,10 +42,11 @@ pub enum DataError {
     },
     /// A needed column is absent.
     #[error(
-        "{}:{line}: no column {wanted:?}; found {}{hint}. Set data.{role}_column in site.toml (or task.{role}_column in \
-         job.toml, or --{role}-column) to the name in the file",
+        "{}:{line}: no column {wanted:?}; found {}{hint}. Set data.{role}_column in site.toml{} or --{role}-column to the \
+         name in the file",
         path.display(),
-        list(found)
+        list(found),
+        if *role == "group" { String::new() } else { format!(", task.{role}_column in job.toml") }
     )]
     ColumnMissing {
         /// The file.
@@ -54,7 +55,7 @@ pub enum DataError {
         line: u64,
         /// The column.
         wanted: String,
-        /// `text` or `label`.
+        /// `text`, `label` or `group`.
         role: &'static str,
         /// The columns of the file.
         found: Vec<String>,
@@ -183,6 +184,8 @@ pub enum Fault {
     BlankText,
     /// An empty label.
     EmptyLabel,
+    /// An empty group, so that nobody knows on which side of a split the row belongs.
+    EmptyGroup,
     /// A line that is not JSON.
     BadJson {
         /// The parser's words.
@@ -230,6 +233,7 @@ impl Fault {
             Self::EmptyText => "empty text",
             Self::BlankText => "text of white space only",
             Self::EmptyLabel => "empty label",
+            Self::EmptyGroup => "empty group",
             Self::BadJson { .. } => "not valid JSON",
             Self::NotObject { .. } => "not a JSON object",
             Self::KeyMissing { .. } => "missing key",
@@ -254,7 +258,7 @@ impl fmt::Display for Fault {
             Self::KeyTwice { key } => write!(out, "the key {key:?} stands twice"),
             Self::WrongType { key, found, expected } => write!(out, "{key:?} is {found}, expected {expected}"),
             Self::UnknownLabel { label } => write!(out, "found {label:?}"),
-            Self::NotUtf8 | Self::Nul | Self::EmptyText | Self::BlankText | Self::EmptyLabel => {
+            Self::NotUtf8 | Self::Nul | Self::EmptyText | Self::BlankText | Self::EmptyLabel | Self::EmptyGroup => {
                 out.write_str(self.kind())
             }
         }

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
+use super::columns::Wanted;
 use super::csv::check_text;
 use super::error::{DataError, Fault};
 use super::{MAX_TEXT, RawRow};
@@ -18,8 +19,7 @@ const MAX_LINE: usize = 8 * MAX_TEXT;
 pub(super) fn scan(
     path: &Path,
     mut input: impl BufRead,
-    text: &str,
-    label: Option<&str>,
+    wanted: Wanted<'_>,
     each: &mut dyn FnMut(u64, Result<RawRow, Fault>),
 ) -> Result<(), DataError> {
     let mut line = 0;
@@ -31,7 +31,7 @@ pub(super) fn scan(
         if length > MAX_LINE {
             each(line, Err(Fault::TooLong { bytes: length }));
         } else if !content.iter().all(u8::is_ascii_whitespace) {
-            each(line, row(&content, text, label));
+            each(line, row(&content, wanted));
         }
     }
     Ok(())
@@ -59,31 +59,36 @@ fn next_line(input: &mut impl BufRead, content: &mut Vec<u8>) -> std::io::Result
     }
 }
 
-fn row(line: &[u8], text: &str, label: Option<&str>) -> Result<RawRow, Fault> {
+fn row(line: &[u8], wanted: Wanted<'_>) -> Result<RawRow, Fault> {
     let line = std::str::from_utf8(line).map_err(|_| Fault::NotUtf8)?;
     let mut parser = serde_json::Deserializer::from_str(line);
     let bad = |e: serde_json::Error| Fault::BadJson { message: e.to_string() };
-    let found = parser.deserialize_any(Fields { text, label }).map_err(bad)?;
+    let found = parser.deserialize_any(Fields(wanted)).map_err(bad)?;
     parser.end().map_err(bad)?;
-    let (text_value, label_value) = found?;
-    let missing = |key: &str| Fault::KeyMissing { key: key.into() };
-    let content = match text_value.ok_or_else(|| missing(text))? {
-        Value::String(content) => content,
-        other => return Err(wrong(text, &other, "a string")),
+    let [text, label, group] = found?;
+    let text = match text.ok_or_else(|| Fault::KeyMissing { key: wanted.text.into() })? {
+        Value::String(text) => text,
+        other => return Err(wrong(wanted.text, &other, "a string")),
     };
-    check_text(&content)?;
-    let Some(label) = label else { return Ok(RawRow { text: content, label: None }) };
-    let name = match label_value.ok_or_else(|| missing(label))? {
+    check_text(&text)?;
+    let label = wanted.label.map(|key| name(key, label, Fault::EmptyLabel)).transpose()?;
+    let group = wanted.group.map(|key| name(key, group, Fault::EmptyGroup)).transpose()?;
+    Ok(RawRow { text, label, group })
+}
+
+/// A label or a group.
+fn name(key: &str, value: Option<Value>, empty: Fault) -> Result<String, Fault> {
+    let name = match value.ok_or_else(|| Fault::KeyMissing { key: key.into() })? {
         Value::String(name) => name,
         Value::Number(number) => number.to_string(),
         Value::Bool(truth) => truth.to_string(),
-        other => return Err(wrong(label, &other, "a string, a number or a boolean")),
+        other => return Err(wrong(key, &other, "a string, a number or a boolean")),
     };
     match name.trim() {
-        "" => Err(Fault::EmptyLabel),
+        "" => Err(empty),
         name if name.contains('\0') => Err(Fault::Nul),
         name if name.len() > MAX_TEXT => Err(Fault::TooLong { bytes: name.len() }),
-        name => Ok(RawRow { text: content, label: Some(name.to_owned()) }),
+        name => Ok(name.to_owned()),
     }
 }
 
@@ -102,13 +107,11 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// Takes the two needed keys out of an object and passes over the rest.
-struct Fields<'a> {
-    text: &'a str,
-    label: Option<&'a str>,
-}
+/// Takes the needed keys out of an object and passes over the rest.
+struct Fields<'a>(Wanted<'a>);
 
-type Found = Result<(Option<Value>, Option<Value>), Fault>;
+/// The values of text, label and group.
+type Found = Result<[Option<Value>; 3], Fault>;
 
 impl<'de> Visitor<'de> for Fields<'_> {
     type Value = Found;
@@ -118,23 +121,23 @@ impl<'de> Visitor<'de> for Fields<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Found, A::Error> {
-        let (mut text, mut label, mut twice) = (None, None, None);
+        let keys = [Some(self.0.text), self.0.label, self.0.group];
+        let (mut found, mut twice) = ([None, None, None], None);
         while let Some(key) = map.next_key::<String>()? {
-            let place = if key == self.text {
-                &mut text
-            } else if Some(key.as_str()) == self.label {
-                &mut label
-            } else {
+            if !keys.contains(&Some(key.as_str())) {
                 map.next_value::<serde::de::IgnoredAny>()?;
                 continue;
-            };
-            if place.replace(map.next_value::<Value>()?).is_some() {
-                twice = Some(key);
+            }
+            let value = map.next_value::<Value>()?;
+            for (_, place) in keys.iter().zip(&mut found).filter(|(wanted, _)| **wanted == Some(key.as_str())) {
+                if place.replace(value.clone()).is_some() {
+                    twice = Some(key.clone());
+                }
             }
         }
         Ok(match twice {
             Some(key) => Err(Fault::KeyTwice { key }),
-            None => Ok((text, label)),
+            None => Ok(found),
         })
     }
 

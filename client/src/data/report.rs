@@ -1,15 +1,18 @@
 //! What was found in a file, row by row.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::Row;
 use super::error::Fault;
+use super::fold::{Identity, fold, identity};
 use super::labels::LabelMap;
 
-/// How many examples of each fault are kept.
+/// How many examples of each fault are kept where nobody says otherwise.
 const EXAMPLES: usize = 5;
 /// How many different unknown labels are kept.
 const UNKNOWN: usize = 50;
@@ -47,18 +50,75 @@ pub struct DataReport {
     pub faults: BTreeMap<&'static str, Faults>,
     /// Labels that are not the job's, the first fifty.
     pub unknown_labels: BTreeMap<String, Unknown>,
-    /// Used rows whose text and label stood in an earlier row.
+    /// Usable rows whose text (see [`fold`]) and label stood in an earlier row.
     pub duplicates: u64,
-    /// Used rows whose text stood in an earlier row with another label.
+    /// Usable rows whose text stood in an earlier row with another label.
     pub conflicts: u64,
+    /// Rows left out by [`DataReport::remove_duplicates`].
+    pub removed: u64,
+    /// How many lines of each fault are kept.
+    #[serde(skip)]
+    examples: usize,
 }
 
-/// The texts of earlier rows, by digest, with their label.
-#[derive(Default)]
-pub(super) struct Seen(HashMap<[u8; 16], usize>);
+/// The texts of earlier rows.
+#[derive(Debug, Default)]
+pub(super) struct Seen(HashMap<Identity, Known>);
+
+/// Where a text first stood, and its labels; few texts have a second one.
+#[derive(Debug)]
+struct Known {
+    first: First,
+    others: Vec<usize>,
+}
+
+/// The first row of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct First {
+    pub(super) line: u64,
+    pub(super) label: usize,
+}
+
+impl Seen {
+    /// Adds a row, and tells how it stands to those before it.
+    pub(super) fn add(&mut self, identity: Identity, line: u64, label: usize) -> Sight {
+        match self.0.entry(identity) {
+            Entry::Vacant(place) => {
+                place.insert(Known { first: First { line, label }, others: Vec::new() });
+                Sight::New
+            }
+            Entry::Occupied(mut known) => {
+                let Known { first, others } = known.get_mut();
+                if first.label == label || others.contains(&label) {
+                    return Sight::Repeated(*first);
+                }
+                others.push(label);
+                Sight::OtherLabel(*first)
+            }
+        }
+    }
+
+    /// The first row of a text.
+    pub(super) fn first(&self, identity: &Identity) -> Option<First> {
+        self.0.get(identity).map(|known| known.first)
+    }
+}
+
+/// How a row stands to the rows before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sight {
+    New,
+    Repeated(First),
+    OtherLabel(First),
+}
 
 impl DataReport {
     pub(super) fn new(path: &Path) -> Self {
+        Self::with_examples(path, EXAMPLES)
+    }
+
+    /// A report that keeps so many lines of each fault.
+    pub(super) fn with_examples(path: &Path, examples: usize) -> Self {
         Self {
             path: path.into(),
             rows: 0,
@@ -68,32 +128,48 @@ impl DataReport {
             unknown_labels: BTreeMap::new(),
             duplicates: 0,
             conflicts: 0,
+            removed: 0,
+            examples,
         }
     }
 
-    /// Rows left out.
+    /// Rows left out because of a fault.
     pub fn skipped(&self) -> u64 {
-        self.rows - self.used
+        self.rows - self.used - self.removed
     }
 
-    pub(super) fn use_row(&mut self, texts: &mut Seen, text: &str, label: usize) {
+    pub(super) fn use_row(&mut self, sight: Sight, label: usize) {
         self.rows += 1;
         self.used += 1;
         *self.per_label.entry(label).or_default() += 1;
-        let mut digest = [0; 16];
-        digest.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..16]);
-        match texts.0.insert(digest, label) {
-            Some(earlier) if earlier == label => self.duplicates += 1,
-            Some(_) => self.conflicts += 1,
-            None => {}
+        match sight {
+            Sight::New => {}
+            Sight::Repeated(_) => self.duplicates += 1,
+            Sight::OtherLabel(_) => self.conflicts += 1,
         }
+    }
+
+    /// Takes rows out whose text and label stand in an earlier row, and counts them. `rows` are those of this report.
+    pub fn remove_duplicates(&mut self, rows: &mut Vec<Row>) {
+        let mut seen = Seen::default();
+        rows.retain(|row| {
+            let keep = !matches!(seen.add(identity(&fold(&row.text)), row.line, row.label), Sight::Repeated(_));
+            if !keep {
+                self.used -= 1;
+                self.removed += 1;
+                if let Some(count) = self.per_label.get_mut(&row.label) {
+                    *count -= 1;
+                }
+            }
+            keep
+        });
     }
 
     pub(super) fn fault(&mut self, line: u64, fault: Fault) {
         self.rows += 1;
         let faults = self.faults.entry(fault.kind()).or_default();
         faults.count += 1;
-        if faults.first.len() < EXAMPLES {
+        if faults.first.len() < self.examples {
             faults.first.push((line, shorten(&fault.to_string())));
         }
     }
@@ -110,7 +186,7 @@ impl DataReport {
 }
 
 /// At most 120 characters, so that a report stays readable.
-fn shorten(text: &str) -> String {
+pub(super) fn shorten(text: &str) -> String {
     match text.char_indices().nth(120) {
         Some((cut, _)) => format!("{}...", &text[..cut]),
         None => text.to_owned(),
@@ -135,7 +211,11 @@ impl fmt::Display for DataReport {
         }
         if self.duplicates + self.conflicts > 0 {
             let (same, other) = (self.duplicates, self.conflicts);
-            write!(out, "\n  note: {same} rows repeat an earlier row, {other} repeat a text with another label")?;
+            let removed = if self.removed > 0 { format!(" ({} removed)", self.removed) } else { String::new() };
+            write!(
+                out,
+                "\n  note: {same} rows repeat an earlier row{removed}, {other} repeat a text with another label"
+            )?;
         }
         Ok(())
     }

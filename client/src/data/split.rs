@@ -1,23 +1,113 @@
-//! Training and validation parts.
+//! Parts of a file's rows: training and validation, and folds.
+
+use std::collections::{BTreeMap, HashMap};
 
 use super::Row;
+use super::fold::{fold, identity};
 
-/// Splits off about `validation_fraction` of the rows. Which part a row is in follows from a hash of its text and
-/// label, so it does not change with the order of the rows or when others come and go, and equal rows stay together.
-/// Order is kept. When a fraction above zero would leave training empty, everything is training.
+/// Splits off about `validation_fraction` of the rows of each label; see [`parts`]. Order is kept. When a fraction above
+/// zero would leave training empty, everything is training.
 pub fn split(rows: Vec<Row>, validation_fraction: f64) -> (Vec<Row>, Vec<Row>) {
-    let limit = (validation_fraction.clamp(0.0, 1.0) * 2f64.powi(64)) as u128;
-    let (validation, train): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(|row| u128::from(place(row)) < limit);
+    let fraction = validation_fraction.clamp(0.0, 1.0);
+    if fraction == 0.0 {
+        return (rows, Vec::new());
+    }
+    let mut part = parts(&rows, &[1.0 - fraction, fraction], 0).into_iter();
+    let (train, validation): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(|_| part.next() == Some(0));
     if train.is_empty() { (validation, train) } else { (train, validation) }
 }
 
-fn place(row: &Row) -> u64 {
-    let mut hasher = blake3::Hasher::new_derive_key("fedtune validation split v1");
-    hasher.update(&(row.label as u64).to_le_bytes());
-    hasher.update(row.text.as_bytes());
-    let mut place = [0; 8];
-    hasher.finalize_xof().fill(&mut place);
-    u64::from_le_bytes(place)
+/// The fold of each row, from 0 to `folds` − 1, of about the same size and shares of labels; see [`parts`].
+pub fn folds(rows: &[Row], folds: usize, seed: u64) -> Vec<usize> {
+    parts(rows, &vec![1.0; folds.max(1)], seed)
+}
+
+/// Puts each row into one of several parts whose sizes are as `shares` are, and gives the parts.
+///
+/// Rows of the same text (see [`fold`]) or the same group are in the same part, so that nothing of a part can be known
+/// from another. Each part has its share of the rows of each label, as near as that allows. The parts follow from seed,
+/// texts, labels and groups, and do not change with the order of the rows.
+///
+/// What belongs together is placed the largest first, otherwise in the order of a hash, by the method of Sainte-Laguë:
+/// where the quotient of rows placed, half the new ones counted, and rows due is least, summed over labels and over all.
+pub fn parts(rows: &[Row], shares: &[f64], seed: u64) -> Vec<usize> {
+    let labels = rows.iter().map(|row| row.label + 1).max().unwrap_or(0);
+    // One more place, for the rows of all labels: it spreads labels that are too rare to be spread alone. It weighs as
+    // much as a label of middle size does for one row.
+    let mut due = vec![0.0; labels + 1];
+    for row in rows {
+        due[row.label] += 1.0;
+        due[labels] += 1.0;
+    }
+    let weight = due[..labels].iter().filter(|due| **due > 0.0).count() as f64;
+    let whole: f64 = shares.iter().sum();
+    let mut placed = vec![vec![0.0; labels + 1]; shares.len()];
+    let mut part_of = vec![0; rows.len()];
+    for cluster in clusters(rows, seed) {
+        let mut counts: BTreeMap<usize, f64> = BTreeMap::new();
+        for row in &cluster {
+            *counts.entry(rows[*row].label).or_default() += 1.0;
+        }
+        counts.insert(labels, cluster.len() as f64);
+        let cost = |part: usize| -> f64 {
+            let quotient = |(label, count): (&usize, &f64)| {
+                let weight = if *label == labels { weight } else { 1.0 };
+                // A cluster of many rows weighs on each of its labels by what it adds there.
+                (placed[part][*label] + count / 2.0) / (shares[part] / whole * due[*label]) * count * weight
+            };
+            counts.iter().map(quotient).sum()
+        };
+        let costs: Vec<f64> = (0..shares.len()).map(cost).collect();
+        let best = (0..shares.len()).min_by(|a, b| costs[*a].total_cmp(&costs[*b])).unwrap_or(0);
+        for (label, count) in counts {
+            placed[best][label] += count;
+        }
+        for row in cluster {
+            part_of[row] = best;
+        }
+    }
+    part_of
+}
+
+/// Rows that belong together, the largest sets first, otherwise in the order of a keyed hash.
+fn clusters(rows: &[Row], seed: u64) -> Vec<Vec<usize>> {
+    let mut roots: Vec<usize> = (0..rows.len()).collect();
+    let (mut by_text, mut by_group) = (HashMap::new(), HashMap::new());
+    let mut keys = Vec::with_capacity(rows.len());
+    for (place, row) in rows.iter().enumerate() {
+        let identity = identity(&fold(&row.text));
+        join(&mut roots, place, *by_text.entry(identity).or_insert(place));
+        if let Some(group) = &row.group {
+            join(&mut roots, place, *by_group.entry(group.as_str()).or_insert(place));
+        }
+        let mut hasher = blake3::Hasher::new_derive_key("fedtune split v2");
+        hasher.update(&seed.to_le_bytes());
+        match &row.group {
+            Some(group) => hasher.update(group.as_bytes()),
+            None => hasher.update(&identity),
+        };
+        keys.push(*hasher.finalize().as_bytes());
+    }
+    let mut sets: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for place in 0..rows.len() {
+        sets.entry(root(&mut roots, place)).or_default().push(place);
+    }
+    let mut sets: Vec<Vec<usize>> = sets.into_values().collect();
+    sets.sort_by_cached_key(|set| (usize::MAX - set.len(), set.iter().map(|place| keys[*place]).min()));
+    sets
+}
+
+fn root(roots: &mut [usize], mut place: usize) -> usize {
+    while roots[place] != place {
+        roots[place] = roots[roots[place]];
+        place = roots[place];
+    }
+    place
+}
+
+fn join(roots: &mut [usize], one: usize, other: usize) {
+    let (one, other) = (root(roots, one), root(roots, other));
+    roots[one.max(other)] = one.min(other);
 }
 
 #[cfg(test)]
@@ -27,21 +117,37 @@ mod tests {
     use super::*;
 
     fn rows(count: usize) -> Vec<Row> {
-        (0..count).map(|i| Row { text: format!("text {i}"), label: i % 3 }).collect()
+        (0..count).map(|i| Row { text: format!("text {i}"), label: i % 3, ..Row::default() }).collect()
     }
 
     #[test]
-    fn the_share_is_about_the_fraction() {
+    fn the_share_is_the_fraction_of_each_label() {
         let (train, validation) = split(rows(10_000), 0.2);
         assert_eq!(train.len() + validation.len(), 10_000);
-        assert!((1800..2200).contains(&validation.len()), "{}", validation.len());
+        for label in 0..3 {
+            let found = validation.iter().filter(|row| row.label == label).count();
+            assert!((665..=668).contains(&found), "{found}");
+        }
         assert!(split(rows(10), 0.0).1.is_empty());
         assert_eq!(split(rows(1), 0.89).0.len(), 1);
     }
 
+    #[test]
+    fn rare_labels_are_spread_together() {
+        let rows: Vec<Row> = (0..200).map(|i| Row { text: format!("t{i}"), label: i / 2, ..Row::default() }).collect();
+        let validation = split(rows, 0.2).1.len();
+        assert!((36..=44).contains(&validation), "{validation}");
+    }
+
+    #[test]
+    fn another_seed_gives_other_folds() {
+        assert_eq!(folds(&rows(50), 5, 1), folds(&rows(50), 5, 1));
+        assert_ne!(folds(&rows(50), 5, 1), folds(&rows(50), 5, 2));
+    }
+
     proptest! {
         #[test]
-        fn a_row_is_in_the_same_part_in_any_company(count in 2usize..200, fraction in 0.0..0.9f64, turn in 0usize..200) {
+        fn a_row_is_in_the_same_part_in_any_order(count in 2usize..200, fraction in 0.0..0.9f64, turn in 0usize..200) {
             let (train, validation) = split(rows(count), fraction);
             let mut turned = rows(count);
             turned.rotate_left(turn % count);
@@ -53,6 +159,50 @@ mod tests {
             }
             prop_assert_eq!(train, train_2);
             prop_assert_eq!(validation, validation_2);
+        }
+
+        #[test]
+        fn folds_are_as_large_and_as_mixed_as_each_other(
+            labels in proptest::collection::vec(0usize..4, 1..300), count in 1usize..8, seed: u64,
+        ) {
+            let rows: Vec<Row> = labels
+                .iter()
+                .enumerate()
+                .map(|(i, label)| Row { text: format!("t{i}"), label: *label, ..Row::default() })
+                .collect();
+            let found = folds(&rows, count, seed);
+            for label in 0..4 {
+                let size = |fold: usize| {
+                    rows.iter().zip(&found).filter(|(row, part)| row.label == label && **part == fold).count()
+                };
+                let sizes: Vec<usize> = (0..count).map(size).collect();
+                prop_assert!(sizes.iter().max() <= sizes.iter().min().map(|least| least + 2).as_ref(), "{:?}", sizes);
+            }
+        }
+
+        #[test]
+        fn neither_a_text_nor_a_group_is_in_two_parts(
+            drawn in proptest::collection::vec((0usize..30, 0usize..3, proptest::option::of(0usize..20)), 1..120),
+            count in 2usize..6,
+        ) {
+            let rows: Vec<Row> = drawn
+                .iter()
+                .enumerate()
+                .map(|(i, (text, label, group))| Row {
+                    text: if i % 2 == 0 { format!("Text {text}") } else { format!(" text  {text}") },
+                    label: *label,
+                    group: group.map(|group| group.to_string()),
+                    ..Row::default()
+                })
+                .collect();
+            let found = folds(&rows, count, 7);
+            for (i, one) in drawn.iter().enumerate() {
+                for (j, other) in drawn.iter().enumerate().take(i) {
+                    if one.0 == other.0 || (one.2.is_some() && one.2 == other.2) {
+                        prop_assert_eq!(found[i], found[j]);
+                    }
+                }
+            }
         }
     }
 }

@@ -33,14 +33,14 @@ struct Best {
 
 /// How the epochs did on the validation rows.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
-pub struct Scores {
+pub struct EpochScores {
     /// Each epoch's, in order.
     pub epochs: Vec<Evaluation>,
     /// The epoch whose weights were kept, counted from 1.
     pub best_epoch: usize,
 }
 
-impl Scores {
+impl EpochScores {
     /// The epoch whose weights were kept.
     pub fn best(&self) -> Option<&Evaluation> {
         self.best_epoch.checked_sub(1).and_then(|index| self.epochs.get(index))
@@ -93,13 +93,13 @@ impl<'a> EarlyStopping<'a> {
     }
 
     /// Puts the best epoch's weights back; `None` when there was no epoch.
-    pub(super) fn restore_best(self, classifier: &Classifier) -> Result<Option<Scores>, FinetuneError> {
+    pub(super) fn restore_best(self, classifier: &Classifier) -> Result<Option<EpochScores>, FinetuneError> {
         let Some(best) = self.best else { return Ok(None) };
         for (name, weights) in &best.weights {
             if let Some(parameter) = classifier.network().parameters().get(name) {
                 parameter.var.set(weights)?;
             }
         }
-        Ok(Some(Scores { epochs: self.epochs, best_epoch: best.epoch }))
+        Ok(Some(EpochScores { epochs: self.epochs, best_epoch: best.epoch }))
     }
 }

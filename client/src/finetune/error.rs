@@ -20,6 +20,17 @@ pub enum FinetuneError {
         /// What is trained.
         trainable: String,
     },
+    /// More folds than there are rows to put into them.
+    #[error(
+        "the rows can be put into {found} folds, found {folds}; rows of one text or one group stay together. Ask for fewer \
+         folds, or give more rows"
+    )]
+    TooFewForFolds {
+        /// Folds that have a row.
+        found: usize,
+        /// Folds asked for.
+        folds: usize,
+    },
     /// The observer asked to stop.
     #[error("cancelled after step {step}")]
     Cancelled {

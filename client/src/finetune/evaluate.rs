@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::error::FinetuneError;
 use super::metrics::Evaluation;
 use super::progress::{Observer, Progress};
+use super::scores::Scores;
 use crate::data::Row;
 use crate::model::Classifier;
 
@@ -52,13 +53,36 @@ pub fn evaluate(
     batch_size: usize,
     observer: &mut dyn Observer,
 ) -> Result<Evaluation, FinetuneError> {
+    Ok(counted(classifier, rows, batch_size, observer)?.0)
+}
+
+/// Scores labelled rows, and tells what the probabilities are worth.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_scores(
+    classifier: &Classifier,
+    rows: &[Row],
+    batch_size: usize,
+    observer: &mut dyn Observer,
+) -> Result<(Evaluation, Scores), FinetuneError> {
+    let (evaluation, logits) = counted(classifier, rows, batch_size, observer)?;
+    let truth: Vec<usize> = rows.iter().map(|row| row.label).collect();
+    Ok((evaluation, Scores::of(&logits, &truth)))
+}
+
+fn counted(
+    classifier: &Classifier,
+    rows: &[Row],
+    batch_size: usize,
+    observer: &mut dyn Observer,
+) -> Result<(Evaluation, Vec<Vec<f32>>), FinetuneError> {
     if rows.is_empty() {
         return Err(FinetuneError::NoRows { purpose: "evaluate on" });
     }
     let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
     let mut evaluation = Evaluation::new(classifier.labels().len());
-    for (logits, row) in logits(classifier, &texts, batch_size, observer)?.iter().zip(rows) {
-        evaluation.add(logits, row.label);
-    }
-    Ok(evaluation)
+    let logits = logits(classifier, &texts, batch_size, observer)?;
+    logits.iter().zip(rows).for_each(|(logits, row)| evaluation.add(logits, row.label));
+    Ok((evaluation, logits))
 }

@@ -1,18 +1,19 @@
 //! The training loop.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
 use fedtune_config::job::Training;
 
-use super::early_stopping::{EarlyStopping, Scores};
+use super::early_stopping::{EarlyStopping, EpochScores};
 use super::error::FinetuneError;
 use super::gradients::{self, gradient_norm};
 use super::loss::loss;
 use super::optimizer::Optimizer;
 use super::progress::{Observer, Progress};
 use super::pull::Pulls;
-use super::{order, schedule};
+use super::{augment, order, schedule};
 use crate::data::Row;
 use crate::model::batch::Tokens;
 use crate::model::network::Pass;
@@ -45,7 +46,7 @@ pub struct FitReport {
     /// Rows trained on a second, each time a row is used.
     pub rows_per_second: f64,
     /// How the epochs did on validation rows; `None` without early stopping.
-    pub validation: Option<Scores>,
+    pub validation: Option<EpochScores>,
 }
 
 /// Trains in place. The optimiser starts fresh; the same arguments give the same bits on the processor.
@@ -94,6 +95,8 @@ fn run(
     let mut trainer = Trainer::new(classifier, rows, training, plan)?;
     let lengths: Vec<usize> = trainer.tokens.iter().map(|tokens| tokens.words.len()).collect();
     let (mut steps, mut loss_sum, mut used, mut epoch) = (0, 0.0, 0usize, 0);
+    // A row that is repeated to weigh more is still one example.
+    let mut examples = HashSet::new();
     while steps < plan.steps {
         let batches = order::batches(&lengths, training, plan.round, epoch);
         epoch += 1;
@@ -102,6 +105,7 @@ fn run(
             steps += 1;
             loss_sum += loss;
             used += batch.len();
+            examples.extend(batch.iter().map(|row| (rows[*row].line, rows[*row].text.as_str())));
             let progress = Progress {
                 step: steps,
                 steps: plan.steps,
@@ -126,7 +130,7 @@ fn run(
     let seconds = started.elapsed().as_secs_f64();
     Ok(FitReport {
         steps,
-        examples: used.min(rows.len()) as u64,
+        examples: examples.len() as u64,
         train_loss: if steps == 0 { 0.0 } else { loss_sum / steps as f64 },
         seconds,
         rows_per_second: used as f64 / seconds.max(1e-9),
@@ -194,7 +198,13 @@ impl<'a> Trainer<'a> {
         let loss = Loss { divisor: Some(self.loss.weight(&labels)), ..self.loss.clone() };
         let mut whole = Pass { loss: 0.0, gradients: Default::default() };
         for (part, place) in order::parts(batch.len(), self.training).enumerate() {
-            let sequences: Vec<_> = batch[place.clone()].iter().map(|row| &self.tokens[*row]).collect();
+            let thinned: Vec<_> = batch[place.clone()]
+                .iter()
+                .map(|row| {
+                    augment::drop_tokens(&self.tokens[*row], self.training, self.plan.round, step as u64, *row as u64)
+                })
+                .collect();
+            let sequences: Vec<_> = thinned.iter().map(AsRef::as_ref).collect();
             let dropout = DropoutStream {
                 probability: self.classifier.dropout(),
                 seed: self.training.seed,

@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     fn rows() -> Vec<Row> {
-        [0, 0, 0, 2].map(|label| Row { text: String::new(), label }).into()
+        [0, 0, 0, 2].map(|label| Row { label, ..Row::default() }).into()
     }
 
     #[test]

@@ -11,6 +11,42 @@ use super::folder;
 /// No tokenizer of a BERT model comes near this size.
 const MAX_BYTES: u64 = 256 << 20;
 
+/// Counts the tokens of texts, which it does not cut.
+pub struct TokenCounter(Tokenizer);
+
+impl std::fmt::Debug for TokenCounter {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("TokenCounter")
+    }
+}
+
+impl TokenCounter {
+    /// Reads tokenizer.json of a folder in Hugging Face layout.
+    ///
+    /// # Errors
+    /// The folder lacks a file, or the tokenizer is none.
+    pub fn load(model: &Path) -> Result<Self, ModelError> {
+        folder::check(model)?;
+        let path = model.join(folder::TOKENIZER);
+        let bytes = folder::read(path.clone(), MAX_BYTES)?;
+        let wrong = |e: tokenizers::Error| ModelError::Tokenizer { path: path.clone(), message: e.to_string() };
+        let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(wrong)?;
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(wrong)?;
+        Ok(Self(tokenizer))
+    }
+
+    /// The number of tokens of each text, special tokens counted.
+    ///
+    /// # Errors
+    /// The tokenizer fails.
+    pub fn count(&self, texts: Vec<String>) -> Result<Vec<usize>, ModelError> {
+        let failed = |e: tokenizers::Error| candle_core::Error::Msg(format!("the tokenizer failed: {e}"));
+        let encodings = self.0.encode_batch_fast(texts, true).map_err(failed)?;
+        Ok(encodings.iter().map(tokenizers::Encoding::len).collect())
+    }
+}
+
 /// The tokenizer of a model, set to cut at a length and never to pad.
 pub(super) struct TextTokenizer {
     tokenizer: Tokenizer,

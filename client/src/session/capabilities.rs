@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use fedtune_config::site::DeviceKind;
+use fedtune_config::site::{DeviceKind, Duplicates};
 use fedtune_proto::v1::{Capabilities, LabelCount};
 
 use super::work::Site;
@@ -19,9 +19,13 @@ pub(super) fn of(site: &Site) -> Result<Capabilities, DataError> {
         let columns = Columns {
             text: named(&site.config.data.text_column, "text"),
             label: named(&site.config.data.label_column, "label"),
+            group: None,
         };
         let labels = data::labels_in(train, &columns)?;
-        let (rows, _) = data::read(train, &columns, &LabelMap::new(&labels, &BTreeMap::new())?)?;
+        let (mut rows, mut report) = data::read(train, &columns, &LabelMap::new(&labels, &BTreeMap::new())?)?;
+        if site.config.data.duplicates == Duplicates::Remove {
+            report.remove_duplicates(&mut rows);
+        }
         let mut counts = vec![0; labels.len()];
         rows.iter().for_each(|row| counts[row.label] += 1);
         // The job's names, where the site maps its own to them.

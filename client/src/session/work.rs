@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use fedtune_config::job::Job;
+use fedtune_config::site::Duplicates;
 use fedtune_config::{ConfigError, SiteConfig};
 use fedtune_proto::v1;
 
-use crate::data::{self, Columns, DataError, LabelMap, Row};
+use crate::data::{self, Columns, DataError, DataReport, LabelMap, Row, Sampling};
 use crate::finetune::{self, FinetuneError, FitReport, Observer, Plan};
 use crate::model::{Classifier, ModelError, ModelSpec};
 
@@ -87,7 +88,9 @@ impl Site {
         update: &Path,
         observer: &mut dyn Observer,
     ) -> Result<FitReport, WorkError> {
-        let (rows, _) = self.rows(job)?;
+        let data = &self.config.data;
+        let sampling = Sampling { per_label: data.per_label, oversample: data.oversample };
+        let rows = sampling.apply(self.rows(job)?.0, job.training.seed);
         let mut classifier = Classifier::load(model, &ModelSpec::from(job), &self.device)?;
         classifier.load_state(state)?;
         let steps = job.training.steps_per_round(rows.len());
@@ -111,7 +114,7 @@ impl Site {
         observer: &mut dyn Observer,
     ) -> Result<finetune::Evaluation, WorkError> {
         let rows = match &self.config.data.test {
-            Some(test) => self.read(job, test)?,
+            Some(test) => self.read(job, test, &self.columns(job).ungrouped())?.0,
             None => self.rows(job)?.1,
         };
         if rows.is_empty() {
@@ -125,15 +128,26 @@ impl Site {
     /// Training rows and validation rows.
     fn rows(&self, job: &Job) -> Result<(Vec<Row>, Vec<Row>), WorkError> {
         let train = self.config.data.train.as_ref().ok_or(WorkError::NoData("data.train"))?;
-        Ok(data::split(self.read(job, train)?, self.config.data.validation_fraction))
+        let (mut rows, mut report) = self.read(job, train, &self.columns(job))?;
+        if self.config.data.duplicates == Duplicates::Remove {
+            report.remove_duplicates(&mut rows);
+            if report.removed > 0 {
+                tracing::info!(removed = report.removed, rows = report.used, "duplicate training rows removed");
+            }
+        }
+        Ok(data::split(rows, self.config.data.validation_fraction))
     }
 
-    fn read(&self, job: &Job, path: &Path) -> Result<Vec<Row>, WorkError> {
+    fn columns(&self, job: &Job) -> Columns {
+        Columns::resolve(job, &self.config.data)
+    }
+
+    fn read(&self, job: &Job, path: &Path, columns: &Columns) -> Result<(Vec<Row>, DataReport), WorkError> {
         let labels = LabelMap::new(&job.task.labels, &self.config.data.labels)?;
-        let (rows, report) = data::read(path, &Columns::resolve(job, &self.config.data), &labels)?;
+        let (rows, report) = data::read(path, columns, &labels)?;
         if report.skipped() > 0 {
             tracing::warn!("{report}");
         }
-        Ok(rows)
+        Ok((rows, report))
     }
 }

@@ -1,0 +1,114 @@
+//! Which of the training rows are trained on, and how often.
+
+use std::collections::HashMap;
+
+use super::Row;
+use super::fold::{fold, identity};
+
+/// Fewer rows of frequent labels, or more of rare ones.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampling {
+    /// At most so many rows of each label.
+    pub per_label: Option<usize>,
+    /// How many times as many the rows of a label become, at most, so that it has as many as the most frequent label; 1
+    /// leaves them as they are.
+    pub oversample: f64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { per_label: None, oversample: 1.0 }
+    }
+}
+
+impl Sampling {
+    /// The rows to train on. Which rows are chosen follows from seed and texts, and a text that repeats is chosen after
+    /// others. The order is that of the rows, a repeated row beside itself.
+    pub fn apply(&self, rows: Vec<Row>, seed: u64) -> Vec<Row> {
+        if *self == Self::default() {
+            return rows;
+        }
+        let labels = rows.iter().map(|row| row.label + 1).max().unwrap_or(0);
+        let mut of_label: Vec<Vec<usize>> = vec![Vec::new(); labels];
+        let mut occurrences: HashMap<_, usize> = HashMap::new();
+        let mut keys = Vec::with_capacity(rows.len());
+        for (place, row) in rows.iter().enumerate() {
+            let identity = identity(&fold(&row.text));
+            let occurrence = occurrences.entry((identity, row.label)).or_default();
+            *occurrence += 1;
+            let mut hasher = blake3::Hasher::new_derive_key("fedtune sampling v1");
+            hasher.update(&seed.to_le_bytes());
+            hasher.update(&identity);
+            keys.push((*occurrence, *hasher.finalize().as_bytes()));
+            of_label[row.label].push(place);
+        }
+        for places in &mut of_label {
+            places.sort_by_key(|place| keys[*place]);
+            places.truncate(self.per_label.unwrap_or(usize::MAX));
+        }
+        let most = of_label.iter().map(Vec::len).max().unwrap_or(0);
+        let mut times = vec![0; rows.len()];
+        for places in of_label.iter().filter(|places| !places.is_empty()) {
+            let count = places.len();
+            let wanted = ((count as f64 * self.oversample.max(1.0)) as usize).min(most);
+            for (order, place) in places.iter().enumerate() {
+                times[*place] = wanted / count + usize::from(order < wanted % count);
+            }
+        }
+        rows.into_iter().zip(times).flat_map(|(row, times)| std::iter::repeat_n(row, times)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn rows(labels: &[usize]) -> Vec<Row> {
+        let row = |(i, label): (usize, &usize)| Row { text: format!("t{i}"), label: *label, ..Row::default() };
+        labels.iter().enumerate().map(row).collect()
+    }
+
+    fn counts(rows: &[Row]) -> [usize; 3] {
+        [0, 1, 2].map(|label| rows.iter().filter(|row| row.label == label).count())
+    }
+
+    #[test]
+    fn labels_are_cut_and_filled_up() {
+        let labels = [vec![0; 20], vec![1; 6], vec![2; 1]].concat();
+        let sample = |per_label, oversample| counts(&Sampling { per_label, oversample }.apply(rows(&labels), 1));
+        assert_eq!(sample(None, 1.0), [20, 6, 1]);
+        assert_eq!(sample(Some(4), 1.0), [4, 4, 1]);
+        assert_eq!(sample(None, 2.5), [20, 15, 2]);
+        assert_eq!(sample(None, 5.0), [20, 20, 5]);
+        assert_eq!(sample(Some(4), 3.0), [4, 4, 3]);
+        let chosen = |seed| Sampling { per_label: Some(4), ..Sampling::default() }.apply(rows(&labels), seed);
+        assert_eq!(chosen(1), chosen(1));
+        assert_ne!(chosen(1), chosen(2));
+    }
+
+    #[test]
+    fn few_rows_are_different_texts() {
+        let mut rows = rows(&[0; 12]);
+        rows.iter_mut().take(10).for_each(|row| row.text = "The  same".into());
+        let chosen = Sampling { per_label: Some(3), ..Sampling::default() }.apply(rows, 3);
+        assert_eq!(chosen.iter().filter(|row| row.text == "The  same").count(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn oversampling_uses_every_row_and_about_as_often(
+            labels in proptest::collection::vec(0usize..3, 1..60), oversample in 1.0..8.0f64, seed: u64,
+        ) {
+            let rows = rows(&labels);
+            let sampled = Sampling { per_label: None, oversample }.apply(rows.clone(), seed);
+            let most = counts(&rows).into_iter().max().unwrap_or(0);
+            prop_assert!(counts(&sampled).into_iter().all(|count| count <= most));
+            for row in &rows {
+                let times = sampled.iter().filter(|sampled| *sampled == row).count();
+                prop_assert!(times >= 1 && times as f64 <= oversample.ceil(), "{times}");
+            }
+        }
+    }
+}
