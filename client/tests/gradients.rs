@@ -12,7 +12,7 @@ use fedtune_client::model::network::{Gradient, Pass};
 use fedtune_client::model::{DropoutStream, Loss, ModelSpec, Network};
 use fedtune_config::job::{Lora, Precision, Trainable, Training};
 
-const ARCHITECTURES: [&str; 4] = ["bert", "distilbert", "roberta", "xlm-roberta"];
+const ARCHITECTURES: [&str; 6] = ["bert", "distilbert", "roberta", "xlm-roberta", "modernbert", "modernbert-mean"];
 
 fn fixture(architecture: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(architecture)
@@ -163,7 +163,11 @@ fn every_gradient_agrees() {
 fn gradients_agree_where_only_a_part_is_trained() {
     for architecture in ARCHITECTURES {
         let reference = reference_of(architecture, "gradients.safetensors");
-        for (trainable, count) in [(Trainable::Head, 4), (Trainable::Last(1), 4 + 16), (Trainable::Last(2), 4 + 32)] {
+        // ModernBERT has no biases, and a norm behind its last layer.
+        let (layer, last) = if architecture.starts_with("modernbert") { (6, 1) } else { (16, 0) };
+        let counts =
+            [(Trainable::Head, 4), (Trainable::Last(1), 4 + layer + last), (Trainable::Last(2), 4 + 2 * layer + last)];
+        for (trainable, count) in counts {
             let network = network_of(architecture, trainable);
             let pass = pass(&network, &reference);
             assert_eq!(pass.gradients.len(), count, "{architecture} {trainable}");
@@ -257,14 +261,14 @@ fn gradients_in_bf16_are_near_and_repeat_bit_for_bit() {
 
 #[test]
 fn a_padded_batch_gives_the_same_gradients() {
-    let (network, reference) = (network(Trainable::Full), reference("gradients.safetensors"));
-    let sequences = sequences(&reference);
-    let batch = Batch::padded(&sequences.iter().collect::<Vec<_>>());
-    assert_gradients(
-        &network,
-        &network.gradients(&batch, &labels(&reference), &Loss::default(), None).unwrap(),
-        &reference,
-    );
+    for architecture in ["bert", "modernbert", "modernbert-mean"] {
+        let network = network_of(architecture, Trainable::Full);
+        let reference = reference_of(architecture, "gradients.safetensors");
+        let sequences = sequences(&reference);
+        let batch = Batch::padded(&sequences.iter().collect::<Vec<_>>());
+        let pass = network.gradients(&batch, &labels(&reference), &Loss::default(), None).unwrap();
+        assert_gradients(&network, &pass, &reference);
+    }
 }
 
 #[test]
@@ -315,22 +319,25 @@ fn one_step_moves_every_trained_tensor_and_no_other() {
 
 #[test]
 fn dropout_changes_the_loss_and_repeats_bit_for_bit() {
-    let (network, reference) = (network(Trainable::Full), reference("gradients.safetensors"));
-    let sequences = sequences(&reference);
-    let batch = network.batch(&sequences.iter().collect::<Vec<_>>());
-    let run = |step| {
-        let stream = DropoutStream { probability: 0.2, seed: 7, round: 2, step };
-        let pass = network.gradients(&batch, &labels(&reference), &Loss::default(), Some(stream)).unwrap();
-        let gradients: Vec<Vec<f64>> = network
-            .parameters()
-            .iter()
-            .map(|(name, parameter)| dense(&pass.gradients[name], parameter.var.dims()))
-            .collect();
-        (pass.loss, gradients)
-    };
-    assert_eq!(run(1), run(1));
-    assert_ne!(run(1).0, run(2).0);
-    assert_ne!(run(1).0, pass(&network, &reference).loss);
+    for architecture in ["bert", "modernbert"] {
+        let network = network_of(architecture, Trainable::Full);
+        let reference = reference_of(architecture, "gradients.safetensors");
+        let sequences = sequences(&reference);
+        let batch = network.batch(&sequences.iter().collect::<Vec<_>>());
+        let run = |step| {
+            let stream = DropoutStream { probability: 0.2, seed: 7, round: 2, step };
+            let pass = network.gradients(&batch, &labels(&reference), &Loss::default(), Some(stream)).unwrap();
+            let gradients: Vec<Vec<f64>> = network
+                .parameters()
+                .iter()
+                .map(|(name, parameter)| dense(&pass.gradients[name], parameter.var.dims()))
+                .collect();
+            (pass.loss, gradients)
+        };
+        assert_eq!(run(1), run(1));
+        assert_ne!(run(1).0, run(2).0);
+        assert_ne!(run(1).0, pass(&network, &reference).loss);
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use fedtune_client::model::{Classifier, ModelSpec};
 use fedtune_config::job::{Lora, Trainable};
 use fedtune_proto::recipe::TensorSource;
 use serde_json::json;
-use tiny_model::{edit_config, edit_tensors, folder, spec};
+use tiny_model::{edit_config, edit_tensors, folder, folder_of, spec};
 
 fn load(folder: &Path) -> Result<Classifier, String> {
     Classifier::load(folder, &spec(), &Device::Cpu).map_err(|e| e.to_string())
@@ -69,6 +69,122 @@ fn a_faulty_config_is_refused_with_its_field() {
         let model = folder();
         edit_config(model.path(), change);
         assert_refused(model.path(), words);
+    }
+}
+
+#[test]
+fn a_modernbert_beyond_what_is_built_is_refused_with_its_field() {
+    let cases = [
+        ("norm_bias", json!(true), "norm_bias is true; supported: false"),
+        ("mlp_bias", json!(true), "mlp_bias is true"),
+        ("attention_bias", json!(true), "attention_bias is true"),
+        ("classifier_bias", json!(true), "classifier_bias is true"),
+        ("classifier_pooling", json!("max"), "classifier_pooling: unknown variant `max`"),
+        ("classifier_activation", json!("silu"), "classifier_activation: found \"silu\""),
+        ("layer_types", json!(["full_attention"]), "layer_types has 1 entries; expected num_hidden_layers, 3"),
+        ("layer_types", json!(["full_attention", "linear", "full_attention"]), "layer_types[1]: unknown variant"),
+        ("global_attn_every_n_layers", json!(0), "global_attn_every_n_layers is 0"),
+        ("num_hidden_layers", json!(u64::MAX), "num_hidden_layers is 18446744073709551615"),
+        ("local_attention", json!(-1), "local_attention: invalid value"),
+        ("local_rope_theta", json!(0.0), "local_rope_theta (or rope_theta of rope_parameters) is 0"),
+        ("rope_scaling", json!({"rope_type": "yarn"}), "rope_scaling is {\"rope_type\":\"yarn\"}; supported: null"),
+        (
+            "rope_parameters",
+            json!({"full_attention": {"rope_type": "yarn"}}),
+            "rope_parameters.full_attention.rope_type",
+        ),
+        ("num_attention_heads", json!(32), "hidden_size / num_attention_heads is 1; expected an even number"),
+        ("norm_eps", json!(0.0), "norm_eps is 0"),
+    ];
+    for (field, value, words) in cases {
+        let model = folder_of("modernbert");
+        edit_config(model.path(), |config| drop(config.insert(field.into(), value)));
+        assert_refused(model.path(), &["config.json", words]);
+    }
+}
+
+#[test]
+fn older_and_newer_names_of_a_modernberts_settings_say_the_same() {
+    let model = folder_of("modernbert");
+    let expected = logits(&load(model.path()).unwrap());
+    let older = ["global_attn_every_n_layers", "global_rope_theta", "local_rope_theta"];
+    edit_config(model.path(), |config| {
+        older.iter().for_each(|field| drop(config.remove(*field)));
+        config.insert("layer_types".into(), json!(["full_attention", "sliding_attention", "sliding_attention"]));
+        config.insert(
+            "rope_parameters".into(),
+            json!({"full_attention": {"rope_type": "default", "rope_theta": 1000.0},
+                   "sliding_attention": {"rope_type": "default", "rope_theta": 20.0}}),
+        );
+    });
+    assert_eq!(logits(&load(model.path()).unwrap()), expected);
+    // Each of them counts.
+    for (field, value) in [
+        ("layer_types", json!(["full_attention", "full_attention", "sliding_attention"])),
+        ("rope_parameters", json!({})),
+        ("local_attention", json!(2)),
+        ("classifier_pooling", json!("mean")),
+    ] {
+        let copy = folder_of("modernbert");
+        std::fs::copy(model.path().join("config.json"), copy.path().join("config.json")).unwrap();
+        edit_config(copy.path(), |config| drop(config.insert(field.into(), value)));
+        assert_ne!(logits(&load(copy.path()).unwrap()), expected, "{field}");
+    }
+}
+
+#[test]
+fn a_modernbert_loads_without_its_prefix_or_with_the_head_for_masked_words() {
+    let spec = || ModelSpec { labels: ["yes", "no"].map(String::from).to_vec(), ..spec() };
+    let parameters = |model: &Path| {
+        let classifier = Classifier::load(model, &spec(), &Device::Cpu).unwrap();
+        let values = |name: &str| classifier.network().parameters()[name].var.flatten_all().unwrap().to_vec1().unwrap();
+        ["model.layers.1.attn.Wqkv.weight", "head.dense.weight", "head.norm.weight", "classifier.weight"]
+            .map(|name| -> Vec<f32> { values(name) })
+    };
+    let model = folder_of("modernbert");
+    let [layer, dense, norm, classifier] = parameters(model.path());
+    let tensors = model.path().join("model.safetensors");
+    edit_tensors(&tensors, |tensors| {
+        tensors.retain(|name, _| !name.starts_with("classifier"));
+        tensors.insert("decoder.bias".into(), Tensor::zeros(60, DType::F32, &Device::Cpu).unwrap());
+    });
+    assert_eq!(parameters(model.path()), [layer.clone(), dense.clone(), norm, classifier.clone()]);
+
+    edit_tensors(&tensors, |tensors| {
+        *tensors = tensors
+            .drain()
+            .filter_map(|(name, tensor)| Some((name.strip_prefix("model.")?.to_owned(), tensor)))
+            .collect();
+    });
+    let [bare, new, ones, again] = parameters(model.path());
+    assert_eq!((bare, again), (layer, classifier));
+    assert!(new != dense && new.iter().any(|x| *x != 0.0));
+    assert_eq!(ones, vec![1.0; 32]);
+    edit_tensors(&tensors, |tensors| drop(tensors.remove("final_norm.weight")));
+    assert_refused(model.path(), &["model.final_norm.weight", "missing", "[32]"]);
+}
+
+#[test]
+fn adapters_of_a_modernbert_stand_where_peft_puts_them_and_can_be_merged() {
+    let (model, out) = (folder_of("modernbert"), tempfile::tempdir().unwrap());
+    let stems = |targets: &[&str]| -> Vec<String> {
+        let targets = targets.iter().map(|target| (*target).to_owned()).collect();
+        let classifier = adapted(model.path(), Lora { targets, ..Lora::default() });
+        let names = classifier.state_tensors().into_iter().map(|(name, _)| name);
+        names.filter_map(|name| Some(name.strip_suffix(".lora_A.weight")?.to_owned())).collect()
+    };
+    assert_eq!(stems(&[]), [0, 1, 2].map(|i| format!("model.layers.{i}.attn.Wqkv")));
+    assert_eq!(stems(&["Wo"]).len(), 6);
+    assert_eq!(stems(&["all-linear"]).len(), 12);
+
+    let classifier = adapted(model.path(), Lora { targets: vec!["all-linear".into()], ..Lora::default() });
+    classifier.save(out.path()).unwrap();
+    let text = std::fs::read(out.path().join("adapter_config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    assert_eq!(config["modules_to_save"], json!(["head", "classifier"]));
+    let whole = Classifier::load_exported(out.path(), Some(model.path()), &Device::Cpu).unwrap();
+    for (found, expected) in logits(&whole).iter().flatten().zip(logits(&classifier).iter().flatten()) {
+        assert!((found - expected).abs() < 1e-4, "{found} {expected}");
     }
 }
 

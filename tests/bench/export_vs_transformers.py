@@ -34,6 +34,8 @@ ARCHITECTURES = {
     # Positions begin behind that of the padding token.
     "roberta": SIZES | dict(max_position_embeddings=66, type_vocab_size=1, pad_token_id=1),
     "xlm-roberta": SIZES | dict(max_position_embeddings=66, type_vocab_size=1, pad_token_id=1),
+    # Texts are longer than the window.
+    "modernbert": SIZES | dict(max_position_embeddings=64, num_hidden_layers=4, local_attention=8),
 }
 
 JOB = """
@@ -100,7 +102,8 @@ def reference_logits(folder, texts, max_length, base=None):
             base, dtype=torch.float32, num_labels=config.num_labels)
         model = PeftModel.from_pretrained(model, folder)
     model.eval()
-    known = set(tokenizer.model_input_names) - ({"token_type_ids"} if config.model_type == "distilbert" else set())
+    typed = config.model_type not in ("distilbert", "modernbert")
+    known = set(tokenizer.model_input_names) - (set() if typed else {"token_type_ids"})
     rows = []
     with torch.no_grad():
         for start in range(0, len(texts), 16):

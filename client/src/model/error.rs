@@ -67,8 +67,9 @@ pub enum ModelError {
     },
     /// Another architecture.
     #[error(
-        "{}: model_type is {found}; supported: \"bert\", \"distilbert\", \"roberta\" and \"xlm-roberta\". Choose a model of \
-         these (for example all-MiniLM-L6-v2, distilbert-base-uncased or roberta-base)",
+        "{}: model_type is {found}; supported: \"bert\", \"distilbert\", \"roberta\", \"xlm-roberta\" and \"modernbert\". \
+         Choose a model of these (for example all-MiniLM-L6-v2, distilbert-base-uncased, roberta-base or \
+         ModernBERT-base)",
         path.display()
     )]
     Architecture {

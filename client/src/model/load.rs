@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::adapters::{self, Adapters};
 use super::config::EncoderConfig;
 use super::error::ModelError;
-use super::names::{Names, lora_a, lora_b};
+use super::names::{Names, is_norm, lora_a, lora_b};
 use super::network::{Network, Parameter};
 use super::tensor_file::TensorFile;
 use super::tokens::TextTokenizer;
@@ -32,7 +32,7 @@ struct Want<'a> {
 
 impl Classifier {
     /// Loads a base model: with or without a classifier, a pooler, and the architecture's prefix. A missing pooler and a
-    /// classifier for other labels are new, drawn from N(0, 0.02) by seed and name.
+    /// classifier for other labels are new: weights drawn from N(0, initializer_range²) by seed and name.
     ///
     /// # Errors
     /// The folder lacks a file, holds another architecture or damaged or unfitting files, or the specification asks
@@ -170,7 +170,7 @@ fn read_network(path: &Path, config: EncoderConfig, want: &Want<'_>) -> Result<L
         return Err(ModelError::Precision);
     }
     let names = Names::of(config.architecture);
-    let settings = Lora { targets: names.lora_targets(&want.lora.targets), ..want.lora.clone() };
+    let settings = Lora { targets: names.lora_targets(&config, &want.lora.targets), ..want.lora.clone() };
     let layers = match want.trainable {
         Trainable::Lora => {
             names.lora_layers(&config, &settings.targets).map_err(|message| ModelError::Targets { message })?
@@ -211,6 +211,7 @@ fn read_network(path: &Path, config: EncoderConfig, want: &Want<'_>) -> Result<L
                 values
             }
             None if name.ends_with("bias") => vec![0.0; shape.iter().product()],
+            None if is_norm(&name) => vec![1.0; shape.iter().product()],
             None => initial::normal(want.seed, &name, shape.iter().product(), config.initializer_range),
         };
         let var = Var::from_tensor(&Tensor::from_vec(values, shape, want.device)?)?;

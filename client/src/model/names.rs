@@ -11,11 +11,29 @@ pub(super) struct Names {
     /// What base models without a head may leave out.
     prefix: &'static str,
     pub(super) words: &'static str,
-    pub(super) positions: &'static str,
-    types: Option<&'static str>,
     pub(super) embeddings_norm: &'static str,
     /// What stands before the number of a layer.
     layers: &'static str,
+    pub(super) encoder: EncoderNames,
+    /// The dense layer between encoder and classifier.
+    pub(super) pooler: &'static str,
+    pub(super) pooler_norm: Option<&'static str>,
+    pub(super) classifier: &'static str,
+}
+
+/// The names that encoders of one function share.
+#[derive(Debug)]
+pub(super) enum EncoderNames {
+    Bert(BertNames),
+    ModernBert(ModernBertNames),
+}
+
+/// Tables, and the parts of a layer, of BERT and its kin.
+#[derive(Debug)]
+pub(super) struct BertNames {
+    pub(super) positions: &'static str,
+    /// The token-type table, where there is one.
+    pub(super) types: Option<&'static str>,
     pub(super) query: &'static str,
     pub(super) key: &'static str,
     pub(super) value: &'static str,
@@ -24,18 +42,26 @@ pub(super) struct Names {
     pub(super) intermediate: &'static str,
     pub(super) output: &'static str,
     pub(super) output_norm: &'static str,
-    /// The dense layer between encoder and classifier.
-    pub(super) pooler: &'static str,
-    pub(super) classifier: &'static str,
 }
 
-const BERT: Names = Names {
-    prefix: "bert.",
-    words: "bert.embeddings.word_embeddings.weight",
+/// The parts of a layer of ModernBERT, none with a bias, and its last norm.
+#[derive(Debug)]
+pub(super) struct ModernBertNames {
+    /// Absent in the first layer.
+    pub(super) attention_norm: &'static str,
+    /// Queries, keys and values, below each other.
+    pub(super) qkv: &'static str,
+    pub(super) attention_output: &'static str,
+    pub(super) output_norm: &'static str,
+    /// What is activated, and below it what that is multiplied by.
+    pub(super) intermediate: &'static str,
+    pub(super) output: &'static str,
+    pub(super) final_norm: &'static str,
+}
+
+const BERT_LAYER: BertNames = BertNames {
     positions: "bert.embeddings.position_embeddings.weight",
     types: Some("bert.embeddings.token_type_embeddings.weight"),
-    embeddings_norm: "bert.embeddings.LayerNorm",
-    layers: "bert.encoder.layer.",
     query: "attention.self.query",
     key: "attention.self.key",
     value: "attention.self.value",
@@ -44,38 +70,72 @@ const BERT: Names = Names {
     intermediate: "intermediate.dense",
     output: "output.dense",
     output_norm: "output.LayerNorm",
+};
+
+const BERT: Names = Names {
+    prefix: "bert.",
+    words: "bert.embeddings.word_embeddings.weight",
+    embeddings_norm: "bert.embeddings.LayerNorm",
+    layers: "bert.encoder.layer.",
+    encoder: EncoderNames::Bert(BERT_LAYER),
     pooler: "bert.pooler.dense",
+    pooler_norm: None,
     classifier: "classifier",
 };
 
 const ROBERTA: Names = Names {
     prefix: "roberta.",
     words: "roberta.embeddings.word_embeddings.weight",
-    positions: "roberta.embeddings.position_embeddings.weight",
-    types: Some("roberta.embeddings.token_type_embeddings.weight"),
     embeddings_norm: "roberta.embeddings.LayerNorm",
     layers: "roberta.encoder.layer.",
+    encoder: EncoderNames::Bert(BertNames {
+        positions: "roberta.embeddings.position_embeddings.weight",
+        types: Some("roberta.embeddings.token_type_embeddings.weight"),
+        ..BERT_LAYER
+    }),
     pooler: "classifier.dense",
+    pooler_norm: None,
     classifier: "classifier.out_proj",
-    ..BERT
 };
 
 const DISTILBERT: Names = Names {
     prefix: "distilbert.",
     words: "distilbert.embeddings.word_embeddings.weight",
-    positions: "distilbert.embeddings.position_embeddings.weight",
-    types: None,
     embeddings_norm: "distilbert.embeddings.LayerNorm",
     layers: "distilbert.transformer.layer.",
-    query: "attention.q_lin",
-    key: "attention.k_lin",
-    value: "attention.v_lin",
-    attention_output: "attention.out_lin",
-    attention_norm: "sa_layer_norm",
-    intermediate: "ffn.lin1",
-    output: "ffn.lin2",
-    output_norm: "output_layer_norm",
+    encoder: EncoderNames::Bert(BertNames {
+        positions: "distilbert.embeddings.position_embeddings.weight",
+        types: None,
+        query: "attention.q_lin",
+        key: "attention.k_lin",
+        value: "attention.v_lin",
+        attention_output: "attention.out_lin",
+        attention_norm: "sa_layer_norm",
+        intermediate: "ffn.lin1",
+        output: "ffn.lin2",
+        output_norm: "output_layer_norm",
+    }),
     pooler: "pre_classifier",
+    pooler_norm: None,
+    classifier: "classifier",
+};
+
+const MODERNBERT: Names = Names {
+    prefix: "model.",
+    words: "model.embeddings.tok_embeddings.weight",
+    embeddings_norm: "model.embeddings.norm",
+    layers: "model.layers.",
+    encoder: EncoderNames::ModernBert(ModernBertNames {
+        attention_norm: "attn_norm",
+        qkv: "attn.Wqkv",
+        attention_output: "attn.Wo",
+        output_norm: "mlp_norm",
+        intermediate: "mlp.Wi",
+        output: "mlp.Wo",
+        final_norm: "model.final_norm",
+    }),
+    pooler: "head.dense",
+    pooler_norm: Some("head.norm"),
     classifier: "classifier",
 };
 
@@ -99,12 +159,8 @@ impl Names {
             Architecture::Bert => &BERT,
             Architecture::DistilBert => &DISTILBERT,
             Architecture::Roberta | Architecture::XlmRoberta => &ROBERTA,
+            Architecture::ModernBert => &MODERNBERT,
         }
-    }
-
-    /// The token-type table, where there is one.
-    pub(super) fn types(&self) -> Option<&'static str> {
-        self.types
     }
 
     /// The name of a part of an encoder layer.
@@ -112,20 +168,49 @@ impl Names {
         format!("{}{index}.{part}", self.layers)
     }
 
-    /// The dense layers of an encoder layer.
-    fn dense_parts(&self) -> [&'static str; 6] {
-        [self.query, self.key, self.value, self.attention_output, self.intermediate, self.output]
+    /// The dense layers of an encoder layer, each with its inputs and outputs.
+    fn dense_parts(&self, config: &EncoderConfig) -> Vec<(&'static str, [usize; 2])> {
+        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
+        match &self.encoder {
+            EncoderNames::Bert(bert) => vec![
+                (bert.query, [hidden, hidden]),
+                (bert.key, [hidden, hidden]),
+                (bert.value, [hidden, hidden]),
+                (bert.attention_output, [hidden, hidden]),
+                (bert.intermediate, [hidden, wide]),
+                (bert.output, [wide, hidden]),
+            ],
+            EncoderNames::ModernBert(modern) => vec![
+                (modern.qkv, [hidden, 3 * hidden]),
+                (modern.attention_output, [hidden, hidden]),
+                (modern.intermediate, [hidden, 2 * wide]),
+                (modern.output, [wide, hidden]),
+            ],
+        }
+    }
+
+    /// The norms of an encoder layer.
+    fn norm_parts(&self, index: usize) -> Vec<&'static str> {
+        match &self.encoder {
+            EncoderNames::Bert(bert) => vec![bert.attention_norm, bert.output_norm],
+            EncoderNames::ModernBert(modern) if index == 0 => vec![modern.output_norm],
+            EncoderNames::ModernBert(modern) => vec![modern.attention_norm, modern.output_norm],
+        }
     }
 
     /// What adapters are put beside, in peft's terms: `targets` with [`ALL_LINEAR`] written out, or else queries and
     /// values, which are peft's default.
-    pub(super) fn lora_targets(&self, targets: &[String]) -> Vec<String> {
+    pub(super) fn lora_targets(&self, config: &EncoderConfig, targets: &[String]) -> Vec<String> {
         if targets.is_empty() {
             let last = |part: &str| part.rsplit('.').next().unwrap_or(part).to_owned();
-            return vec![last(self.query), last(self.value)];
+            return match &self.encoder {
+                EncoderNames::Bert(bert) => vec![last(bert.query), last(bert.value)],
+                EncoderNames::ModernBert(modern) => vec![last(modern.qkv)],
+            };
         }
         let all = targets.iter().any(|target| target == ALL_LINEAR);
-        if all { self.dense_parts().map(str::to_owned).to_vec() } else { targets.to_vec() }
+        let parts = || self.dense_parts(config).into_iter().map(|(part, _)| part.to_owned()).collect();
+        if all { parts() } else { targets.to_vec() }
     }
 
     /// The dense layers of the encoder that `targets` name, each with its inputs and outputs. As in peft, a target fits
@@ -138,20 +223,16 @@ impl Names {
         config: &EncoderConfig,
         targets: &[String],
     ) -> Result<Vec<(String, [usize; 2])>, String> {
-        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
-        let shape = |part: &str| match part {
-            _ if part == self.intermediate => [hidden, wide],
-            _ if part == self.output => [wide, hidden],
-            _ => [hidden, hidden],
-        };
+        let parts = self.dense_parts(config);
         let all: Vec<(String, [usize; 2])> = (0..config.num_hidden_layers)
-            .flat_map(|index| self.dense_parts().map(|part| (self.layer(index, part), shape(part))))
+            .flat_map(|index| parts.iter().map(move |(part, shape)| (self.layer(index, part), *shape)))
             .collect();
         let fits = |stem: &str, target: &str| {
             stem.strip_suffix(target).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
         };
         if let Some(target) = targets.iter().find(|target| !all.iter().any(|(stem, _)| fits(stem, target))) {
-            let parts = self.dense_parts().map(|part| format!("\"{part}\"")).join(", ");
+            let parts: Vec<String> = parts.iter().map(|(part, _)| format!("\"{part}\"")).collect();
+            let parts = parts.join(", ");
             return Err(format!(
                 "found {target:?}, which no dense layer ends with; expected some of {parts}, \"{ALL_LINEAR}\""
             ));
@@ -170,37 +251,56 @@ impl Names {
         modules
     }
 
-    /// The encoder layer that a tensor belongs to.
-    fn layer_of(&self, canonical: &str) -> Option<usize> {
+    /// The encoder layer that a tensor belongs to; a norm behind the last of `layers` counts to that one.
+    fn layer_of(&self, canonical: &str, layers: usize) -> Option<usize> {
+        if let EncoderNames::ModernBert(modern) = &self.encoder
+            && is_part(canonical, modern.final_norm)
+        {
+            return layers.checked_sub(1);
+        }
         canonical.strip_prefix(self.layers)?.split('.').next()?.parse().ok()
     }
 
     /// Every tensor with its shape.
     pub(super) fn tensors(&self, config: &EncoderConfig, labels: usize) -> Vec<(String, Vec<usize>)> {
-        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
-        let mut all = vec![
-            (self.words.to_owned(), vec![config.vocab_size, hidden]),
-            (self.positions.to_owned(), vec![config.max_position_embeddings, hidden]),
-        ];
-        if let (Some(types), Some(entries)) = (self.types, config.type_vocab_size) {
-            all.push((types.to_owned(), vec![entries, hidden]));
-        }
-        let mut pair = |name: String, weight: Vec<usize>| {
-            all.push((format!("{name}.bias"), vec![weight[0]]));
+        let hidden = config.hidden_size;
+        let mut all = vec![(self.words.to_owned(), vec![config.vocab_size, hidden])];
+        let mut outer_norms = vec![self.embeddings_norm];
+        let biased = match &self.encoder {
+            EncoderNames::Bert(bert) => {
+                all.push((bert.positions.to_owned(), vec![config.max_position_embeddings, hidden]));
+                if let (Some(types), Some(entries)) = (bert.types, config.type_vocab_size) {
+                    all.push((types.to_owned(), vec![entries, hidden]));
+                }
+                true
+            }
+            EncoderNames::ModernBert(modern) => {
+                outer_norms.push(modern.final_norm);
+                false
+            }
+        };
+        let mut add = |name: String, weight: Vec<usize>, biased: bool| {
+            if biased {
+                all.push((format!("{name}.bias"), vec![weight[0]]));
+            }
             all.push((format!("{name}.weight"), weight));
         };
-        pair(self.embeddings_norm.to_owned(), vec![hidden]);
-        for index in 0..config.num_hidden_layers {
-            for part in [self.query, self.key, self.value, self.attention_output] {
-                pair(self.layer(index, part), vec![hidden, hidden]);
-            }
-            pair(self.layer(index, self.intermediate), vec![wide, hidden]);
-            pair(self.layer(index, self.output), vec![hidden, wide]);
-            pair(self.layer(index, self.attention_norm), vec![hidden]);
-            pair(self.layer(index, self.output_norm), vec![hidden]);
+        for norm in outer_norms {
+            add(norm.to_owned(), vec![hidden], biased);
         }
-        pair(self.pooler.to_owned(), vec![hidden, hidden]);
-        pair(self.classifier.to_owned(), vec![labels, hidden]);
+        for index in 0..config.num_hidden_layers {
+            for (part, [inputs, outputs]) in self.dense_parts(config) {
+                add(self.layer(index, part), vec![outputs, inputs], biased);
+            }
+            for part in self.norm_parts(index) {
+                add(self.layer(index, part), vec![hidden], biased);
+            }
+        }
+        add(self.pooler.to_owned(), vec![hidden, hidden], biased);
+        if let Some(norm) = self.pooler_norm {
+            add(norm.to_owned(), vec![hidden], biased);
+        }
+        add(self.classifier.to_owned(), vec![labels, hidden], true);
         all
     }
 
@@ -223,7 +323,9 @@ impl Names {
 
     /// Whether the tensor belongs to pooler or classifier, which a base model need not have.
     pub(super) fn is_head(&self, canonical: &str) -> bool {
-        is_part(canonical, self.pooler) || self.is_classifier(canonical)
+        is_part(canonical, self.pooler)
+            || self.pooler_norm.is_some_and(|norm| is_part(canonical, norm))
+            || self.is_classifier(canonical)
     }
 
     /// Whether the tensor belongs to the classifier, whose shape depends on the labels.
@@ -234,7 +336,7 @@ impl Names {
     /// How many layers from the top a tensor is, pooler and classifier being the top: 0 for these, 1 for the last of
     /// `layers` encoder layers, `layers + 1` for the embeddings.
     pub(super) fn depth(&self, canonical: &str, layers: usize) -> usize {
-        match self.layer_of(canonical) {
+        match self.layer_of(canonical, layers) {
             Some(index) => layers.saturating_sub(index),
             None if self.is_head(canonical) => 0,
             None => layers + 1,
@@ -247,7 +349,7 @@ impl Names {
             Trainable::Full => true,
             Trainable::Head | Trainable::Lora => self.is_head(canonical),
             Trainable::Last(last) => {
-                self.is_head(canonical) || self.layer_of(canonical).is_some_and(|index| index + last >= layers)
+                self.is_head(canonical) || self.layer_of(canonical, layers).is_some_and(|index| index + last >= layers)
             }
         }
     }
@@ -259,7 +361,12 @@ fn is_part(canonical: &str, stem: &str) -> bool {
 
 /// Whether weight decay touches a tensor: neither biases nor layer normalisation, as transformers' trainer has it.
 pub(crate) fn decays(canonical: &str) -> bool {
-    !canonical.ends_with("bias") && !canonical.contains("LayerNorm") && !canonical.contains("layer_norm")
+    !canonical.ends_with("bias") && !is_norm(canonical)
+}
+
+/// Whether a tensor belongs to a layer normalisation.
+pub(super) fn is_norm(canonical: &str) -> bool {
+    canonical.rsplit('.').nth(1).is_some_and(|stem| stem.to_ascii_lowercase().ends_with("norm"))
 }
 
 #[cfg(test)]
@@ -277,6 +384,10 @@ mod tests {
             (Architecture::Roberta, "classifier.dense.weight", 0),
             (Architecture::Roberta, "roberta.encoder.layer.0.output.dense.weight", 2),
             (Architecture::DistilBert, "pre_classifier.weight", 0),
+            (Architecture::ModernBert, "head.norm.weight", 0),
+            (Architecture::ModernBert, "model.final_norm.weight", 1),
+            (Architecture::ModernBert, "model.layers.0.mlp.Wi.weight", 2),
+            (Architecture::ModernBert, "model.embeddings.norm.weight", 3),
             (Architecture::DistilBert, "distilbert.transformer.layer.1.ffn.lin1.bias", 1),
         ] {
             assert_eq!(Names::of(architecture).depth(name, 2), depth, "{name}");
@@ -285,9 +396,13 @@ mod tests {
 
     #[test]
     fn norms_and_biases_do_not_decay() {
-        for name in
-            ["bert.embeddings.LayerNorm.weight", "distilbert.transformer.layer.0.sa_layer_norm.weight", "x.bias"]
-        {
+        for name in [
+            "bert.embeddings.LayerNorm.weight",
+            "distilbert.transformer.layer.0.sa_layer_norm.weight",
+            "model.layers.1.attn_norm.weight",
+            "head.norm.weight",
+            "x.bias",
+        ] {
             assert!(!decays(name), "{name}");
         }
         assert!(decays("classifier.weight") && decays("roberta.embeddings.word_embeddings.weight"));

@@ -1,18 +1,24 @@
-//! The transformer encoder of BERT and its kin, with pooler and classifier, as a function of its parameters.
+//! A transformer encoder with pooler and classifier, as a function of its parameters. Here is what all architectures
+//! share; their encoders are in `bert` and `modernbert`.
+
+mod bert;
+mod modernbert;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Result, Tensor, Var, bail};
-use candle_transformers::models::bert::HiddenAct;
+use candle_core::{Device, Result, Tensor, Var, bail};
 use fedtune_config::job::Precision;
 
 use super::adapters::Adapters;
 use super::batch::{Batch, Layout};
-use super::config::{Architecture, EncoderConfig};
-use super::names::{Names, lora_a, lora_b};
+use super::config::{EncoderConfig, Pooling};
+use super::names::{EncoderNames, Names, lora_a, lora_b};
 use super::ops::dropout::DropoutStream;
-use super::ops::{self, Loss, Tape};
+use super::ops::{self, Indices, Loss, Tape};
+use bert::Bert;
+use modernbert::ModernBert;
 
 /// One parameter.
 #[derive(Debug, Clone)]
@@ -221,11 +227,37 @@ impl Network {
         }
     }
 
+    /// The bias of a dense layer or norm, where it has one.
+    fn bias(&self, name: &str, mode: &Mode) -> Result<Option<Tensor>> {
+        let name = format!("{name}.bias");
+        self.parameters.contains_key(&name).then(|| self.tensor(&name, mode)).transpose()
+    }
+
     /// A dense layer, and its adapter where it has one.
     fn linear(&self, x: &Tensor, name: &str, mode: &Mode) -> Result<Tensor> {
-        let (weight, bias) =
-            (self.tensor(&format!("{name}.weight"), mode)?, self.tensor(&format!("{name}.bias"), mode)?);
-        let out = ops::linear(&mode.tape, x, &weight, &bias)?;
+        let (weight, bias) = (self.tensor(&format!("{name}.weight"), mode)?, self.bias(name, mode)?);
+        let out = ops::linear(&mode.tape, x, &weight, bias.as_ref())?;
+        self.adapted(out, x, name, Ok, mode)
+    }
+
+    /// Some outputs of a dense layer without a bias, and of its adapter where it has one.
+    fn linear_part(&self, x: &Tensor, name: &str, outputs: Range<usize>, mode: &Mode) -> Result<Tensor> {
+        let part =
+            |weight: Tensor| ops::pick_rows(&mode.tape, &weight, outputs.clone().map(|output| output as u32).collect());
+        let weight = part(self.tensor(&format!("{name}.weight"), mode)?)?;
+        let out = ops::linear(&mode.tape, x, &weight, None)?;
+        self.adapted(out, x, name, part, mode)
+    }
+
+    /// `out` of a dense layer with what its adapter adds, where it has one; `part` picks the outputs that `out` has.
+    fn adapted(
+        &self,
+        out: Tensor,
+        x: &Tensor,
+        name: &str,
+        part: impl Fn(Tensor) -> Result<Tensor>,
+        mode: &Mode,
+    ) -> Result<Tensor> {
         let Some((adapters, place)) =
             self.adapters.as_ref().and_then(|adapters| Some((adapters, adapters.place(name)?)))
         else {
@@ -235,45 +267,47 @@ impl Network {
         let place = (self.config.num_hidden_layers as u64 + 1) * 8 + place;
         let dropout = mode.dropout.and_then(|stream| adapters.dropout_of(stream).at(place));
         let x = ops::dropout(&mode.tape, x, dropout)?;
-        let (down, up) = (self.tensor(&lora_a(name), mode)?, self.tensor(&lora_b(name), mode)?);
+        let (down, up) = (self.tensor(&lora_a(name), mode)?, part(self.tensor(&lora_b(name), mode)?)?);
         ops::low_rank(&mode.tape, &out, &x, (&down, &up), adapters.scale())
     }
 
     fn norm(&self, x: &Tensor, name: &str, mode: &Mode) -> Result<Tensor> {
-        let (weight, bias) =
-            (self.tensor(&format!("{name}.weight"), mode)?, self.tensor(&format!("{name}.bias"), mode)?);
-        ops::layer_norm(&mode.tape, x, &weight, &bias, self.config.layer_norm_eps)
+        let (weight, bias) = (self.tensor(&format!("{name}.weight"), mode)?, self.bias(name, mode)?);
+        ops::layer_norm(&mode.tape, x, &weight, bias.as_ref(), self.config.layer_norm_eps)
     }
 
     fn classify(&self, batch: &Batch, mode: &Mode) -> Result<Tensor> {
         let layers = self.config.num_hidden_layers;
-        let mut first = self.encode(batch, mode, Reach::FirstTokens)?;
-        if self.config.architecture.drops_before_pooler() {
-            first = ops::dropout(&mode.tape, &first, mode.dropout(layers, 2))?;
-        }
-        let pooled = self.linear(&first, self.names.pooler, mode)?;
-        let pooled = match self.config.architecture {
-            Architecture::DistilBert => ops::activation(&mode.tape, &pooled, HiddenAct::Relu)?,
-            _ => ops::tanh(&mode.tape, &pooled)?,
+        let mut seen = match self.config.pooling {
+            Pooling::Cls => self.encode(batch, mode, Reach::FirstTokens)?,
+            Pooling::Mean => ops::mean_rows(&mode.tape, &self.encode(batch, mode, Reach::AllTokens)?, &batch.layout)?,
         };
+        if self.config.architecture.drops_before_pooler() {
+            seen = ops::dropout(&mode.tape, &seen, mode.dropout(layers, 2))?;
+        }
+        let mut pooled = self.linear(&seen, self.names.pooler, mode)?;
+        pooled = match self.config.head_act {
+            Some(kind) => ops::activation(&mode.tape, &pooled, kind)?,
+            None => ops::tanh(&mode.tape, &pooled)?,
+        };
+        if let Some(norm) = self.names.pooler_norm {
+            pooled = self.norm(&pooled, norm, mode)?;
+        }
         let pooled = ops::dropout(&mode.tape, &pooled, mode.dropout(layers, 1))?;
         self.linear(&pooled, self.names.classifier, mode)
     }
 
     fn encode(&self, batch: &Batch, mode: &Mode, reach: Reach) -> Result<Tensor> {
-        let layers = self.config.num_hidden_layers;
-        let mut hidden = self.embed(batch, mode)?;
-        for index in 0..layers {
-            let reach = if index + 1 == layers { reach } else { Reach::AllTokens };
-            hidden = self.layer(index, &hidden, &batch.layout, mode, reach)?;
+        match &self.names.encoder {
+            EncoderNames::Bert(names) => Bert { network: self, names, mode }.encode(batch, reach),
+            EncoderNames::ModernBert(names) => ModernBert::new(self, names, batch, mode)?.encode(batch, reach),
         }
-        Ok(hidden)
     }
 
-    fn embed(&self, batch: &Batch, mode: &Mode) -> Result<Tensor> {
+    /// The table of words, or of those that the batch uses, and the batch's indices into it.
+    fn words(&self, batch: &Batch, mode: &Mode) -> Result<(Tensor, Indices)> {
         let mut indices = batch.indices.clone();
-        indices.positions.iter_mut().for_each(|position| *position += self.config.first_position as u32);
-        let words = match &mode.words {
+        let table = match &mode.words {
             Some((used, rows)) => {
                 let place = |word: &u32| rows.binary_search(word).map_or(u32::MAX, |place| place as u32);
                 indices.words = indices.words.iter().map(place).collect();
@@ -281,44 +315,18 @@ impl Network {
             }
             None => self.tensor(self.names.words, mode)?,
         };
-        let types = match self.names.types() {
-            Some(types) => self.tensor(types, mode)?,
-            None => {
-                // One row of zeros for all, whatever types the tokenizer gave.
-                indices.types.fill(0);
-                Tensor::zeros((1, self.config.hidden_size), DType::F32, &self.device)?
-            }
-        };
-        let sum = ops::embed(&mode.tape, &words, &self.tensor(self.names.positions, mode)?, &types, indices)?;
-        let sum = self.norm(&sum, self.names.embeddings_norm, mode)?;
-        ops::dropout(&mode.tape, &sum, mode.dropout(self.config.num_hidden_layers, 0))
+        Ok((table, indices))
     }
 
-    /// One encoder layer. The classifier sees the first token of each sequence only, so the last layer computes
-    /// nothing but keys and values for the others; the result and every gradient stay the same.
-    fn layer(&self, index: usize, hidden: &Tensor, layout: &Layout, mode: &Mode, reach: Reach) -> Result<Tensor> {
-        let names = self.names;
-        let name = |part: &str| names.layer(index, part);
-        let (targets, target_layout) = match reach {
-            Reach::AllTokens => (hidden.clone(), layout.clone()),
-            Reach::FirstTokens => {
-                let starts = ops::pick_rows(&mode.tape, hidden, layout.starts())?;
-                (starts, Layout::packed(&vec![1; layout.sequences()]))
-            }
-        };
-        let q = self.linear(&targets, &name(names.query), mode)?;
-        let k = self.linear(hidden, &name(names.key), mode)?;
-        let v = self.linear(hidden, &name(names.value), mode)?;
-        let heads = self.config.num_attention_heads;
-        let context = ops::attention(&mode.tape, &q, &k, &v, heads, (&target_layout, layout), mode.dropout(index, 0))?;
-        let context = self.linear(&context, &name(names.attention_output), mode)?;
-        let attended = ops::residual(&mode.tape, &context, &targets, mode.dropout(index, 1))?;
-        let attended = self.norm(&attended, &name(names.attention_norm), mode)?;
-        let wide = self.linear(&attended, &name(names.intermediate), mode)?;
-        let wide = ops::activation(&mode.tape, &wide, self.config.hidden_act)?;
-        let narrow = self.linear(&wide, &name(names.output), mode)?;
-        let out = ops::residual(&mode.tape, &narrow, &attended, mode.dropout(index, 2))?;
-        self.norm(&out, &name(names.output_norm), mode)
+    /// Norm and dropout of the embeddings.
+    fn embedded(&self, embeddings: &Tensor, mode: &Mode) -> Result<Tensor> {
+        let out = self.norm(embeddings, self.names.embeddings_norm, mode)?;
+        ops::dropout(&mode.tape, &out, mode.dropout(self.config.num_hidden_layers, 0))
+    }
+
+    /// How far a layer reaches: up to the last one, everything is wanted.
+    fn reach_of(&self, index: usize, reach: Reach) -> Reach {
+        if index + 1 == self.config.num_hidden_layers { reach } else { Reach::AllTokens }
     }
 }
 
@@ -327,4 +335,17 @@ impl Network {
 enum Reach {
     AllTokens,
     FirstTokens,
+}
+
+impl Reach {
+    /// The rows whose output is wanted, and how they lie.
+    fn targets(self, hidden: &Tensor, layout: &Layout, mode: &Mode) -> Result<(Tensor, Layout)> {
+        match self {
+            Self::AllTokens => Ok((hidden.clone(), layout.clone())),
+            Self::FirstTokens => {
+                let starts = ops::pick_rows(&mode.tape, hidden, layout.starts())?;
+                Ok((starts, Layout::packed(&vec![1; layout.sequences()])))
+            }
+        }
+    }
 }

@@ -17,11 +17,13 @@ mod composed;
 mod cross_entropy;
 pub(crate) mod dropout;
 mod embed;
+mod gated;
 mod gemm;
 mod linear;
 mod low_rank;
 mod norm;
 mod residual;
+mod rotary;
 mod rows;
 mod simd;
 mod tape;
@@ -34,14 +36,16 @@ pub use cross_entropy::Loss;
 pub(crate) use cross_entropy::row_loss;
 pub(crate) use dropout::Dropout;
 pub(crate) use embed::Indices;
+pub(crate) use rotary::Rotation;
 pub(crate) use simd::vectorised;
 pub(crate) use tape::{Gradients, Tape};
 pub(crate) use values::read as read_values;
 
-/// `x wᵀ + b`: x `[rows, in]`, w `[out, in]`, b `[out]`; gives `[rows, out]`.
-pub(crate) fn linear(tape: &Tape, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+/// `x wᵀ + b`: x `[rows, in]`, w `[out, in]`, b `[out]`, where there is one; gives `[rows, out]`.
+pub(crate) fn linear(tape: &Tape, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     if x.device().is_cpu() {
-        tape.apply3(linear::Linear { precision: tape.precision() }, x, weight, bias)
+        let bias = or_zeros(bias, weight)?;
+        tape.apply3(linear::Linear { precision: tape.precision() }, x, weight, &bias)
     } else {
         composed::linear(x, weight, bias)
     }
@@ -56,7 +60,7 @@ pub(crate) fn low_rank(
     (down, up): (&Tensor, &Tensor),
     scale: f64,
 ) -> Result<Tensor> {
-    let low = linear(tape, x, down, &Tensor::zeros(down.dim(0)?, x.dtype(), x.device())?)?;
+    let low = linear(tape, x, down, None)?;
     if x.device().is_cpu() {
         let op = low_rank::LowRank { scale: scale as f32, precision: tape.precision() };
         tape.apply3(op, base, &low, up)
@@ -65,11 +69,22 @@ pub(crate) fn low_rank(
     }
 }
 
+/// The bias of a layer that has none: zeros, which get no gradient.
+fn or_zeros(bias: Option<&Tensor>, weight: &Tensor) -> Result<Tensor> {
+    bias.map_or_else(|| Tensor::zeros(weight.dim(0)?, weight.dtype(), weight.device()), |bias| Ok(bias.clone()))
+}
+
 /// Layer normalisation over the last dimension (Ba, Kiros and Hinton 2016, 1607.06450): x `[rows, width]`, weight and
-/// bias `[width]`.
-pub(crate) fn layer_norm(tape: &Tape, x: &Tensor, weight: &Tensor, bias: &Tensor, epsilon: f64) -> Result<Tensor> {
+/// bias, where there is one, `[width]`.
+pub(crate) fn layer_norm(
+    tape: &Tape,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    epsilon: f64,
+) -> Result<Tensor> {
     if x.device().is_cpu() {
-        tape.apply3(norm::LayerNorm { epsilon: epsilon as f32 }, x, weight, bias)
+        tape.apply3(norm::LayerNorm { epsilon: epsilon as f32 }, x, weight, &or_zeros(bias, weight)?)
     } else {
         composed::layer_norm(x, weight, bias, epsilon)
     }
@@ -77,12 +92,36 @@ pub(crate) fn layer_norm(tape: &Tape, x: &Tensor, weight: &Tensor, bias: &Tensor
 
 /// The activation of the feed-forward part; any shape.
 pub(crate) fn activation(tape: &Tape, x: &Tensor, kind: HiddenAct) -> Result<Tensor> {
-    let fused = match kind {
-        HiddenAct::Gelu => Activation::Gelu,
-        HiddenAct::GeluApproximate => Activation::GeluTanh,
-        HiddenAct::Relu => Activation::Relu,
-    };
-    if x.device().is_cpu() { tape.apply1(fused, x) } else { composed::activation(x, kind) }
+    if x.device().is_cpu() { tape.apply1(Activation::from(kind), x) } else { composed::activation(x, kind) }
+}
+
+/// `activation(a) ∘ b` of x `[rows, 2 · width]`, whose rows hold a and then b (Shazeer 2020, 2002.05202); gives
+/// `[rows, width]`.
+pub(crate) fn gated(tape: &Tape, x: &Tensor, kind: HiddenAct) -> Result<Tensor> {
+    if x.device().is_cpu() {
+        tape.apply1(gated::Gated { activation: kind.into() }, x)
+    } else {
+        composed::gated(x, kind)
+    }
+}
+
+/// Rotary positions (Su et al. 2021, 2104.09864) on x `[tokens, heads · depth]`: in each head, the pair of the values i and
+/// i + depth / 2 turns by the token's position in its sequence times the i-th frequency.
+pub(crate) fn rotary(tape: &Tape, x: &Tensor, rotation: &Rotation, layout: &Layout) -> Result<Tensor> {
+    if x.device().is_cpu() {
+        tape.apply1(rotary::Rotary { rotation: rotation.clone(), layout: layout.clone() }, x)
+    } else {
+        composed::rotary(x, rotation, layout)
+    }
+}
+
+/// The mean of each sequence's rows of `[tokens, width]`; gives `[sequences, width]`.
+pub(crate) fn mean_rows(tape: &Tape, x: &Tensor, layout: &Layout) -> Result<Tensor> {
+    if x.device().is_cpu() {
+        tape.apply1(rows::MeanRows { layout: layout.clone() }, x)
+    } else {
+        composed::mean_rows(x, layout)
+    }
 }
 
 /// The hyperbolic tangent; any shape.
@@ -90,7 +129,7 @@ pub(crate) fn tanh(tape: &Tape, x: &Tensor) -> Result<Tensor> {
     if x.device().is_cpu() { tape.apply1(Activation::Tanh, x) } else { x.tanh() }
 }
 
-/// Some rows of `[rows, width]`, each at most once.
+/// Some rows of `[rows, width]`.
 pub(crate) fn pick_rows(tape: &Tape, x: &Tensor, rows: Vec<u32>) -> Result<Tensor> {
     if x.device().is_cpu() {
         tape.apply1(rows::PickRows { rows }, x)
@@ -119,23 +158,35 @@ pub(crate) fn dropout(tape: &Tape, x: &Tensor, dropout: Option<Dropout>) -> Resu
 
 /// Multi-head scaled dot-product attention inside each sequence (Vaswani et al. 2017, 1706.03762).
 ///
-/// `q` `[query tokens, width]` lies as `queries` says; `k` and `v` `[tokens, width]` lie as `keys` says. Rows that
-/// belong to no sequence (padding) come out as zero on the processor and as something unspecified elsewhere.
+/// `q` `[query tokens, width]` and `k` and `v` `[tokens, width]` lie as `scope` says. Rows that belong to no sequence
+/// (padding) come out as zero on the processor and as something unspecified elsewhere.
 pub(crate) fn attention(
     tape: &Tape,
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
     heads: usize,
-    (queries, keys): (&Layout, &Layout),
+    scope: Scope<'_>,
     dropout: Option<Dropout>,
 ) -> Result<Tensor> {
     if q.device().is_cpu() {
-        let op = attention::Attention { heads, queries: queries.clone(), keys: keys.clone(), dropout };
+        let Scope { queries, keys, window } = scope;
+        let op = attention::Attention { heads, queries: queries.clone(), keys: keys.clone(), window, dropout };
         tape.apply3(op, q, k, v)
     } else {
-        composed::attention(q, k, v, heads, (queries, keys), dropout)
+        composed::attention(q, k, v, heads, scope, dropout)
     }
+}
+
+/// Which tokens attend to which.
+#[derive(Clone, Copy)]
+pub(crate) struct Scope<'a> {
+    /// How the queries lie. The i-th of a sequence is at the place of its i-th key.
+    pub(crate) queries: &'a Layout,
+    /// How keys and values lie.
+    pub(crate) keys: &'a Layout,
+    /// The largest distance between a query and a key that it sees; `None`: it sees all of its sequence.
+    pub(crate) window: Option<usize>,
 }
 
 /// Sum of word, position and token-type embeddings: tables `[entries, width]`, one index into each for every token.

@@ -10,8 +10,8 @@ use fedtune_client::model::ModelSpec;
 use fedtune_config::job::{Lora, Precision, Trainable};
 use serde_json::{Value, json};
 
-pub(crate) fn fixture() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/bert")
+pub(crate) fn fixture(architecture: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(architecture)
 }
 
 pub(crate) fn labels() -> Vec<String> {
@@ -63,16 +63,25 @@ pub(crate) fn tokenizer(vocabulary: u32) -> Value {
 
 /// Writes the model into a folder.
 pub(crate) fn write(folder: &Path) {
+    write_of("bert", folder);
+}
+
+fn write_of(architecture: &str, folder: &Path) {
     for file in ["config.json", "model.safetensors"] {
-        std::fs::copy(fixture().join(file), folder.join(file)).unwrap();
+        std::fs::copy(fixture(architecture).join(file), folder.join(file)).unwrap();
     }
     std::fs::write(folder.join("tokenizer.json"), tokenizer(60).to_string()).unwrap();
 }
 
 /// A fresh folder with the model.
 pub(crate) fn folder() -> tempfile::TempDir {
+    folder_of("bert")
+}
+
+/// A fresh folder with the fixture's model of an architecture.
+pub(crate) fn folder_of(architecture: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    write(folder.path());
+    write_of(architecture, folder.path());
     folder
 }
 

@@ -1,6 +1,7 @@
 //! Activations, value by value.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_transformers::models::bert::HiddenAct;
 use rayon::prelude::*;
 
 use super::simd::{normal, vectorised};
@@ -23,8 +24,18 @@ const BLOCK: usize = 1 << 14;
 const ROOT: f32 = 0.797_884_6;
 const CUBIC: f32 = 0.044_715;
 
+impl From<HiddenAct> for Activation {
+    fn from(kind: HiddenAct) -> Self {
+        match kind {
+            HiddenAct::Gelu => Self::Gelu,
+            HiddenAct::GeluApproximate => Self::GeluTanh,
+            HiddenAct::Relu => Self::Relu,
+        }
+    }
+}
+
 impl Activation {
-    fn value(self, x: &[f32], out: &mut [f32]) {
+    pub(super) fn value(self, x: &[f32], out: &mut [f32]) {
         match self {
             // Only this one is worth vector code; the others are rare or small.
             Self::Gelu => vectorised(|| each(x, out, |x| x * normal(x).0)),
@@ -35,7 +46,7 @@ impl Activation {
     }
 
     /// The derivative at x, into `out`.
-    fn slope(self, x: &[f32], out: &mut [f32]) {
+    pub(super) fn slope(self, x: &[f32], out: &mut [f32]) {
         match self {
             Self::Gelu => vectorised(|| {
                 each(x, out, |x| {

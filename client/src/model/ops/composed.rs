@@ -5,19 +5,28 @@
 use candle_core::{D, Result, Tensor, bail};
 use candle_transformers::models::bert::HiddenAct;
 
+use super::Scope;
 use super::cross_entropy::Loss;
 use super::dropout::Dropout;
 use super::embed::Indices;
+use super::rotary::Rotation;
 use crate::model::batch::Layout;
 
-pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    x.matmul(&weight.t()?)?.broadcast_add(bias)
+pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    with_bias(x.matmul(&weight.t()?)?, bias)
 }
 
-pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, epsilon: f64) -> Result<Tensor> {
+fn with_bias(x: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    match bias {
+        Some(bias) => x.broadcast_add(bias),
+        None => Ok(x),
+    }
+}
+
+pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, epsilon: f64) -> Result<Tensor> {
     let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
     let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-    centred.broadcast_div(&(variance + epsilon)?.sqrt()?)?.broadcast_mul(weight)?.broadcast_add(bias)
+    with_bias(centred.broadcast_div(&(variance + epsilon)?.sqrt()?)?.broadcast_mul(weight)?, bias)
 }
 
 pub(super) fn activation(x: &Tensor, kind: HiddenAct) -> Result<Tensor> {
@@ -26,6 +35,36 @@ pub(super) fn activation(x: &Tensor, kind: HiddenAct) -> Result<Tensor> {
         HiddenAct::GeluApproximate => x.gelu(),
         HiddenAct::Relu => x.relu(),
     }
+}
+
+pub(super) fn gated(x: &Tensor, kind: HiddenAct) -> Result<Tensor> {
+    let width = x.dim(1)? / 2;
+    activation(&x.narrow(1, 0, width)?.contiguous()?, kind)?.mul(&x.narrow(1, width, width)?)
+}
+
+pub(super) fn rotary(x: &Tensor, rotation: &Rotation, layout: &Layout) -> Result<Tensor> {
+    rotation.check(x.shape(), layout)?;
+    let ((rows, width), depth) = (x.dims2()?, rotation.depth());
+    let half = depth / 2;
+    let (cosines, sines) = rotation.rows(layout);
+    let angles = |values: Vec<f32>| Tensor::from_vec(values, (rows, 1, half), x.device());
+    let (cosines, sines) = (angles(cosines)?, angles(sines)?);
+    let x = x.reshape((rows, width / depth, depth))?;
+    let (a, b) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
+    let first = (a.broadcast_mul(&cosines)? - b.broadcast_mul(&sines)?)?;
+    let second = (b.broadcast_mul(&cosines)? + a.broadcast_mul(&sines)?)?;
+    Tensor::cat(&[first, second], 2)?.reshape((rows, width))
+}
+
+/// As a product with the shares of the rows, `[sequences, rows]`.
+pub(super) fn mean_rows(x: &Tensor, layout: &Layout) -> Result<Tensor> {
+    let mut shares = vec![0f32; layout.sequences() * layout.rows()];
+    for (sequence, row) in shares.chunks_exact_mut(layout.rows().max(1)).enumerate() {
+        let span = layout.span(sequence);
+        let share = 1.0 / span.len() as f32;
+        row[span].fill(share);
+    }
+    Tensor::from_vec(shares, (layout.sequences(), layout.rows()), x.device())?.matmul(x)
 }
 
 /// The mask is drawn by the processor, so that it is the same on every device.
@@ -40,7 +79,7 @@ pub(super) fn attention(
     k: &Tensor,
     v: &Tensor,
     heads: usize,
-    (queries, keys): (&Layout, &Layout),
+    Scope { queries, keys, window }: Scope<'_>,
     dropout: Option<Dropout>,
 ) -> Result<Tensor> {
     if !queries.is_padded() || !keys.is_padded() {
@@ -52,13 +91,15 @@ pub(super) fn attention(
         x.reshape((sequences, length, heads, depth))?.transpose(1, 2)?.contiguous()
     };
     let (q, k, v) = (split(q, queries.width())?, split(k, keys.width())?, split(v, keys.width())?);
-    let hidden: Vec<f32> = (0..sequences)
-        .flat_map(|s| {
-            let length = keys.span(s).len();
-            (0..keys.width()).map(move |i| if i < length { 0.0 } else { -1e30 })
-        })
-        .collect();
-    let hidden = Tensor::from_vec(hidden, (sequences, 1, 1, keys.width()), q.device())?;
+    let mut hidden = Vec::with_capacity(sequences * queries.width() * keys.width());
+    for sequence in 0..sequences {
+        let length = keys.span(sequence).len();
+        for query in 0..queries.width() {
+            let seen = |key: usize| key < length && window.is_none_or(|window| key.abs_diff(query) <= window);
+            hidden.extend((0..keys.width()).map(|key| if seen(key) { 0f32 } else { -1e30 }));
+        }
+    }
+    let hidden = Tensor::from_vec(hidden, (sequences, 1, queries.width(), keys.width()), q.device())?;
     let scores = (q.matmul(&k.t()?)? / (depth as f64).sqrt())?.broadcast_add(&hidden)?;
     let mut probabilities = candle_nn::ops::softmax(&scores, D::Minus1)?;
     if let Some(dropout) = dropout {

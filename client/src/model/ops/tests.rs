@@ -5,7 +5,7 @@ use candle_core::{Device, Result, Tensor, Var};
 use candle_transformers::models::bert::HiddenAct;
 
 use super::dropout::DropoutStream;
-use super::{Dropout, Indices, Loss, Tape, composed};
+use super::{Dropout, Indices, Loss, Rotation, Scope, Tape, composed};
 use crate::model::batch::Layout;
 
 fn random(shape: &[usize], seed: u64) -> Var {
@@ -52,12 +52,14 @@ fn compare(
 fn linear_agrees() {
     for (rows, inner, outer) in [(1, 3, 2), (37, 20, 150), (300, 64, 129)] {
         let arguments = [random(&[rows, inner], 1), random(&[outer, inner], 2), random(&[outer], 3)];
-        compare(
-            "linear",
-            &arguments,
-            |t| super::linear(&Tape::default(), &t[0], &t[1], &t[2]),
-            |t| composed::linear(&t[0], &t[1], &t[2]),
-        );
+        for count in [2, 3] {
+            compare(
+                "linear",
+                &arguments[..count],
+                |t| super::linear(&Tape::default(), &t[0], &t[1], t.get(2)),
+                |t| composed::linear(&t[0], &t[1], t.get(2)),
+            );
+        }
     }
 }
 
@@ -65,12 +67,14 @@ fn linear_agrees() {
 fn layer_norm_agrees() {
     for (rows, width) in [(1, 4), (70, 33), (65, 384)] {
         let arguments = [random(&[rows, width], 1), random(&[width], 2), random(&[width], 3)];
-        compare(
-            "layer norm",
-            &arguments,
-            |t| super::layer_norm(&Tape::default(), &t[0], &t[1], &t[2], 1e-12),
-            |t| composed::layer_norm(&t[0], &t[1], &t[2], 1e-12),
-        );
+        for count in [2, 3] {
+            compare(
+                "layer norm",
+                &arguments[..count],
+                |t| super::layer_norm(&Tape::default(), &t[0], &t[1], t.get(2), 1e-12),
+                |t| composed::layer_norm(&t[0], &t[1], t.get(2), 1e-12),
+            );
+        }
     }
 }
 
@@ -86,17 +90,26 @@ fn activations_agree() {
             |t| composed::activation(&t[0], kind),
         );
     }
+    for kind in [HiddenAct::Gelu, HiddenAct::GeluApproximate, HiddenAct::Relu] {
+        compare(
+            &format!("gated {kind:?}"),
+            &arguments,
+            |t| super::gated(&Tape::default(), &t[0], kind),
+            |t| composed::gated(&t[0], kind),
+        );
+    }
+    assert!(super::gated(&Tape::default(), random(&[2, 3], 1).as_tensor(), HiddenAct::Gelu).is_err());
     compare("tanh", &arguments, |t| super::tanh(&Tape::default(), &t[0]), |t| t[0].tanh());
 }
 
 #[test]
 fn picked_rows_agree() {
     let arguments = [random(&[9, 6], 1)];
-    let rows = Tensor::new(&[7u32, 0, 3], &Device::Cpu).unwrap();
+    let rows = Tensor::new(&[7u32, 0, 3, 7], &Device::Cpu).unwrap();
     compare(
         "pick rows",
         &arguments,
-        |t| super::pick_rows(&Tape::default(), &t[0], vec![7, 0, 3]),
+        |t| super::pick_rows(&Tape::default(), &t[0], vec![7, 0, 3, 7]),
         |t| t[0].index_select(&rows, 0),
     );
     assert!(super::pick_rows(&Tape::default(), arguments[0].as_tensor(), vec![9]).is_err());
@@ -136,37 +149,78 @@ fn dropout_and_residual_agree() {
     }
 }
 
+/// The rows that belong to a sequence; results for padding are unspecified, and left out of comparisons.
+fn real(layout: &Layout) -> Tensor {
+    let rows: Vec<u32> = (0..layout.sequences()).flat_map(|s| layout.span(s)).map(|row| row as u32).collect();
+    Tensor::new(rows.as_slice(), &Device::Cpu).unwrap()
+}
+
 #[test]
-fn attention_agrees_with_and_without_dropout() {
+fn attention_agrees_with_and_without_dropout_and_window() {
     let (heads, width) = (3, 12);
-    for lengths in [vec![5, 5], vec![4, 1, 7]] {
+    // The last is cut into several blocks of queries where there is a window.
+    for (lengths, windows) in [
+        (vec![5, 5], [None, Some(0), Some(100)]),
+        (vec![4, 1, 7], [None, Some(1), Some(2)]),
+        (vec![150, 66], [None, Some(3), Some(70)]),
+    ] {
         let layout = Layout::padded(&lengths);
         let single = Layout::packed(&vec![1; lengths.len()]);
-        for queries in [&layout, &single] {
+        for (queries, window) in [&layout, &single].into_iter().flat_map(|queries| windows.map(|w| (queries, w))) {
             let arguments = [
                 random(&[queries.rows(), width], 1),
                 random(&[layout.rows(), width], 2),
                 random(&[layout.rows(), width], 3),
             ];
-            // Rows of padding have unspecified results, so they are taken out before comparing.
-            let real: Vec<u32> = (0..lengths.len()).flat_map(|s| queries.span(s)).map(|row| row as u32).collect();
-            let real = Tensor::new(real.as_slice(), &Device::Cpu).unwrap();
+            let real = real(queries);
+            let scope = Scope { queries, keys: &layout, window };
             for mask in [None, dropout(0.2)] {
                 compare(
-                    "attention",
+                    &format!("attention of {lengths:?} in {window:?}"),
                     &arguments,
                     |t| {
-                        super::attention(&Tape::default(), &t[0], &t[1], &t[2], heads, (queries, &layout), mask)?
+                        super::attention(&Tape::default(), &t[0], &t[1], &t[2], heads, scope, mask)?
                             .index_select(&real, 0)
                     },
-                    |t| {
-                        composed::attention(&t[0], &t[1], &t[2], heads, (queries, &layout), mask)?
-                            .index_select(&real, 0)
-                    },
+                    |t| composed::attention(&t[0], &t[1], &t[2], heads, scope, mask)?.index_select(&real, 0),
                 );
             }
         }
     }
+}
+
+#[test]
+fn rotary_positions_agree_and_depend_on_distances_only() {
+    let (rotation, layout) = (Rotation::new(50.0, 6, 9), Layout::padded(&[4, 1, 9]));
+    let real = real(&layout);
+    compare(
+        "rotary",
+        &[random(&[layout.rows(), 12], 1)],
+        |t| super::rotary(&Tape::default(), &t[0], &rotation, &layout)?.index_select(&real, 0),
+        |t| composed::rotary(&t[0], &rotation, &layout)?.index_select(&real, 0),
+    );
+    let short = Layout::packed(&[10]);
+    assert!(super::rotary(&Tape::default(), random(&[10, 12], 1).as_tensor(), &rotation, &short).is_err());
+
+    // One vector at every position: products of rotated vectors are those of equal distances.
+    let one = random(&[1, 6], 1).as_detached_tensor().broadcast_as((9, 6)).unwrap().contiguous().unwrap();
+    let turned = super::rotary(&Tape::default(), &one, &rotation, &Layout::packed(&[9])).unwrap();
+    let products = values(&turned.matmul(&turned.t().unwrap()).unwrap());
+    assert!((products[3] - products[5 * 9 + 8]).abs() < 1e-5);
+    assert!((products[3] - products[0]).abs() > 1e-2);
+}
+
+#[test]
+fn means_of_rows_agree() {
+    for layout in [Layout::padded(&[4, 1, 7]), Layout::packed(&[4, 1, 7])] {
+        compare(
+            "mean rows",
+            &[random(&[layout.rows(), 5], 1)],
+            |t| super::mean_rows(&Tape::default(), &t[0], &layout),
+            |t| composed::mean_rows(&t[0], &layout),
+        );
+    }
+    assert!(super::mean_rows(&Tape::default(), random(&[3, 5], 1).as_tensor(), &Layout::packed(&[4])).is_err());
 }
 
 #[test]
@@ -297,7 +351,7 @@ fn certain_rows_have_finite_gradients() {
 fn nothing_is_computed_for_frozen_arguments() {
     let (x, weight, bias) = (random(&[3, 4], 1), random(&[2, 4], 2), random(&[2], 3));
     let frozen =
-        super::linear(&Tape::default(), &x.as_detached_tensor(), weight.as_tensor(), &bias.as_detached_tensor())
+        super::linear(&Tape::default(), &x.as_detached_tensor(), weight.as_tensor(), Some(&bias.as_detached_tensor()))
             .unwrap();
     let store = frozen.sum_all().unwrap().backward().unwrap();
     assert!(store.get(&weight).is_some() && store.get(&x).is_none() && store.get(&bias).is_none());
@@ -305,7 +359,7 @@ fn nothing_is_computed_for_frozen_arguments() {
         &Tape::default(),
         &x.as_detached_tensor(),
         &weight.as_detached_tensor(),
-        &bias.as_detached_tensor(),
+        Some(&bias.as_detached_tensor()),
     )
     .unwrap();
     assert!(!all.track_op());
