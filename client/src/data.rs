@@ -2,7 +2,7 @@
 //!
 //! A faulty row is left out and reported in the [`DataReport`]; a faulty file is a [`DataError`]. Read in this order:
 //! [`error`] (what can be wrong), `sniff` (what kind of file it really is), `csv` and `jsonl` (bounded readers that give
-//! raw rows), [`labels`], [`report`], [`mod@fold`] (when two texts are the same), [`mod@split`], `sample`, [`near`] and [`check`] (a
+//! raw rows), [`labels`], [`report`], [`rows`] (where the texts are), [`mod@fold`] (when two texts are the same), [`mod@split`], `sample`, [`near`] and [`check`] (a
 //! file's quality).
 
 pub mod check;
@@ -14,6 +14,7 @@ mod jsonl;
 pub mod labels;
 pub mod near;
 pub mod report;
+pub mod rows;
 mod sample;
 mod sniff;
 pub mod split;
@@ -26,24 +27,14 @@ pub use columns::{Columns, Wanted};
 pub use error::{DataError, Fault};
 pub use labels::LabelMap;
 pub use report::DataReport;
+pub use rows::{HELD_TEXT, Row, Rows};
 pub use sample::Sampling;
 pub use split::split;
 
+use rows::{Gathering, Repetition, Source, Stamp};
+
 /// The longest text of a row, in bytes; longer ones are a [`Fault::TooLong`].
 pub const MAX_TEXT: usize = 64 << 10;
-
-/// A usable row.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Row {
-    /// The text; never empty.
-    pub text: String,
-    /// Index into the job's labels.
-    pub label: usize,
-    /// Its first line in the file, counted from 1.
-    pub line: u64,
-    /// The value of the group column, where one is read.
-    pub group: Option<String>,
-}
 
 /// A row before its label is looked up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,27 +56,76 @@ pub fn scan(
     wanted: Wanted<'_>,
     each: &mut dyn FnMut(u64, Result<RawRow, Fault>),
 ) -> Result<(), DataError> {
-    let (format, file) = sniff::open(path)?;
-    match format {
-        sniff::Format::Csv => csv::scan(path, file, wanted, each),
-        sniff::Format::Jsonl => jsonl::scan(path, file, wanted, each),
-    }
+    scan_places(path, wanted, &mut |place, row| each(place.line, row)).map(|_| ())
 }
 
-/// Reads every usable row of a file, and reports the others.
+/// Where a row begins.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// Its first line, counted from 1.
+    line: u64,
+    /// Its first byte in the file.
+    start: u64,
+}
+
+/// What must be known of a file to read one of its rows again.
+#[derive(Debug)]
+enum Layout {
+    Csv(csv::Layout),
+    Jsonl,
+}
+
+/// As [`scan`]; gives what it takes to read rows again, and how the file was.
+fn scan_places(
+    path: &Path,
+    wanted: Wanted<'_>,
+    each: &mut dyn FnMut(Place, Result<RawRow, Fault>),
+) -> Result<(Layout, Stamp), DataError> {
+    let sniff::Opened { format, mut file, start } = sniff::open(path)?;
+    let metadata = file.get_ref().metadata().map_err(|source| DataError::Read { path: path.into(), source })?;
+    let layout = match format {
+        sniff::Format::Csv => Layout::Csv(csv::scan(path, &mut file, start, wanted, each)?),
+        sniff::Format::Jsonl => {
+            jsonl::scan(path, &mut file, start, wanted, each)?;
+            Layout::Jsonl
+        }
+    };
+    Ok((layout, metadata.into()))
+}
+
+/// Checks every row of a file: gives the usable ones, and reports the others. Texts are held in memory up to
+/// [`HELD_TEXT`].
 ///
 /// # Errors
 /// The file as a whole is unusable, or no row is.
-pub fn read(path: &Path, columns: &Columns, labels: &LabelMap) -> Result<(Vec<Row>, DataReport), DataError> {
-    let (mut rows, mut seen) = (Vec::new(), report::Seen::default());
+pub fn read(path: &Path, columns: &Columns, labels: &LabelMap) -> Result<(Rows, DataReport), DataError> {
+    read_holding(path, columns, labels, HELD_TEXT)
+}
+
+/// As [`read`], with another limit than [`HELD_TEXT`], in bytes. Where the texts are not held the file must not change as
+/// long as the rows are used.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_holding(
+    path: &Path,
+    columns: &Columns,
+    labels: &LabelMap,
+    most: usize,
+) -> Result<(Rows, DataReport), DataError> {
+    let mut gathering = Gathering::new(most);
     let mut report = DataReport::new(path);
-    scan(path, columns.wanted(), &mut |line, row| match row {
+    let (layout, stamp) = scan_places(path, columns.wanted(), &mut |Place { line, start }, row| match row {
         Ok(RawRow { text, label, group }) => {
             let label = label.unwrap_or_default();
             match labels.index(&label) {
-                Some(index) => {
-                    report.use_row(seen.add(fold::identity(&fold::fold(&text)), line, index), index);
-                    rows.push(Row { text, label: index, line, group });
+                Some(label) => {
+                    report.use_row(label);
+                    match gathering.add(Row { text, label, line, group }, start) {
+                        Repetition::None => {}
+                        Repetition::Whole => report.duplicates += 1,
+                        Repetition::OtherLabel => report.conflicts += 1,
+                    }
                 }
                 None => report.unknown_label(line, &label, labels),
             }
@@ -95,9 +135,10 @@ pub fn read(path: &Path, columns: &Columns, labels: &LabelMap) -> Result<(Vec<Ro
     if report.rows == 0 {
         return Err(DataError::NoRows { path: path.into() });
     }
-    if rows.is_empty() {
+    if report.used == 0 {
         return Err(DataError::NoUsableRow { path: path.into(), report: Box::new(report), labels: labels.known() });
     }
+    let rows = gathering.of_file(Source { path: path.into(), layout, columns: columns.clone(), stamp })?;
     Ok((rows, report))
 }
 

@@ -1,9 +1,10 @@
 //! Fine-tuning and evaluating a [`Classifier`](crate::model::Classifier).
 //!
-//! Read in this order: [`fit`] (the loop), [`schedule`], `order` (batches), `augment`, `loss`, `pull` (proximal terms),
+//! Read in this order: [`fit`] (the loop), [`schedule`], `order` (batches), `ahead` (tokenising in the background), `augment`, `loss`, `pull` (proximal terms),
 //! `optimizer`, [`evaluate`], [`metrics`] and [`scores`], `early_stopping`, [`cross`] (cross-validation), [`confident`] (wrong
 //! labels).
 
+mod ahead;
 mod augment;
 pub mod confident;
 pub mod cross;

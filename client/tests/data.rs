@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use fedtune_client::data::{self, Columns, DataError, DataReport, Fault, LabelMap, MAX_TEXT, RawRow, Row, Wanted};
+use fedtune_client::data::{
+    self, Columns, DataError, DataReport, Fault, LabelMap, MAX_TEXT, RawRow, Row, Rows, Wanted,
+};
 use tempfile::TempDir;
 
 fn columns() -> Columns {
@@ -25,7 +27,11 @@ fn file(name: &str, content: &[u8]) -> (TempDir, PathBuf) {
 
 fn read(name: &str, content: &[u8]) -> Result<(Vec<Row>, DataReport), DataError> {
     let (_folder, path) = file(name, content);
-    data::read(&path, &columns(), &labels(&["good", "bad"]))
+    data::read(&path, &columns(), &labels(&["good", "bad"])).map(|(rows, report)| (whole(&rows), report))
+}
+
+fn whole(rows: &Rows) -> Vec<Row> {
+    (0..rows.len()).map(|row| rows.row(row).unwrap()).collect()
 }
 
 fn refused(name: &str, content: &[u8], words: &[&str]) {
@@ -106,10 +112,10 @@ fn duplicates_and_conflicts_are_counted_and_used() {
 
 #[test]
 fn duplicates_are_removed_with_their_counts() {
-    let (mut rows, mut report) =
-        read("a.csv", b"text,label\nA  b,good\na B ,good\nx,bad\na b,bad\n,bad\nx,bad\n").unwrap();
+    let (_folder, path) = file("a.csv", b"text,label\nA  b,good\na B ,good\nx,bad\na b,bad\n,bad\nx,bad\n");
+    let (rows, mut report) = data::read(&path, &columns(), &labels(&["good", "bad"])).unwrap();
     assert_eq!((report.duplicates, report.conflicts), (2, 1));
-    report.remove_duplicates(&mut rows);
+    let rows = whole(&report.remove_duplicates(&rows));
     assert_eq!(rows.iter().map(|row| (row.line, row.label)).collect::<Vec<_>>(), [(2, 0), (4, 1), (5, 1)]);
     assert_eq!((report.rows, report.used, report.removed, report.skipped()), (6, 3, 2, 1));
     assert_eq!((report.per_label[&0], report.per_label[&1]), (1, 2));
@@ -129,7 +135,7 @@ fn groups_are_read_and_a_row_without_one_is_left_out() {
     ] {
         let (_folder, path) = file(name, content.as_bytes());
         let (rows, report) = data::read(&path, &columns, &labels(&["good", "bad"])).unwrap();
-        assert_eq!(rows.iter().map(|row| row.group.as_deref().unwrap()).collect::<Vec<_>>(), ["7", "x"], "{name}");
+        assert_eq!((0..rows.len()).map(|row| rows.group(row).unwrap()).collect::<Vec<_>>(), ["7", "x"], "{name}");
         assert_eq!(report.faults["empty group"].count, 1, "{report}");
     }
     let (_folder, path) = file("a.csv", b"text,label\na,good\n");
@@ -143,7 +149,7 @@ fn local_label_names_are_mapped() {
     let map = LabelMap::new(&["good".into(), "bad".into()], &local).unwrap();
     let (_folder, path) = file("a.csv", b"text,label\na,1\nb,0\nc,good\n");
     let (rows, _) = data::read(&path, &columns(), &map).unwrap();
-    assert_eq!(rows.iter().map(|row| row.label).collect::<Vec<_>>(), [0, 1, 0]);
+    assert_eq!(rows.labels().collect::<Vec<_>>(), [0, 1, 0]);
     let wrong = BTreeMap::from([("1".to_owned(), "great".to_owned())]);
     let error = LabelMap::new(&["good".into()], &wrong).unwrap_err().to_string();
     assert!(error.contains("\"great\"") && error.contains("\"good\""), "{error}");
@@ -218,7 +224,7 @@ fn faulty_json_lines_are_left_out_and_named() {
     }
     let (_folder, path) = file("a.ndjson", b"{\"text\": \"a\", \"label\": 1}\n{\"text\": \"b\", \"label\": true}");
     let rows = data::read(&path, &columns(), &labels(&["1", "true"])).unwrap().0;
-    assert_eq!(rows.iter().map(|row| row.label).collect::<Vec<_>>(), [0, 1]);
+    assert_eq!(rows.labels().collect::<Vec<_>>(), [0, 1]);
 }
 
 #[test]
@@ -240,6 +246,86 @@ fn a_huge_cell_does_not_fill_the_memory() {
         assert_eq!((rows.len(), report.faults["text too long"].count), (1, 1));
         assert!(report.to_string().contains("67108"), "{report}");
     }
+}
+
+/// Rows of every shape, those that are left out among them.
+const SHAPES: [(&str, &str); 3] = [
+    (
+        "a.csv",
+        "\u{feff}more,text,who,label\r\n1,plain,x,good\r\n\r\n2,\"a \"\"quoted\"\"\nsecond line, and more\",y,bad\r\n\
+         3,too few\r\n\u{feff}4,Plain,x,bad\r\n5,plain,x,good\r\n6,,x,good\r\n7,unknown,x,ugly\r\n8,\u{65e5}\u{672c},z,bad",
+    ),
+    ("b.csv", "text,label,who\n\u{feff}first,good,1\n\"\u{feff}\",bad,2\n\"last\",\"bad\",3\n\n"),
+    (
+        "c.jsonl",
+        "\u{feff}{\"text\": \"plain\", \"label\": \"good\", \"who\": 1}\r\n\n{\"text\": 3}\n\
+         {\"who\": \"1\", \"text\": \"a\\nb\", \"label\": \"bad\"}\n{\"text\": \"end\", \"label\": \"good\", \"who\": 2}",
+    ),
+];
+
+fn grouped() -> Columns {
+    Columns { group: Some("who".into()), ..columns() }
+}
+
+#[test]
+fn rows_are_the_same_in_memory_and_in_the_file() {
+    for (name, content) in SHAPES {
+        let (_folder, path) = file(name, content.as_bytes());
+        let read = |most| data::read_holding(&path, &grouped(), &labels(&["good", "bad"]), most).unwrap();
+        let ((held, report), (in_file, same)) = (read(1 << 20), read(0));
+        assert!(held.held() && !in_file.held());
+        assert!(held.len() >= 3, "{name}: {report}");
+        assert_eq!(whole(&held), whole(&in_file), "{name}");
+        assert_eq!(report.to_string(), same.to_string());
+        let backwards = (0..held.len()).rev();
+        assert_eq!(held.texts(backwards.clone()).unwrap(), in_file.texts(backwards).unwrap(), "{name}");
+        let (one, other) = (data::split(held.clone(), 0.4), data::split(in_file.clone(), 0.4));
+        assert_eq!((whole(&one.0), whole(&one.1)), (whole(&other.0), whole(&other.1)), "{name}");
+        let sampling = data::Sampling { per_label: Some(2), oversample: 3.0 };
+        let sampled = sampling.apply(held.clone(), 1);
+        assert_eq!(whole(&sampled), whole(&sampling.apply(in_file.clone(), 1)), "{name}");
+        let (mut report, mut same) = (report, same);
+        assert_eq!(whole(&report.remove_duplicates(&held)), whole(&same.remove_duplicates(&in_file)), "{name}");
+        assert_eq!(report.to_string(), same.to_string());
+    }
+}
+
+#[test]
+fn texts_are_held_up_to_a_limit() {
+    let (_folder, path) = file("a.csv", b"text,label\nabc,good\ndefg,bad\n");
+    let held = |most| data::read_holding(&path, &columns(), &labels(&["good", "bad"]), most).unwrap().0.held();
+    let bytes = 7 + 2 * size_of::<String>();
+    assert!(held(bytes) && !held(bytes - 1));
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_used_is_an_error_with_its_line() {
+    let content = "text,label\none,good\ntwo,bad\nsix,good\n";
+    type Change = (&'static str, bool, &'static [&'static str]);
+    let changes: [Change; 5] = [
+        ("text,label\none,good\ntwo,bad\nsix,good\nten,bad\n", true, &["it had 37 bytes and has 45"]),
+        ("text,label\none,good\ntwo,bad\nsix,good\n", false, &["it was written to"]),
+        ("text,label\none,good\ntwx,bad\nsix,good\n", true, &["another text"]),
+        ("text,label\none,good\ntwo;bad\nsix,good\n", true, &["no usable row"]),
+        ("text,label\none,good\n\"wo,bad\nsix,good\n", true, &["no usable row"]),
+    ];
+    for (changed, same_time, words) in changes {
+        let (_folder, path) = file("a.csv", content.as_bytes());
+        let rows = data::read_holding(&path, &columns(), &labels(&["good", "bad"]), 0).unwrap().0;
+        let time = std::fs::metadata(&path).unwrap().modified().unwrap();
+        std::fs::write(&path, changed).unwrap();
+        let time = if same_time { time } else { time + std::time::Duration::from_secs(7) };
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        let error = rows.texts([1, 2]).unwrap_err();
+        assert!(matches!(error, DataError::Changed { line: 3, .. }), "{error}");
+        for word in [&["a.csv:3:", "Start again"], words].concat() {
+            assert!(error.to_string().contains(word), "{error} lacks {word:?}");
+        }
+    }
+    let (_folder, path) = file("a.csv", content.as_bytes());
+    let rows = data::read_holding(&path, &columns(), &labels(&["good", "bad"]), 0).unwrap().0;
+    std::fs::remove_file(&path).unwrap();
+    assert!(matches!(rows.texts([0]).unwrap_err(), DataError::Read { .. }));
 }
 
 #[test]

@@ -8,17 +8,31 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use candle_core::Device;
-use fedtune_client::data::{self, Columns, LabelMap, Row};
+use fedtune_client::data::{self, Columns, DataError, LabelMap, Rows, Sampling};
 use fedtune_client::finetune::{self, EarlyStopping, FinetuneError, Plan, Progress, Silent};
 use fedtune_client::model::{Classifier, ModelSpec};
 use fedtune_config::job::{ClassWeights, Evaluation, Metric, Optimizer, Schedule, Trainable, Training};
+use tempfile::NamedTempFile;
 
-fn rows(count: usize) -> Vec<Row> {
+fn rows(count: usize) -> Rows {
+    let file = file(count);
+    read(file.path(), data::HELD_TEXT)
+}
+
+fn file(count: usize) -> NamedTempFile {
     let file = tempfile::Builder::new().suffix(".csv").tempfile().unwrap();
     std::fs::write(file.path(), tiny_model::csv(count)).unwrap();
+    file
+}
+
+fn read(path: &Path, held: usize) -> Rows {
+    read_labels(path, held, &tiny_model::labels())
+}
+
+fn read_labels(path: &Path, held: usize, labels: &[String]) -> Rows {
     let columns = Columns { text: "text".into(), label: "label".into(), group: None };
-    let labels = LabelMap::new(&tiny_model::labels(), &BTreeMap::new()).unwrap();
-    data::read(file.path(), &columns, &labels).unwrap().0
+    let labels = LabelMap::new(labels, &BTreeMap::new()).unwrap();
+    data::read_holding(path, &columns, &labels, held).unwrap().0
 }
 
 fn classifier() -> Classifier {
@@ -75,6 +89,53 @@ fn the_same_seed_gives_the_same_bits_on_any_number_of_threads() {
 }
 
 #[test]
+fn rows_in_their_file_train_to_the_same_bits_as_rows_in_memory() {
+    let (file, folder) = (file(40), tiny_model::folder());
+    let sampling = Sampling { per_label: Some(10), oversample: 2.0 };
+    for training in [
+        training(),
+        Training {
+            length_grouped: true,
+            accumulate: 2,
+            token_dropout: 0.2,
+            class_weights: Some(ClassWeights::Balanced),
+            logit_adjustment: 1.0,
+            ..training()
+        },
+    ] {
+        let run = |held| {
+            let (rows, validation) = data::split(read(file.path(), held), 0.25);
+            let rows = sampling.apply(rows, 3);
+            assert_eq!((rows.held(), validation.held()), (held > 0, held > 0));
+            let mut classifier = loaded(folder.path(), tiny_model::spec());
+            let criteria = Evaluation::default();
+            let stopping = EarlyStopping::new(&validation, 8, 2, &criteria).unwrap();
+            let report =
+                finetune::fit_best(&mut classifier, &rows, &training, plan(12), stopping, &mut Silent).unwrap();
+            let scores = finetune::evaluate_scores(&classifier, &rows, 8, &mut Silent).unwrap();
+            (state(&classifier), report.train_loss.to_bits(), report.examples, report.validation, scores)
+        };
+        let (held, in_file) = (run(data::HELD_TEXT), run(0));
+        assert!(held.0 == in_file.0, "{training:?}");
+        assert_eq!((held.1, held.2, held.3, held.4), (in_file.1, in_file.2, in_file.3, in_file.4));
+    }
+}
+
+#[test]
+fn a_file_that_changes_in_training_ends_it() {
+    let file = file(40);
+    let rows = read(file.path(), 0);
+    let mut classifier = classifier();
+    let mut observer = |_: Progress| {
+        std::fs::write(file.path(), tiny_model::csv(41)).unwrap();
+        ControlFlow::Continue(())
+    };
+    let error = finetune::fit(&mut classifier, &rows, &training(), plan(90), &mut observer).unwrap_err();
+    let FinetuneError::Data(error) = error else { panic!("{error}") };
+    assert!(matches!(*error, DataError::Changed { .. }), "{error}");
+}
+
+#[test]
 fn fewer_steps_than_an_epoch_count_their_rows_only() {
     let (mut classifier, rows) = (classifier(), rows(30));
     let report = finetune::fit(&mut classifier, &rows, &training(), plan(2), &mut Silent).unwrap();
@@ -101,12 +162,15 @@ fn divergence_and_no_rows_are_errors_with_a_remedy() {
     let wild = Training { learning_rate: 1e38, clip_norm: 0.0, warmup: 0.0, ..training() };
     let error = finetune::fit(&mut classifier, &rows, &wild, plan(50), &mut Silent).unwrap_err();
     assert!(error.to_string().contains("lower training.learning_rate"), "{error}");
-    let unknown = [Row { text: "w5".into(), label: 3, ..Row::default() }];
+    let more = [tiny_model::labels(), vec!["more".into()]].concat();
+    let file = file(0);
+    std::fs::write(file.path(), "text,label\nw5,more\n").unwrap();
+    let unknown = read_labels(file.path(), data::HELD_TEXT, &more);
     let error = finetune::fit(&mut classifier, &unknown, &training(), plan(1), &mut Silent).unwrap_err();
     assert!(error.to_string().contains("do not fit"), "{error}");
-    let error = finetune::fit(&mut classifier, &[], &training(), plan(1), &mut Silent).unwrap_err();
+    let error = finetune::fit(&mut classifier, &Rows::default(), &training(), plan(1), &mut Silent).unwrap_err();
     assert!(error.to_string().contains("no row to train on"), "{error}");
-    assert!(finetune::evaluate(&classifier, &[], 8, &mut Silent).is_err());
+    assert!(finetune::evaluate(&classifier, &Rows::default(), 8, &mut Silent).is_err());
 }
 
 #[test]
@@ -313,5 +377,5 @@ fn early_stopping_ends_in_time_and_keeps_the_best_epoch() {
     let (report, scores, _) = best(0, &criteria);
     assert_eq!((report.steps, scores.epochs.len()), (20, 5));
     assert!(scores.epochs.iter().all(|epoch| epoch.loss() >= scores.best().unwrap().loss()));
-    assert!(EarlyStopping::new(&[], 8, 1, &criteria).is_err());
+    assert!(EarlyStopping::new(&Rows::default(), 8, 1, &criteria).is_err());
 }

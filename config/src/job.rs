@@ -223,7 +223,7 @@ pub struct Training {
     /// In how many parts a step's rows are computed, one after another: so much less memory for the same gradient, up to
     /// rounding. Dropout is drawn for each part.
     pub accumulate: usize,
-    /// Whether rows of like length share a batch, so that little or nothing is padded.
+    /// Whether rows of like length, in bytes of their texts, share a batch, so that little or nothing is padded.
     pub length_grouped: bool,
     /// Passes over the site's data in each round; give this or `steps`. Neither means 1.
     #[serde(skip_serializing_if = "Option::is_none")]

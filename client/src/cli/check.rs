@@ -177,10 +177,10 @@ impl Arguments {
         let device = processor(self.threads)?;
         let (folds, sampling) = (self.folds as usize, self.training.sampling());
         let found = cross_validate(model, &job, &device, &rows, folds, sampling, Display::new)?;
-        let given: Vec<usize> = rows.iter().map(|row| row.label).collect();
+        let given: Vec<usize> = rows.labels().collect();
         let errors = label_errors(&found.logits, &given);
         let listed = errors.suspects.iter().take(self.list).map(|suspect| SuspectRow {
-            line: rows[suspect.row].line,
+            line: rows.line(suspect.row),
             label: names[suspect.given].clone(),
             probability: suspect.given_probability,
             suggested: names[suspect.suggested].clone(),

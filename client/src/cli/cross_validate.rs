@@ -66,8 +66,8 @@ impl Arguments {
         let (job, columns) = self.training.job(&self.model, &self.train)?;
         let columns = Columns { group: self.group_column, ..columns };
         let labels = LabelMap::new(&job.task.labels, &BTreeMap::new())?;
-        let (mut rows, mut report) = data::read(&self.train, &columns, &labels)?;
-        treat(self.duplicates, &mut rows, &mut report);
+        let (rows, mut report) = data::read(&self.train, &columns, &labels)?;
+        let rows = treat(self.duplicates, rows, &mut report);
         eprintln!("{report}");
         let (folds, sampling) = (self.folds as usize, self.training.sampling());
         let found = cross_validate(&self.model, &job, &device, &rows, folds, sampling, Display::new)?;

@@ -62,7 +62,9 @@ impl CliError {
             Self::Model(error) => model(error),
             Self::Device(_) => Exit::Device,
             Self::Finetune(FinetuneError::Model(error)) => model(error),
-            Self::Finetune(FinetuneError::NoRows { .. } | FinetuneError::TooFewForFolds { .. }) => Exit::Data,
+            Self::Finetune(
+                FinetuneError::NoRows { .. } | FinetuneError::TooFewForFolds { .. } | FinetuneError::Data(_),
+            ) => Exit::Data,
             Self::Finetune(FinetuneError::Cancelled { .. }) => Exit::Interrupted,
             Self::Finetune(FinetuneError::Diverged { .. }) => Exit::JobFailed,
             Self::Session(error) => error.exit(),

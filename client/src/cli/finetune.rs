@@ -72,8 +72,8 @@ impl Arguments {
         let (job, columns) = self.training.job(&self.model, &self.train)?;
         let labels = LabelMap::new(&job.task.labels, &BTreeMap::new())?;
         // Everything that can be wrong with the input is found before the first step.
-        let (mut rows, mut report) = data::read(&self.train, &columns, &labels)?;
-        treat(self.duplicates, &mut rows, &mut report);
+        let (rows, mut report) = data::read(&self.train, &columns, &labels)?;
+        let rows = treat(self.duplicates, rows, &mut report);
         eprintln!("{report}");
         let test = self.test.as_ref().map(|path| data::read(path, &columns, &labels)).transpose()?;
         if let Some((_, report)) = &test {

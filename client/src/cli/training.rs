@@ -9,7 +9,7 @@ use fedtune_config::job::Trainable;
 use fedtune_config::site::{Duplicates, OVERSAMPLE_MAX};
 
 use super::CliError;
-use crate::data::{self, Columns, DataReport, Row, Sampling};
+use crate::data::{self, Columns, DataReport, Rows, Sampling};
 
 /// A learning rate for a new head on a model that stays as it is.
 const HEAD_LEARNING_RATE: f64 = 1e-3;
@@ -76,11 +76,11 @@ pub(super) fn duplicates() -> impl TypedValueParser<Value = Duplicates> {
     })
 }
 
-/// Takes duplicates out of rows where that is asked for.
-pub(super) fn treat(duplicates: Duplicates, rows: &mut Vec<Row>, report: &mut DataReport) {
+/// The rows, without duplicates where that is asked for.
+pub(super) fn treat(duplicates: Duplicates, rows: Rows, report: &mut DataReport) -> Rows {
     match duplicates {
-        Duplicates::Keep => {}
-        Duplicates::Remove => report.remove_duplicates(rows),
+        Duplicates::Keep => rows,
+        Duplicates::Remove => report.remove_duplicates(&rows),
     }
 }
 

@@ -375,7 +375,7 @@ impl Reading {
             Sight::Repeated(earlier) => self.duplicates.add(listed, Repeat::new(row, earlier, 1.0)),
             Sight::OtherLabel(earlier) => self.conflicts.add(listed, Repeat::new(row, earlier, 1.0)),
         }
-        self.report.use_row(sight, row.label);
+        self.report.use_row(row.label);
         let group = group.map(identity);
         if let (Some(groups), Some(group)) = (&mut self.groups, group) {
             groups.insert(group);

@@ -7,7 +7,7 @@ use csv_core::{ReadFieldResult, Reader};
 
 use super::columns::{self, Wanted};
 use super::error::{DataError, Fault};
-use super::{MAX_TEXT, RawRow};
+use super::{MAX_TEXT, Place, RawRow};
 
 /// Columns of a header, and bytes of a column's name, that are looked at.
 const MAX_COLUMNS: usize = 4096;
@@ -36,6 +36,8 @@ struct Records<'a, R> {
     input: R,
     reader: Reader,
     line: u64,
+    /// The byte of the file at which `input` stands.
+    offset: u64,
     ended: bool,
     quoting: Quoting,
     /// Whether something else than a separator followed a closing quote of this record.
@@ -44,12 +46,26 @@ struct Records<'a, R> {
 
 /// One record: where it begins, how many lines it takes, and how many cells it has.
 struct Record {
-    line: u64,
+    place: Place,
     lines: u64,
     cells: usize,
 }
 
-impl<R: BufRead> Records<'_, R> {
+impl<'a, R: BufRead> Records<'a, R> {
+    /// Records of `input`, which stands at a byte of the file.
+    fn new(path: &'a Path, input: R, offset: u64) -> Self {
+        Self {
+            path,
+            input,
+            reader: Reader::new(),
+            line: 1,
+            offset,
+            ended: false,
+            quoting: Quoting::FieldStart,
+            misquoted: false,
+        }
+    }
+
     fn fill(&mut self) -> Result<bool, DataError> {
         let path = self.path;
         self.input
@@ -75,6 +91,7 @@ impl<R: BufRead> Records<'_, R> {
             };
         }
         self.input.consume(count);
+        self.offset += count as u64;
         Ok(())
     }
 
@@ -102,7 +119,8 @@ impl<R: BufRead> Records<'_, R> {
         if self.ended || !self.skip_blank()? {
             return Ok(None);
         }
-        let line = self.line;
+        let place = Place { line: self.line, start: self.offset };
+        let line = place.line;
         self.misquoted = false;
         let mut cells = 0;
         let mut output = [0; 4096];
@@ -142,7 +160,7 @@ impl<R: BufRead> Records<'_, R> {
                         if self.misquoted && lines > 1 {
                             return Err(DataError::OpenQuote { path: self.path.into(), line, lines });
                         }
-                        return Ok(Some(Record { line, lines, cells }));
+                        return Ok(Some(Record { place, lines, cells }));
                     }
                 }
                 ReadFieldResult::End => return Ok(None),
@@ -151,22 +169,25 @@ impl<R: BufRead> Records<'_, R> {
     }
 }
 
-/// Calls `each` with every row; see [`super::scan`].
+/// A row and where it begins.
+type PlacedRow = (Place, Result<RawRow, Fault>);
+
+/// What the header says: the number of cells, and the places of text, label and group.
+#[derive(Debug)]
+pub(super) struct Layout {
+    cells: usize,
+    places: [Option<usize>; 3],
+}
+
+/// Calls `each` with every row; see [`super::scan`]. `input` stands at the byte `start` of the file.
 pub(super) fn scan(
     path: &Path,
     input: impl BufRead,
+    start: u64,
     wanted: Wanted<'_>,
-    each: &mut dyn FnMut(u64, Result<RawRow, Fault>),
-) -> Result<(), DataError> {
-    let mut records = Records {
-        path,
-        input,
-        reader: Reader::new(),
-        line: 1,
-        ended: false,
-        quoting: Quoting::FieldStart,
-        misquoted: false,
-    };
+    each: &mut dyn FnMut(Place, Result<RawRow, Fault>),
+) -> Result<Layout, DataError> {
+    let mut records = Records::new(path, input, start);
     let mut names: Vec<Vec<u8>> = Vec::new();
     let header = records.next(
         |place| (place < MAX_COLUMNS).then_some(MAX_NAME),
@@ -177,17 +198,38 @@ pub(super) fn scan(
     )?;
     let Some(header) = header else { return Err(DataError::Empty { path: path.into() }) };
     let names = decode(path, names)?;
-    check_separator(path, header.line, &names, wanted.text)?;
-    let find = |name, role| columns::find(path, header.line, &names, name, role);
+    let line = header.place.line;
+    check_separator(path, line, &names, wanted.text)?;
+    let find = |name, role| columns::find(path, line, &names, name, role);
     let text = find(wanted.text, "text")?;
     let label = wanted.label.map(|label| find(label, "label")).transpose()?;
     let group = wanted.group.map(|group| find(group, "group")).transpose()?;
-    let places = [Some(text), label, group];
+    let layout = Layout { cells: header.cells, places: [Some(text), label, group] };
+    while let Some((place, row)) = records.row(&layout)? {
+        each(place, row);
+    }
+    Ok(layout)
+}
 
-    loop {
+/// The row that begins where `input` stands, some way into the file; `None` if no usable one does.
+pub(super) fn row_at(path: &Path, input: impl BufRead, layout: &Layout) -> Result<Option<RawRow>, DataError> {
+    let mut records = Records::new(path, input, 0);
+    // The reader passes over a byte-order mark where it begins, which is not where the file begins.
+    records.reader.read_field(b"\n", &mut [0]);
+    match records.row(layout) {
+        Ok(found) => Ok(found.and_then(|(_, row)| row.ok())),
+        Err(DataError::OpenQuote { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+impl<R: BufRead> Records<'_, R> {
+    /// The next record as a row.
+    fn row(&mut self, layout: &Layout) -> Result<Option<PlacedRow>, DataError> {
+        let Layout { cells, places } = layout;
         let mut taken: [Cell; 3] = Default::default();
         // One byte above the limit is kept, so that the check below sees the excess.
-        let record = records.next(
+        let record = self.next(
             |place| places.contains(&Some(place)).then_some(usize::MAX),
             |place, bytes| {
                 for (_, cell) in places.iter().zip(&mut taken).filter(|(wanted, _)| **wanted == Some(place)) {
@@ -197,17 +239,17 @@ pub(super) fn scan(
                 }
             },
         )?;
-        let Some(record) = record else { return Ok(()) };
-        let [text_cell, label_cell, group_cell] = taken;
-        let row = if record.cells == header.cells {
-            row(text_cell, label.map(|_| label_cell), group.map(|_| group_cell))
-        } else if std::str::from_utf8(&text_cell.bytes).is_err() && text_cell.length <= MAX_TEXT {
+        let Some(record) = record else { return Ok(None) };
+        let [text, label, group] = taken;
+        let row = if record.cells == *cells {
+            row(text, places[1].map(|_| label), places[2].map(|_| group))
+        } else if std::str::from_utf8(&text.bytes).is_err() && text.length <= MAX_TEXT {
             // Said first: such a file has one encoding fault, and as many other faults as it causes.
             Err(Fault::NotUtf8)
         } else {
-            Err(Fault::FieldCount { found: record.cells, expected: header.cells, lines: record.lines })
+            Err(Fault::FieldCount { found: record.cells, expected: *cells, lines: record.lines })
         };
-        each(record.line, row);
+        Ok(Some((record.place, row)))
     }
 }
 

@@ -145,6 +145,28 @@ pub enum DataError {
         /// What is allowed.
         most: usize,
     },
+    /// More rows or lines than can be counted.
+    #[error("{}: found more than {most} rows or lines; split the file, and train on a part of it", path.display())]
+    TooManyRows {
+        /// The file.
+        path: PathBuf,
+        /// What is allowed.
+        most: u32,
+    },
+    /// Written to while its rows were in use.
+    #[error(
+        "{}:{line}: the file changed after it was checked: {found}. Start again, and leave it as it is until the end (a file \
+         this large is read while it is used)",
+        path.display()
+    )]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// First line of the row that was wanted, as it was when the file was checked.
+        line: u64,
+        /// What is different.
+        found: String,
+    },
     /// data.labels maps to something the job does not know.
     #[error("data.labels: {local:?} is mapped to {target:?}; expected one of the job's labels: {}", list(known))]
     Mapping {

@@ -10,31 +10,40 @@ use serde_json::Value;
 use super::columns::Wanted;
 use super::csv::check_text;
 use super::error::{DataError, Fault};
-use super::{MAX_TEXT, RawRow};
+use super::{MAX_TEXT, Place, RawRow};
 
 /// The longest line that is parsed; a text of the allowed length fits even with every character escaped.
 const MAX_LINE: usize = 8 * MAX_TEXT;
 
-/// Calls `each` with every line that is not blank; see [`super::scan`].
+/// Calls `each` with every line that is not blank; see [`super::scan`]. `input` stands at the byte `start` of the file.
 pub(super) fn scan(
     path: &Path,
     mut input: impl BufRead,
+    start: u64,
     wanted: Wanted<'_>,
-    each: &mut dyn FnMut(u64, Result<RawRow, Fault>),
+    each: &mut dyn FnMut(Place, Result<RawRow, Fault>),
 ) -> Result<(), DataError> {
-    let mut line = 0;
+    let mut place = Place { line: 1, start };
     let mut content = Vec::new();
     while let Some(length) =
         next_line(&mut input, &mut content).map_err(|source| DataError::Read { path: path.into(), source })?
     {
-        line += 1;
         if length > MAX_LINE {
-            each(line, Err(Fault::TooLong { bytes: length }));
+            each(place, Err(Fault::TooLong { bytes: length }));
         } else if !content.iter().all(u8::is_ascii_whitespace) {
-            each(line, row(&content, wanted));
+            each(place, row(&content, wanted));
         }
+        // Past the last line, where no line end may be, nothing begins.
+        place = Place { line: place.line + 1, start: place.start + length as u64 + 1 };
     }
     Ok(())
+}
+
+/// The row in the line that begins where `input` stands; `None` if it is no usable one.
+pub(super) fn row_at(path: &Path, mut input: impl BufRead, wanted: Wanted<'_>) -> Result<Option<RawRow>, DataError> {
+    let mut content = Vec::new();
+    let length = next_line(&mut input, &mut content).map_err(|source| DataError::Read { path: path.into(), source })?;
+    Ok(length.filter(|length| *length <= MAX_LINE).and_then(|_| row(&content, wanted).ok()))
 }
 
 /// Reads a line, keeping at most a byte more than [`MAX_LINE`] of it; gives its length, or `None` at the end.

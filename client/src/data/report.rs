@@ -1,15 +1,15 @@
 //! What was found in a file, row by row.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::Row;
+use super::Rows;
 use super::error::Fault;
-use super::fold::{Identity, fold, identity};
+use super::fold::Identity;
 use super::labels::LabelMap;
 
 /// How many examples of each fault are kept where nobody says otherwise.
@@ -50,7 +50,7 @@ pub struct DataReport {
     pub faults: BTreeMap<&'static str, Faults>,
     /// Labels that are not the job's, the first fifty.
     pub unknown_labels: BTreeMap<String, Unknown>,
-    /// Usable rows whose text (see [`fold`]) and label stood in an earlier row.
+    /// Usable rows whose text (see [`fold`](super::fold::fold)) and label stood in an earlier row.
     pub duplicates: u64,
     /// Usable rows whose text stood in an earlier row with another label.
     pub conflicts: u64,
@@ -138,31 +138,28 @@ impl DataReport {
         self.rows - self.used - self.removed
     }
 
-    pub(super) fn use_row(&mut self, sight: Sight, label: usize) {
+    pub(super) fn use_row(&mut self, label: usize) {
         self.rows += 1;
         self.used += 1;
         *self.per_label.entry(label).or_default() += 1;
-        match sight {
-            Sight::New => {}
-            Sight::Repeated(_) => self.duplicates += 1,
-            Sight::OtherLabel(_) => self.conflicts += 1,
-        }
     }
 
-    /// Takes rows out whose text and label stand in an earlier row, and counts them. `rows` are those of this report.
-    pub fn remove_duplicates(&mut self, rows: &mut Vec<Row>) {
-        let mut seen = Seen::default();
-        rows.retain(|row| {
-            let keep = !matches!(seen.add(identity(&fold(&row.text)), row.line, row.label), Sight::Repeated(_));
+    /// The rows without those whose text and label stand in an earlier row, which are counted. `rows` are those of this
+    /// report.
+    pub fn remove_duplicates(&mut self, rows: &Rows) -> Rows {
+        let mut seen = HashSet::new();
+        rows.select((0..rows.len()).filter(|row| {
+            let label = rows.label(*row);
+            let keep = seen.insert((rows.text_number(*row), label));
             if !keep {
                 self.used -= 1;
                 self.removed += 1;
-                if let Some(count) = self.per_label.get_mut(&row.label) {
+                if let Some(count) = self.per_label.get_mut(&label) {
                     *count -= 1;
                 }
             }
             keep
-        });
+        }))
     }
 
     pub(super) fn fault(&mut self, line: u64, fault: Fault) {

@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::Row;
-use super::fold::{fold, identity};
+use super::Rows;
 
 /// Fewer rows of frequent labels, or more of rare ones.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,23 +23,22 @@ impl Default for Sampling {
 impl Sampling {
     /// The rows to train on. Which rows are chosen follows from seed and texts, and a text that repeats is chosen after
     /// others. The order is that of the rows, a repeated row beside itself.
-    pub fn apply(&self, rows: Vec<Row>, seed: u64) -> Vec<Row> {
+    pub fn apply(&self, rows: Rows, seed: u64) -> Rows {
         if *self == Self::default() {
             return rows;
         }
-        let labels = rows.iter().map(|row| row.label + 1).max().unwrap_or(0);
+        let labels = rows.labels().map(|label| label + 1).max().unwrap_or(0);
         let mut of_label: Vec<Vec<usize>> = vec![Vec::new(); labels];
         let mut occurrences: HashMap<_, usize> = HashMap::new();
         let mut keys = Vec::with_capacity(rows.len());
-        for (place, row) in rows.iter().enumerate() {
-            let identity = identity(&fold(&row.text));
-            let occurrence = occurrences.entry((identity, row.label)).or_default();
+        for (place, label) in rows.labels().enumerate() {
+            let occurrence = occurrences.entry((rows.text_number(place), label)).or_default();
             *occurrence += 1;
             let mut hasher = blake3::Hasher::new_derive_key("fedtune sampling v1");
             hasher.update(&seed.to_le_bytes());
-            hasher.update(&identity);
+            hasher.update(rows.identity(place));
             keys.push((*occurrence, *hasher.finalize().as_bytes()));
-            of_label[row.label].push(place);
+            of_label[label].push(place);
         }
         for places in &mut of_label {
             places.sort_by_key(|place| keys[*place]);
@@ -55,23 +53,29 @@ impl Sampling {
                 times[*place] = wanted / count + usize::from(order < wanted % count);
             }
         }
-        rows.into_iter().zip(times).flat_map(|(row, times)| std::iter::repeat_n(row, times)).collect()
+        rows.select(times.into_iter().enumerate().flat_map(|(row, times)| std::iter::repeat_n(row, times)))
     }
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::Row;
     use super::*;
 
-    fn rows(labels: &[usize]) -> Vec<Row> {
+    fn rows(labels: &[usize]) -> Rows {
         let row = |(i, label): (usize, &usize)| Row { text: format!("t{i}"), label: *label, ..Row::default() };
         labels.iter().enumerate().map(row).collect()
     }
 
-    fn counts(rows: &[Row]) -> [usize; 3] {
-        [0, 1, 2].map(|label| rows.iter().filter(|row| row.label == label).count())
+    fn counts(rows: &Rows) -> [usize; 3] {
+        [0, 1, 2].map(|label| rows.labels().filter(|found| *found == label).count())
+    }
+
+    fn texts(rows: &Rows) -> Vec<String> {
+        rows.texts(0..rows.len()).unwrap().into_iter().map(String::from).collect()
     }
 
     #[test]
@@ -83,17 +87,17 @@ mod tests {
         assert_eq!(sample(None, 2.5), [20, 15, 2]);
         assert_eq!(sample(None, 5.0), [20, 20, 5]);
         assert_eq!(sample(Some(4), 3.0), [4, 4, 3]);
-        let chosen = |seed| Sampling { per_label: Some(4), ..Sampling::default() }.apply(rows(&labels), seed);
+        let chosen = |seed| texts(&Sampling { per_label: Some(4), ..Sampling::default() }.apply(rows(&labels), seed));
         assert_eq!(chosen(1), chosen(1));
         assert_ne!(chosen(1), chosen(2));
     }
 
     #[test]
     fn few_rows_are_different_texts() {
-        let mut rows = rows(&[0; 12]);
-        rows.iter_mut().take(10).for_each(|row| row.text = "The  same".into());
+        let text = |i| if i < 10 { "The  same".into() } else { format!("t{i}") };
+        let rows = (0..12).map(|i| Row { text: text(i), ..Row::default() }).collect();
         let chosen = Sampling { per_label: Some(3), ..Sampling::default() }.apply(rows, 3);
-        assert_eq!(chosen.iter().filter(|row| row.text == "The  same").count(), 1);
+        assert_eq!(texts(&chosen).iter().filter(|text| *text == "The  same").count(), 1);
     }
 
     proptest! {
@@ -105,8 +109,8 @@ mod tests {
             let sampled = Sampling { per_label: None, oversample }.apply(rows.clone(), seed);
             let most = counts(&rows).into_iter().max().unwrap_or(0);
             prop_assert!(counts(&sampled).into_iter().all(|count| count <= most));
-            for row in &rows {
-                let times = sampled.iter().filter(|sampled| *sampled == row).count();
+            for row in 0..rows.len() {
+                let times = (0..sampled.len()).filter(|place| sampled.origin(*place) == row).count();
                 prop_assert!(times >= 1 && times as f64 <= oversample.ceil(), "{times}");
             }
         }

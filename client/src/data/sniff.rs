@@ -28,8 +28,17 @@ const MAGIC: [(&[u8], &str, &str); 8] = [
     (b"%PDF", "a PDF document", "Give a CSV or JSONL file"),
 ];
 
-/// Opens a file and stands at its first content byte, after a byte-order mark.
-pub(super) fn open(path: &Path) -> Result<(Format, BufReader<File>), DataError> {
+/// An opened file.
+pub(super) struct Opened {
+    pub(super) format: Format,
+    /// Stands at `start`.
+    pub(super) file: BufReader<File>,
+    /// The first content byte, after a byte-order mark.
+    pub(super) start: u64,
+}
+
+/// Opens a file and stands at its first content byte.
+pub(super) fn open(path: &Path) -> Result<Opened, DataError> {
     let read = |source| DataError::Read { path: path.into(), source };
     let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default();
     let format = match ending.as_str() {
@@ -47,9 +56,9 @@ pub(super) fn open(path: &Path) -> Result<(Format, BufReader<File>), DataError> 
     }
     let mut head = Vec::new();
     file.by_ref().take(HEAD).read_to_end(&mut head).map_err(read)?;
-    let content = check(path, &head)?;
-    file.seek(std::io::SeekFrom::Start(content)).map_err(read)?;
-    Ok((format, BufReader::with_capacity(HEAD as usize, file)))
+    let start = check(path, &head)?;
+    file.seek(std::io::SeekFrom::Start(start)).map_err(read)?;
+    Ok(Opened { format, file: BufReader::with_capacity(HEAD as usize, file), start })
 }
 
 /// Refuses what is not text; gives the offset of the first content byte.

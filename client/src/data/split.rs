@@ -2,41 +2,41 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::Row;
-use super::fold::{fold, identity};
+use super::Rows;
 
 /// Splits off about `validation_fraction` of the rows of each label; see [`parts`]. Order is kept. When a fraction above
 /// zero would leave training empty, everything is training.
-pub fn split(rows: Vec<Row>, validation_fraction: f64) -> (Vec<Row>, Vec<Row>) {
+pub fn split(rows: Rows, validation_fraction: f64) -> (Rows, Rows) {
     let fraction = validation_fraction.clamp(0.0, 1.0);
     if fraction == 0.0 {
-        return (rows, Vec::new());
+        return (rows, Rows::default());
     }
-    let mut part = parts(&rows, &[1.0 - fraction, fraction], 0).into_iter();
-    let (train, validation): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(|_| part.next() == Some(0));
+    let part_of = parts(&rows, &[1.0 - fraction, fraction], 0);
+    let part = |part: usize| rows.select((0..rows.len()).filter(|row| part_of[*row] == part));
+    let (train, validation) = (part(0), part(1));
     if train.is_empty() { (validation, train) } else { (train, validation) }
 }
 
 /// The fold of each row, from 0 to `folds` − 1, of about the same size and shares of labels; see [`parts`].
-pub fn folds(rows: &[Row], folds: usize, seed: u64) -> Vec<usize> {
+pub fn folds(rows: &Rows, folds: usize, seed: u64) -> Vec<usize> {
     parts(rows, &vec![1.0; folds.max(1)], seed)
 }
 
 /// Puts each row into one of several parts whose sizes are as `shares` are, and gives the parts.
 ///
-/// Rows of the same text (see [`fold`]) or the same group are in the same part, so that nothing of a part can be known
+/// Rows of the same text (see [`fold`](super::fold::fold)) or the same group are in the same part, so that nothing of a part can be known
 /// from another. Each part has its share of the rows of each label, as near as that allows. The parts follow from seed,
 /// texts, labels and groups, and do not change with the order of the rows.
 ///
 /// What belongs together is placed the largest first, otherwise in the order of a hash, by the method of Sainte-Laguë:
 /// where the quotient of rows placed, half the new ones counted, and rows due is least, summed over labels and over all.
-pub fn parts(rows: &[Row], shares: &[f64], seed: u64) -> Vec<usize> {
-    let labels = rows.iter().map(|row| row.label + 1).max().unwrap_or(0);
+pub fn parts(rows: &Rows, shares: &[f64], seed: u64) -> Vec<usize> {
+    let labels = rows.labels().map(|label| label + 1).max().unwrap_or(0);
     // One more place, for the rows of all labels: it spreads labels that are too rare to be spread alone. It weighs as
     // much as a label of middle size does for one row.
     let mut due = vec![0.0; labels + 1];
-    for row in rows {
-        due[row.label] += 1.0;
+    for label in rows.labels() {
+        due[label] += 1.0;
         due[labels] += 1.0;
     }
     let weight = due[..labels].iter().filter(|due| **due > 0.0).count() as f64;
@@ -46,7 +46,7 @@ pub fn parts(rows: &[Row], shares: &[f64], seed: u64) -> Vec<usize> {
     for cluster in clusters(rows, seed) {
         let mut counts: BTreeMap<usize, f64> = BTreeMap::new();
         for row in &cluster {
-            *counts.entry(rows[*row].label).or_default() += 1.0;
+            *counts.entry(rows.label(*row)).or_default() += 1.0;
         }
         counts.insert(labels, cluster.len() as f64);
         let cost = |part: usize| -> f64 {
@@ -70,30 +70,30 @@ pub fn parts(rows: &[Row], shares: &[f64], seed: u64) -> Vec<usize> {
 }
 
 /// Rows that belong together, the largest sets first, otherwise in the order of a keyed hash.
-fn clusters(rows: &[Row], seed: u64) -> Vec<Vec<usize>> {
+fn clusters(rows: &Rows, seed: u64) -> Vec<Vec<usize>> {
     let mut roots: Vec<usize> = (0..rows.len()).collect();
     let (mut by_text, mut by_group) = (HashMap::new(), HashMap::new());
-    let mut keys = Vec::with_capacity(rows.len());
-    for (place, row) in rows.iter().enumerate() {
-        let identity = identity(&fold(&row.text));
-        join(&mut roots, place, *by_text.entry(identity).or_insert(place));
-        if let Some(group) = &row.group {
-            join(&mut roots, place, *by_group.entry(group.as_str()).or_insert(place));
+    for row in 0..rows.len() {
+        join(&mut roots, row, *by_text.entry(rows.text_number(row)).or_insert(row));
+        if let Some(group) = rows.group_number(row) {
+            join(&mut roots, row, *by_group.entry(group).or_insert(row));
         }
-        let mut hasher = blake3::Hasher::new_derive_key("fedtune split v2");
-        hasher.update(&seed.to_le_bytes());
-        match &row.group {
-            Some(group) => hasher.update(group.as_bytes()),
-            None => hasher.update(&identity),
-        };
-        keys.push(*hasher.finalize().as_bytes());
     }
     let mut sets: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-    for place in 0..rows.len() {
-        sets.entry(root(&mut roots, place)).or_default().push(place);
+    for row in 0..rows.len() {
+        sets.entry(root(&mut roots, row)).or_default().push(row);
     }
+    let key = |row: &usize| {
+        let mut hasher = blake3::Hasher::new_derive_key("fedtune split v2");
+        hasher.update(&seed.to_le_bytes());
+        match rows.group(*row) {
+            Some(group) => hasher.update(group.as_bytes()),
+            None => hasher.update(rows.identity(*row)),
+        };
+        *hasher.finalize().as_bytes()
+    };
     let mut sets: Vec<Vec<usize>> = sets.into_values().collect();
-    sets.sort_by_cached_key(|set| (usize::MAX - set.len(), set.iter().map(|place| keys[*place]).min()));
+    sets.sort_by_cached_key(|set| (usize::MAX - set.len(), set.iter().map(key).min()));
     sets
 }
 
@@ -111,12 +111,14 @@ fn join(roots: &mut [usize], one: usize, other: usize) {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::Row;
     use super::*;
 
-    fn rows(count: usize) -> Vec<Row> {
+    fn rows(count: usize) -> Rows {
         (0..count).map(|i| Row { text: format!("text {i}"), label: i % 3, ..Row::default() }).collect()
     }
 
@@ -125,7 +127,7 @@ mod tests {
         let (train, validation) = split(rows(10_000), 0.2);
         assert_eq!(train.len() + validation.len(), 10_000);
         for label in 0..3 {
-            let found = validation.iter().filter(|row| row.label == label).count();
+            let found = validation.labels().filter(|found| *found == label).count();
             assert!((665..=668).contains(&found), "{found}");
         }
         assert!(split(rows(10), 0.0).1.is_empty());
@@ -134,7 +136,7 @@ mod tests {
 
     #[test]
     fn rare_labels_are_spread_together() {
-        let rows: Vec<Row> = (0..200).map(|i| Row { text: format!("t{i}"), label: i / 2, ..Row::default() }).collect();
+        let rows: Rows = (0..200).map(|i| Row { text: format!("t{i}"), label: i / 2, ..Row::default() }).collect();
         let validation = split(rows, 0.2).1.len();
         assert!((36..=44).contains(&validation), "{validation}");
     }
@@ -149,23 +151,22 @@ mod tests {
         #[test]
         fn a_row_is_in_the_same_part_in_any_order(count in 2usize..200, fraction in 0.0..0.9f64, turn in 0usize..200) {
             let (train, validation) = split(rows(count), fraction);
-            let mut turned = rows(count);
-            turned.rotate_left(turn % count);
-            let (mut train_2, mut validation_2) = split(turned, fraction);
-            let key = |row: &Row| row.text.clone();
-            let (mut train, mut validation) = (train, validation);
-            for part in [&mut train, &mut validation, &mut train_2, &mut validation_2] {
-                part.sort_by_key(key);
-            }
-            prop_assert_eq!(train, train_2);
-            prop_assert_eq!(validation, validation_2);
+            let turned = (0..count).map(|row| rows(count).row((row + turn) % count).unwrap()).collect();
+            let (train_2, validation_2) = split(turned, fraction);
+            let sorted = |part: &Rows| {
+                let mut texts = part.texts(0..part.len()).unwrap();
+                texts.sort();
+                texts.into_iter().map(String::from).collect::<Vec<_>>()
+            };
+            prop_assert_eq!(sorted(&train), sorted(&train_2));
+            prop_assert_eq!(sorted(&validation), sorted(&validation_2));
         }
 
         #[test]
         fn folds_are_as_large_and_as_mixed_as_each_other(
             labels in proptest::collection::vec(0usize..4, 1..300), count in 1usize..8, seed: u64,
         ) {
-            let rows: Vec<Row> = labels
+            let rows: Rows = labels
                 .iter()
                 .enumerate()
                 .map(|(i, label)| Row { text: format!("t{i}"), label: *label, ..Row::default() })
@@ -173,7 +174,7 @@ mod tests {
             let found = folds(&rows, count, seed);
             for label in 0..4 {
                 let size = |fold: usize| {
-                    rows.iter().zip(&found).filter(|(row, part)| row.label == label && **part == fold).count()
+                    rows.labels().zip(&found).filter(|(row, part)| *row == label && **part == fold).count()
                 };
                 let sizes: Vec<usize> = (0..count).map(size).collect();
                 prop_assert!(sizes.iter().max() <= sizes.iter().min().map(|least| least + 2).as_ref(), "{:?}", sizes);
@@ -185,7 +186,7 @@ mod tests {
             drawn in proptest::collection::vec((0usize..30, 0usize..3, proptest::option::of(0usize..20)), 1..120),
             count in 2usize..6,
         ) {
-            let rows: Vec<Row> = drawn
+            let rows: Rows = drawn
                 .iter()
                 .enumerate()
                 .map(|(i, (text, label, group))| Row {

@@ -6,13 +6,13 @@ use candle_core::Device;
 use fedtune_config::Job;
 
 use super::error::FinetuneError;
-use super::evaluate::logits;
+use super::evaluate::evaluate_logits;
 use super::fit::{FitReport, Plan, fit};
 use super::metrics::Evaluation;
 use super::progress::Observer;
 use super::scores::Scores;
 use crate::data::split::folds;
-use crate::data::{Row, Sampling};
+use crate::data::{Rows, Sampling};
 use crate::model::{Classifier, ModelSpec};
 
 /// What one fold gave.
@@ -45,7 +45,7 @@ pub fn cross_validate<O: Observer>(
     model: &Path,
     job: &Job,
     device: &Device,
-    rows: &[Row],
+    rows: &Rows,
     count: usize,
     sampling: Sampling,
     observer: impl Fn(&'static str) -> O,
@@ -59,17 +59,15 @@ pub fn cross_validate<O: Observer>(
     let mut reports = Vec::with_capacity(count);
     for fold in 0..count {
         let (held, others): (Vec<usize>, Vec<usize>) = (0..rows.len()).partition(|row| fold_of[*row] == fold);
-        let others = sampling.apply(others.into_iter().map(|row| rows[row].clone()).collect(), training.seed);
+        let others = sampling.apply(rows.select(others), training.seed);
         let mut classifier = Classifier::load(model, &ModelSpec::from(job), device)?;
         let steps = training.steps_per_round(others.len()).saturating_mul(job.rounds.count as usize);
         let plan = Plan { first_step: 0, steps, total_steps: steps, round: 1 };
         let fit = fit(&mut classifier, &others, training, plan, &mut observer("training"))?;
-        let texts: Vec<&str> = held.iter().map(|row| rows[*row].text.as_str()).collect();
-        let found = logits(&classifier, &texts, training.batch_size, &mut observer("evaluating"))?;
-        let truth: Vec<usize> = held.iter().map(|row| rows[*row].label).collect();
-        let mut evaluation = Evaluation::new(classifier.labels().len());
-        found.iter().zip(&truth).for_each(|(logits, label)| evaluation.add(logits, *label));
-        reports.push(FoldReport { fit, evaluation, scores: Scores::of(&found, &truth) });
+        let fold = rows.select(held.iter().copied());
+        let (evaluation, scores, found) =
+            evaluate_logits(&classifier, &fold, training.batch_size, &mut observer("evaluating"))?;
+        reports.push(FoldReport { fit, evaluation, scores });
         for (row, logits) in held.into_iter().zip(found) {
             all[row] = logits;
         }

@@ -10,13 +10,13 @@ use super::error::FinetuneError;
 use super::evaluate::evaluate;
 use super::metrics::Evaluation;
 use super::progress::Silent;
-use crate::data::Row;
+use crate::data::Rows;
 use crate::model::Classifier;
 
 /// Scores every epoch and keeps the best one's weights.
 #[derive(Debug)]
 pub struct EarlyStopping<'a> {
-    rows: &'a [Row],
+    rows: &'a Rows,
     batch_size: usize,
     patience: usize,
     criteria: &'a job::Evaluation,
@@ -54,7 +54,7 @@ impl<'a> EarlyStopping<'a> {
     /// # Errors
     /// No rows.
     pub fn new(
-        rows: &'a [Row],
+        rows: &'a Rows,
         batch_size: usize,
         patience: usize,
         criteria: &'a job::Evaluation,

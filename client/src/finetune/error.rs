@@ -1,5 +1,6 @@
 //! Why fine-tuning ended early.
 
+use crate::data::DataError;
 use crate::model::ModelError;
 
 /// Fine-tuning or evaluation that did not come to its end.
@@ -52,9 +53,18 @@ pub enum FinetuneError {
         /// The learning rate there.
         learning_rate: f64,
     },
+    /// A file whose rows are read when they are needed.
+    #[error(transparent)]
+    Data(Box<DataError>),
     /// The model.
     #[error(transparent)]
     Model(#[from] ModelError),
+}
+
+impl From<DataError> for FinetuneError {
+    fn from(error: DataError) -> Self {
+        Self::Data(Box::new(error))
+    }
 }
 
 impl From<candle_core::Error> for FinetuneError {

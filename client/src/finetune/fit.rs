@@ -1,11 +1,13 @@
 //! The training loop.
 
-use std::collections::HashSet;
 use std::ops::ControlFlow;
+use std::sync::mpsc::sync_channel;
+use std::thread;
 use std::time::Instant;
 
 use fedtune_config::job::Training;
 
+use super::ahead::{AHEAD, Batch, send_batches};
 use super::early_stopping::{EarlyStopping, EpochScores};
 use super::error::FinetuneError;
 use super::gradients::{self, gradient_norm};
@@ -14,8 +16,7 @@ use super::optimizer::Optimizer;
 use super::progress::{Observer, Progress};
 use super::pull::Pulls;
 use super::{augment, order, schedule};
-use crate::data::Row;
-use crate::model::batch::Tokens;
+use crate::data::Rows;
 use crate::model::network::Pass;
 use crate::model::{Classifier, DropoutStream, Loss};
 
@@ -41,7 +42,7 @@ pub struct FitReport {
     pub examples: u64,
     /// Mean loss over the steps, without the terms of `proximal` and `l2_sp`.
     pub train_loss: f64,
-    /// Wall time, tokenising included.
+    /// Wall time.
     pub seconds: f64,
     /// Rows trained on a second, each time a row is used.
     pub rows_per_second: f64,
@@ -52,11 +53,11 @@ pub struct FitReport {
 /// Trains in place. The optimiser starts fresh; the same arguments give the same bits on the processor.
 ///
 /// # Errors
-/// No rows, divergence, cancellation, or a failure of the device. After an error the model is somewhere between start
-/// and end.
+/// No rows, rows that cannot be read again, divergence, cancellation, or a failure of the device. After an error the model
+/// is somewhere between start and end.
 pub fn fit(
     classifier: &mut Classifier,
-    rows: &[Row],
+    rows: &Rows,
     training: &Training,
     plan: Plan,
     observer: &mut dyn Observer,
@@ -71,7 +72,7 @@ pub fn fit(
 /// As [`fit`]; also when there is no row to validate on.
 pub fn fit_best(
     classifier: &mut Classifier,
-    rows: &[Row],
+    rows: &Rows,
     training: &Training,
     plan: Plan,
     stopping: EarlyStopping<'_>,
@@ -82,7 +83,7 @@ pub fn fit_best(
 
 fn run(
     classifier: &Classifier,
-    rows: &[Row],
+    rows: &Rows,
     training: &Training,
     plan: Plan,
     mut stopping: Option<EarlyStopping<'_>>,
@@ -93,19 +94,19 @@ fn run(
     }
     let started = Instant::now();
     let mut trainer = Trainer::new(classifier, rows, training, plan)?;
-    let lengths: Vec<usize> = trainer.tokens.iter().map(|tokens| tokens.words.len()).collect();
-    let (mut steps, mut loss_sum, mut used, mut epoch) = (0, 0.0, 0usize, 0);
+    let (mut steps, mut loss_sum, mut used) = (0, 0.0, 0usize);
     // A row that is repeated to weigh more is still one example.
-    let mut examples = HashSet::new();
-    while steps < plan.steps {
-        let batches = order::batches(&lengths, training, plan.round, epoch);
-        epoch += 1;
-        for batch in batches.iter().take(plan.steps - steps) {
-            let (loss, learning_rate) = trainer.step(steps, batch)?;
+    let mut seen = vec![false; rows.origins()];
+    thread::scope(|scope| {
+        let (out, batches) = sync_channel(AHEAD);
+        scope.spawn(move || send_batches(classifier, rows, training, plan, &out));
+        for batch in batches {
+            let batch = batch?;
+            let (loss, learning_rate) = trainer.step(steps, &batch)?;
             steps += 1;
             loss_sum += loss;
-            used += batch.len();
-            examples.extend(batch.iter().map(|row| (rows[*row].line, rows[*row].text.as_str())));
+            used += batch.rows.len();
+            batch.rows.iter().for_each(|row| seen[rows.origin(*row as usize)] = true);
             let progress = Progress {
                 step: steps,
                 steps: plan.steps,
@@ -116,13 +117,14 @@ fn run(
             if let ControlFlow::Break(()) = observer.step(progress) {
                 return Err(FinetuneError::Cancelled { step: steps });
             }
+            if let (true, Some(stopping)) = (batch.ends_epoch, &mut stopping)
+                && stopping.epoch_done(classifier)?.is_break()
+            {
+                break;
+            }
         }
-        if let Some(stopping) = &mut stopping
-            && stopping.epoch_done(classifier)?.is_break()
-        {
-            break;
-        }
-    }
+        Ok(())
+    })?;
     let validation = match stopping {
         Some(stopping) => stopping.restore_best(classifier)?,
         None => None,
@@ -130,7 +132,7 @@ fn run(
     let seconds = started.elapsed().as_secs_f64();
     Ok(FitReport {
         steps,
-        examples: examples.len() as u64,
+        examples: seen.into_iter().filter(|seen| *seen).count() as u64,
         train_loss: if steps == 0 { 0.0 } else { loss_sum / steps as f64 },
         seconds,
         rows_per_second: used as f64 / seconds.max(1e-9),
@@ -141,8 +143,7 @@ fn run(
 /// What the steps of one run share.
 struct Trainer<'a> {
     classifier: &'a Classifier,
-    tokens: Vec<Tokens>,
-    labels: Vec<u32>,
+    rows: &'a Rows,
     training: &'a Training,
     plan: Plan,
     loss: Loss,
@@ -153,15 +154,13 @@ struct Trainer<'a> {
 impl<'a> Trainer<'a> {
     fn new(
         classifier: &'a Classifier,
-        rows: &[Row],
+        rows: &'a Rows,
         training: &'a Training,
         plan: Plan,
     ) -> Result<Self, FinetuneError> {
-        let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
         Ok(Self {
             classifier,
-            tokens: classifier.tokenize(&texts)?,
-            labels: rows.iter().map(|row| row.label as u32).collect(),
+            rows,
             training,
             plan,
             loss: loss(rows, classifier.labels().len(), training),
@@ -171,7 +170,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// Trains on the rows of a batch. Gives their loss and the learning rate.
-    fn step(&mut self, step: usize, batch: &[usize]) -> Result<(f64, f64), FinetuneError> {
+    fn step(&mut self, step: usize, batch: &Batch) -> Result<(f64, f64), FinetuneError> {
         let learning_rate = schedule::learning_rate(self.training, self.plan.first_step + step, self.plan.total_steps);
         let diverged = |what, value| FinetuneError::Diverged { what, value, step, learning_rate };
         let parameters = self.classifier.network().parameters();
@@ -192,16 +191,18 @@ impl<'a> Trainer<'a> {
     }
 
     /// Loss and gradients of a batch, part by part.
-    fn pass(&self, step: usize, batch: &[usize]) -> Result<Pass, FinetuneError> {
+    fn pass(&self, step: usize, batch: &Batch) -> Result<Pass, FinetuneError> {
         let network = self.classifier.network();
-        let labels: Vec<u32> = batch.iter().map(|row| self.labels[*row]).collect();
+        let labels: Vec<u32> = batch.rows.iter().map(|row| self.rows.label(*row as usize) as u32).collect();
         let loss = Loss { divisor: Some(self.loss.weight(&labels)), ..self.loss.clone() };
         let mut whole = Pass { loss: 0.0, gradients: Default::default() };
-        for (part, place) in order::parts(batch.len(), self.training).enumerate() {
-            let thinned: Vec<_> = batch[place.clone()]
+        for (part, place) in order::parts(batch.rows.len(), self.training).enumerate() {
+            let (rows, tokens) = (&batch.rows[place.clone()], &batch.tokens[place.clone()]);
+            let thinned: Vec<_> = rows
                 .iter()
-                .map(|row| {
-                    augment::drop_tokens(&self.tokens[*row], self.training, self.plan.round, step as u64, *row as u64)
+                .zip(tokens)
+                .map(|(row, tokens)| {
+                    augment::drop_tokens(tokens, self.training, self.plan.round, step as u64, u64::from(*row))
                 })
                 .collect();
             let sequences: Vec<_> = thinned.iter().map(AsRef::as_ref).collect();

@@ -2,15 +2,15 @@
 
 use fedtune_config::job::{ClassWeights, Training};
 
-use crate::data::Row;
+use crate::data::Rows;
 use crate::model::Loss;
 
 /// The job's loss for these training rows.
-pub(super) fn loss(rows: &[Row], labels: usize, training: &Training) -> Loss {
+pub(super) fn loss(rows: &Rows, labels: usize, training: &Training) -> Loss {
     let mut counts = vec![0; labels];
-    for row in rows {
+    for label in rows.labels() {
         // A label beyond the classifier's is refused when its batch comes.
-        if let Some(count) = counts.get_mut(row.label) {
+        if let Some(count) = counts.get_mut(label) {
             *count += 1;
         }
     }
@@ -54,9 +54,10 @@ fn balanced(counts: &[usize]) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Row;
 
-    fn rows() -> Vec<Row> {
-        [0, 0, 0, 2].map(|label| Row { label, ..Row::default() }).into()
+    fn rows() -> Rows {
+        [0, 0, 0, 2].into_iter().map(|label| Row { label, ..Row::default() }).collect()
     }
 
     #[test]

@@ -24,10 +24,10 @@ pub(super) fn of(site: &Site) -> Result<Capabilities, DataError> {
         let labels = data::labels_in(train, &columns)?;
         let (mut rows, mut report) = data::read(train, &columns, &LabelMap::new(&labels, &BTreeMap::new())?)?;
         if site.config.data.duplicates == Duplicates::Remove {
-            report.remove_duplicates(&mut rows);
+            rows = report.remove_duplicates(&rows);
         }
         let mut counts = vec![0; labels.len()];
-        rows.iter().for_each(|row| counts[row.label] += 1);
+        rows.labels().for_each(|label| counts[label] += 1);
         // The job's names, where the site maps its own to them.
         let job_name = |label: String| site.config.data.labels.get(&label).cloned().unwrap_or(label);
         label_counts = labels

@@ -8,7 +8,7 @@ use fedtune_config::site::Duplicates;
 use fedtune_config::{ConfigError, SiteConfig};
 use fedtune_proto::v1;
 
-use crate::data::{self, Columns, DataError, DataReport, LabelMap, Row, Sampling};
+use crate::data::{self, Columns, DataError, DataReport, LabelMap, Rows, Sampling};
 use crate::finetune::{self, FinetuneError, FitReport, Observer, Plan};
 use crate::model::{Classifier, ModelError, ModelSpec};
 
@@ -126,11 +126,11 @@ impl Site {
     }
 
     /// Training rows and validation rows.
-    fn rows(&self, job: &Job) -> Result<(Vec<Row>, Vec<Row>), WorkError> {
+    fn rows(&self, job: &Job) -> Result<(Rows, Rows), WorkError> {
         let train = self.config.data.train.as_ref().ok_or(WorkError::NoData("data.train"))?;
         let (mut rows, mut report) = self.read(job, train, &self.columns(job))?;
         if self.config.data.duplicates == Duplicates::Remove {
-            report.remove_duplicates(&mut rows);
+            rows = report.remove_duplicates(&rows);
             if report.removed > 0 {
                 tracing::info!(removed = report.removed, rows = report.used, "duplicate training rows removed");
             }
@@ -142,7 +142,7 @@ impl Site {
         Columns::resolve(job, &self.config.data)
     }
 
-    fn read(&self, job: &Job, path: &Path, columns: &Columns) -> Result<(Vec<Row>, DataReport), WorkError> {
+    fn read(&self, job: &Job, path: &Path, columns: &Columns) -> Result<(Rows, DataReport), WorkError> {
         let labels = LabelMap::new(&job.task.labels, &self.config.data.labels)?;
         let (rows, report) = data::read(path, columns, &labels)?;
         if report.skipped() > 0 {

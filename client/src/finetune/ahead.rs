@@ -1,0 +1,58 @@
+//! Reading and tokenising the next batches while one is computed.
+
+use std::sync::mpsc::SyncSender;
+
+use fedtune_config::job::Training;
+
+use super::error::FinetuneError;
+use super::fit::Plan;
+use super::order::Batches;
+use crate::data::Rows;
+use crate::model::Classifier;
+use crate::model::batch::Tokens;
+
+/// Batches that may wait until they are computed.
+pub(super) const AHEAD: usize = 4;
+
+/// The rows of a step, tokenised.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub(super) rows: Vec<u32>,
+    /// Of each of the rows.
+    pub(super) tokens: Vec<Tokens>,
+    /// Whether an epoch ends with it.
+    pub(super) ends_epoch: bool,
+}
+
+/// Sends the batches of all steps in turn, and ends early after an error or when nobody wants more. `rows` are not empty.
+pub(super) fn send_batches(
+    classifier: &Classifier,
+    rows: &Rows,
+    training: &Training,
+    plan: Plan,
+    out: &SyncSender<Result<Batch, FinetuneError>>,
+) {
+    let mut steps = 0;
+    for epoch in 0.. {
+        let batches = Batches::of(rows.len(), |row| rows.length(row), training, plan.round, epoch);
+        let mut batches = batches.iter().peekable();
+        while let Some(batch) = batches.next() {
+            if steps == plan.steps {
+                return;
+            }
+            steps += 1;
+            let ends_epoch = batches.peek().is_none() || steps == plan.steps;
+            let batch =
+                tokenized(classifier, rows, batch).map(|tokens| Batch { rows: batch.to_vec(), tokens, ends_epoch });
+            let failed = batch.is_err();
+            if out.send(batch).is_err() || failed {
+                return;
+            }
+        }
+    }
+}
+
+fn tokenized(classifier: &Classifier, rows: &Rows, batch: &[u32]) -> Result<Vec<Tokens>, FinetuneError> {
+    let texts = rows.texts(batch.iter().map(|row| *row as usize))?;
+    Ok(classifier.tokenize(&texts.iter().map(AsRef::as_ref).collect::<Vec<&str>>())?)
+}
