@@ -13,6 +13,8 @@ mod run;
 mod table;
 mod training;
 
+use std::path::Path;
+
 use clap::{Parser, Subcommand, ValueEnum};
 use fedtune_config::site::Device as DeviceConfig;
 
@@ -69,4 +71,20 @@ enum Output {
 /// Opens the processor with so many threads.
 fn processor(threads: usize) -> Result<candle_core::Device, CliError> {
     Ok(crate::device::open(&DeviceConfig { threads, ..DeviceConfig::default() })?)
+}
+
+/// Makes the folder for a model before the work, so that hours of it are not lost to a wrong path. It must be none of
+/// `inputs`.
+fn prepare_out(out: &Path, inputs: &[&Path]) -> Result<(), CliError> {
+    let failed = |source| CliError::Write { path: out.to_path_buf(), source };
+    std::fs::create_dir_all(out).map_err(failed)?;
+    let place = out.canonicalize().map_err(failed)?;
+    if let Some(input) = inputs.iter().find(|input| input.canonicalize().is_ok_and(|input| input == place)) {
+        return Err(CliError::Usage(format!(
+            "--out is the folder {}, which is read; give another one, so that what is there stays",
+            input.display()
+        )));
+    }
+    tempfile::tempfile_in(out).map_err(failed)?;
+    Ok(())
 }

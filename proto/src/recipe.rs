@@ -3,12 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The tensors of a whole model.
-pub const MODEL_TENSORS: &str = "model.safetensors";
-/// The settings of adapters, as peft names the file.
-pub const ADAPTER_CONFIG: &str = "adapter_config.json";
-/// The tensors of adapters, as peft names the file.
-pub const ADAPTER_TENSORS: &str = "adapter_model.safetensors";
+use crate::folder;
 
 /// Where a tensor of the exported model comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +39,6 @@ pub struct ExportRecipe {
 impl ExportRecipe {
     /// The file that the tensors are written to.
     pub fn tensors_file(&self) -> &'static str {
-        if self.adapter_config_json.is_some() { ADAPTER_TENSORS } else { MODEL_TENSORS }
+        if self.adapter_config_json.is_some() { folder::ADAPTER_TENSORS } else { folder::TENSORS }
     }
 }

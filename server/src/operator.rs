@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use fedtune_config::Job;
 use fedtune_proto::channel::{ChannelError, Credentials};
 use fedtune_proto::digest::{ArtifactRef, Digest};
+use fedtune_proto::folder::{NEEDED, TOKENIZER_EXTRAS};
 use fedtune_proto::transfer::{self, TransferError};
 use fedtune_proto::v1::operator_client::OperatorClient;
 use fedtune_proto::v1::plan_export_request::Selector;
@@ -14,8 +15,6 @@ use fedtune_proto::v1::{self, ModelFile};
 use fedtune_proto::{MESSAGE_BYTES_MAX, version};
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
-
-use crate::store::records::NEEDED_FILES;
 
 /// A call to the aggregator did not do as asked.
 #[derive(Debug, thiserror::Error)]
@@ -53,17 +52,6 @@ impl From<Status> for OperatorError {
     }
 }
 
-/// Files of a base model beside the three that it must have.
-const OPTIONAL: [&str; 7] = [
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-];
-
 /// A connection with the operator's certificate.
 #[derive(Debug, Clone)]
 pub struct Operator {
@@ -90,13 +78,13 @@ impl Operator {
     pub async fn submit(&mut self, job: &Job, mut progress: impl FnMut(&str, u64)) -> Result<String, OperatorError> {
         let folder = &job.model.path;
         let mut base_model = Vec::new();
-        for (name, needed) in NEEDED_FILES.iter().map(|n| (n, true)).chain(OPTIONAL.iter().map(|n| (n, false))) {
+        for (name, needed) in NEEDED.iter().map(|n| (n, true)).chain(TOKENIZER_EXTRAS.iter().map(|n| (n, false))) {
             let path = folder.join(name);
             if !path.is_file() {
                 if needed {
                     let reason = format!(
                         "lacks {name}; a base model is a folder in Hugging Face layout with {}",
-                        NEEDED_FILES.join(", ")
+                        NEEDED.join(", ")
                     );
                     return Err(OperatorError::Model { path: folder.clone(), reason });
                 }

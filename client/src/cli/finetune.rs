@@ -1,7 +1,7 @@
 //! `fedtune-client finetune`: the whole budget of a job, locally.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use fedtune_config::site::Duplicates;
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::progress::Display;
 use super::training::{Training, duplicates, treat};
-use super::{CliError, Output, processor, table};
+use super::{CliError, Output, prepare_out, processor, table};
 use crate::data::{self, LabelMap};
 use crate::finetune::{self, EarlyStopping, Plan};
 use crate::model::{Classifier, ModelSpec};
@@ -152,22 +152,6 @@ impl Arguments {
         }
         Ok(())
     }
-}
-
-/// Makes the folder for a model before the work, so that hours of it are not lost to a wrong path. It must be none of
-/// `inputs`.
-pub(super) fn prepare_out(out: &Path, inputs: &[&Path]) -> Result<(), CliError> {
-    let failed = |source| CliError::Write { path: out.to_path_buf(), source };
-    std::fs::create_dir_all(out).map_err(failed)?;
-    let place = out.canonicalize().map_err(failed)?;
-    if let Some(input) = inputs.iter().find(|input| input.canonicalize().is_ok_and(|input| input == place)) {
-        return Err(CliError::Usage(format!(
-            "--out is the folder {}, which is read; give another one, so that what is there stays",
-            input.display()
-        )));
-    }
-    tempfile::tempfile_in(out).map_err(failed)?;
-    Ok(())
 }
 
 fn fraction(text: &str) -> Result<f64, String> {

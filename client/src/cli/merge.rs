@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{CliError, processor};
+use super::{CliError, prepare_out, processor};
 use crate::model::Classifier;
 
 const EXAMPLES: &str = "\
@@ -31,7 +31,7 @@ pub(super) struct Arguments {
 
 impl Arguments {
     pub(super) fn run(self) -> Result<(), CliError> {
-        super::finetune::prepare_out(&self.out, &[&self.adapters, &self.base])?;
+        prepare_out(&self.out, &[&self.adapters, &self.base])?;
         let classifier = Classifier::load_exported(&self.adapters, Some(&self.base), &processor(0)?)?;
         classifier.save(&self.out)?;
         println!("written to {}", self.out.display());

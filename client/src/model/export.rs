@@ -87,7 +87,7 @@ impl Classifier {
             fill(&temporary)?;
             std::fs::rename(&temporary, &path).map_err(|e| write(&path, e))
         };
-        for file in folder::TOKENIZER_FILES {
+        for file in folder::TOKENIZER_EXTRAS.into_iter().chain([folder::TOKENIZER]) {
             let source = self.folder.join(file);
             if source.is_file() {
                 let bytes = folder::read(source, u64::MAX)?;

@@ -2,33 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use super::error::ModelError;
+pub(super) use fedtune_proto::folder::{
+    ADAPTER_CONFIG, ADAPTER_TENSORS, CONFIG, NEEDED, TENSORS, TOKENIZER, TOKENIZER_EXTRAS,
+};
 
-/// The settings.
-pub(super) const CONFIG: &str = "config.json";
-/// The tokenizer.
-pub(super) const TOKENIZER: &str = "tokenizer.json";
-/// The tensors.
-pub(super) const TENSORS: &str = "model.safetensors";
-/// The settings of adapters, in peft's layout.
-pub(super) const ADAPTER_CONFIG: &str = fedtune_proto::recipe::ADAPTER_CONFIG;
-/// The adapters' tensors, in peft's layout.
-pub(super) const ADAPTER_TENSORS: &str = fedtune_proto::recipe::ADAPTER_TENSORS;
+use super::error::ModelError;
 
 /// No config.json comes near this size.
 pub(super) const MAX_CONFIG: u64 = 16 << 20;
-
-/// Files of the tokenizer that are copied along when they exist.
-pub(super) const TOKENIZER_FILES: [&str; 8] = [
-    TOKENIZER,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-];
 
 /// Finds the folder with its three files.
 pub(super) fn check(folder: &Path) -> Result<(), ModelError> {
@@ -37,7 +18,7 @@ pub(super) fn check(folder: &Path) -> Result<(), ModelError> {
         Ok(_) => return Err(ModelError::Folder { path: folder.into(), found: "is a file".into() }),
         Err(e) => return Err(ModelError::Folder { path: folder.into(), found: format!("cannot be opened ({e})") }),
     }
-    for file in [CONFIG, TOKENIZER, TENSORS] {
+    for file in NEEDED {
         if !folder.join(file).is_file() {
             return Err(ModelError::FileMissing { folder: folder.into(), file, remedy: remedy(folder, file) });
         }

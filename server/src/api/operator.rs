@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use fedtune_config::Job;
 use fedtune_proto::digest::ArtifactRef;
+use fedtune_proto::folder::NEEDED;
 use fedtune_proto::v1::operator_server::Operator;
 use fedtune_proto::v1::plan_export_request::Selector;
 use fedtune_proto::v1::{self, ShowJobResponse};
@@ -21,7 +22,7 @@ use crate::coordinator::{self, Handle};
 use crate::pki::Role;
 use crate::round::{Machine, Plan};
 use crate::store::Artifacts;
-use crate::store::records::{BaseFile, JobRecord, JobStatus, NEEDED_FILES};
+use crate::store::records::{BaseFile, JobRecord, JobStatus};
 
 const OPERATOR: &[Role] = &[Role::Operator];
 
@@ -75,7 +76,7 @@ impl Operator for Service {
             }
             files.push(BaseFile { name: file.name, artifact: wire::artifact(file.artifact.as_ref())? });
         }
-        if let Some(needed) = NEEDED_FILES.iter().find(|needed| !files.iter().any(|file| file.name == **needed)) {
+        if let Some(needed) = NEEDED.iter().find(|needed| !files.iter().any(|file| file.name == **needed)) {
             return Err(Status::invalid_argument(format!("the base model lacks {needed}")));
         }
         let wanted: Vec<ArtifactRef> = files.iter().map(|file| file.artifact).collect();

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use anyhow::bail;
 use clap::Subcommand;
+use fedtune_proto::folder::{ADAPTER_TENSORS, TENSORS};
 use fedtune_proto::v1::plan_export_request::Selector;
 
 use super::Remote;
@@ -55,7 +56,7 @@ impl FromStr for Which {
 impl Model {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let Self::Export { which, to, remote } = self;
-        if to.join("model.safetensors").exists() {
+        if to.join(TENSORS).exists() || to.join(ADAPTER_TENSORS).exists() {
             bail!("{} holds a model already; choose another folder with --to", to.display());
         }
         let round = remote.connect().await?.export(&which.job, which.selector, &to).await?;

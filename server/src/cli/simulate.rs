@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use fedtune_config::{Job, demo};
-use fedtune_proto::recipe::ADAPTER_CONFIG;
+use fedtune_proto::folder::ADAPTER_CONFIG;
 use fedtune_proto::v1::ShowJobResponse;
 use time::OffsetDateTime;
 use time::macros::format_description;

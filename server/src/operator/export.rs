@@ -4,8 +4,9 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
+use fedtune_proto::folder::{ADAPTER_CONFIG, CONFIG, TENSORS};
 use fedtune_proto::layout::{Layout, TensorEntry};
-use fedtune_proto::recipe::{ADAPTER_CONFIG, ExportRecipe, MODEL_TENSORS, TensorSource};
+use fedtune_proto::recipe::{ExportRecipe, TensorSource};
 use fedtune_proto::transfer;
 use fedtune_proto::v1::PlanExportResponse;
 use tonic::transport::Channel;
@@ -28,14 +29,14 @@ pub(super) async fn write(channel: &Channel, plan: PlanExportResponse, folder: &
     if let Some(artifact) = &plan.state {
         transfer::download(channel, artifact, &state).await?;
     }
-    let base = work.path().join(MODEL_TENSORS);
+    let base = work.path().join(TENSORS);
     for file in &plan.base_model {
         // The name comes from the network: only a plain one may become a path.
         let plain = Path::new(&file.name).file_name().is_some_and(|name| name == file.name.as_str());
         let (true, Some(artifact)) = (plain, &file.artifact) else {
             return Err(unfit(folder, format!("the aggregator names the file {:?}", file.name)));
         };
-        let wanted = file.name != "config.json" && (file.name != MODEL_TENSORS || needs_base(&recipe));
+        let wanted = file.name != CONFIG && (file.name != TENSORS || needs_base(&recipe));
         if wanted {
             transfer::download(channel, artifact, &work.path().join(&file.name)).await?;
         }
@@ -46,12 +47,12 @@ pub(super) async fn write(channel: &Channel, plan: PlanExportResponse, folder: &
         Merge::Io(source) => OperatorError::File { path: merged.clone(), source },
     })?;
     for file in &plan.base_model {
-        if file.name != MODEL_TENSORS && file.name != "config.json" {
+        if file.name != TENSORS && file.name != CONFIG {
             let target = folder.join(&file.name);
             fs::rename(work.path().join(&file.name), &target).map_err(file_error(&target))?;
         }
     }
-    let mut texts = vec![("config.json", &recipe.config_json)];
+    let mut texts = vec![(CONFIG, &recipe.config_json)];
     texts.extend(recipe.adapter_config_json.as_ref().map(|text| (ADAPTER_CONFIG, text)));
     let mut parts = Vec::new();
     for (name, text) in texts {

@@ -16,9 +16,6 @@ use super::StoreError;
 use crate::pki::{Identity, Role};
 use crate::round::{Machine, RoundRecord};
 
-/// Files that a base model must have; others that its folder holds are kept beside them.
-pub const NEEDED_FILES: [&str; 3] = ["config.json", "tokenizer.json", "model.safetensors"];
-
 /// A file of a base model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseFile {

@@ -54,6 +54,15 @@ pub(super) enum Cores {
     One,
 }
 
+/// What [`multiply`] computes, its extents checked.
+#[derive(Clone, Copy)]
+struct Product<'a> {
+    left: Matrix<'a>,
+    right: Matrix<'a>,
+    scale: f32,
+    onto: Onto,
+}
+
 /// `target = scale · left · right`, added to the target for [`Onto::Present`]. The target is row-major with rows
 /// `target_stride` apart and has the rows of `left` and the columns of `right`. The sum over the inner dimension runs
 /// in an order that does not depend on the number of threads, in f32.
@@ -82,10 +91,11 @@ pub(super) fn multiply(
             assert!(extent <= side.values.len(), "an operand of a matrix product is too short");
         }
     }
+    let product = Product { left, right, scale, onto };
     match cores {
-        Cores::All(Precision::Bf16) => bf16::multiply(target, target_stride, left, right, scale, onto),
-        Cores::All(Precision::F32) => exact(target, target_stride, left, right, scale, onto, threads(m * n * k)),
-        Cores::One => exact(target, target_stride, left, right, scale, onto, gemm::Parallelism::None),
+        Cores::All(Precision::Bf16) => bf16::multiply(target, target_stride, product),
+        Cores::All(Precision::F32) => exact(target, target_stride, product, threads(m * n * k)),
+        Cores::One => exact(target, target_stride, product, gemm::Parallelism::None),
     }
 }
 
@@ -99,15 +109,8 @@ fn threads(multiplications: usize) -> gemm::Parallelism {
 }
 
 /// The product in f32; [`multiply`] has checked the extents.
-fn exact(
-    target: &mut [f32],
-    target_stride: usize,
-    left: Matrix<'_>,
-    right: Matrix<'_>,
-    scale: f32,
-    onto: Onto,
-    parallelism: gemm::Parallelism,
-) {
+fn exact(target: &mut [f32], target_stride: usize, product: Product<'_>, parallelism: gemm::Parallelism) {
+    let Product { left, right, scale, onto } = product;
     let (m, n, k) = (left.rows, right.columns, left.columns);
     // SAFETY: every element the three matrices reach lies inside its slice (asserted by `multiply`), the target is borrowed
     // mutably and so overlaps neither operand, its rows do not overlap each other, and slices never exceed

@@ -1,7 +1,7 @@
 //! The product of matrices rounded to bf16, summed in f32: on tile registers where the processor has them, and otherwise
 //! out of f32 products of the rounded values.
 
-use super::{Matrix, Onto, exact, threads};
+use super::{Matrix, Product, exact, threads};
 
 /// x rounded to the nearest bf16, ties to even; its upper half as f32 has it.
 #[inline(always)]
@@ -12,32 +12,19 @@ fn round(x: f32) -> u16 {
 }
 
 /// As [`super::multiply`], with both operands rounded to bf16.
-pub(super) fn multiply(
-    target: &mut [f32],
-    target_stride: usize,
-    left: Matrix<'_>,
-    right: Matrix<'_>,
-    scale: f32,
-    onto: Onto,
-) {
+pub(super) fn multiply(target: &mut [f32], target_stride: usize, product: Product<'_>) {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if super::amx::is_available() {
-        return tiled::multiply(target, target_stride, left, right, scale, onto);
+        return tiled::multiply(target, target_stride, product);
     }
+    let Product { left, right, .. } = product;
     let rounded = |matrix: Matrix<'_>| -> Vec<f32> {
         matrix.values.iter().map(|x| f32::from_bits(u32::from(round(*x)) << 16)).collect()
     };
     let (l, r) = (rounded(left), rounded(right));
     let parallelism = threads(left.rows * left.columns * right.columns);
-    exact(
-        target,
-        target_stride,
-        Matrix { values: &l, ..left },
-        Matrix { values: &r, ..right },
-        scale,
-        onto,
-        parallelism,
-    );
+    let (left, right) = (Matrix { values: &l, ..left }, Matrix { values: &r, ..right });
+    exact(target, target_stride, Product { left, right, ..product }, parallelism);
 }
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -45,7 +32,7 @@ mod tiled {
     use rayon::prelude::*;
 
     use super::super::amx::{self, DEPTH, SIDE, Tile};
-    use super::super::{Matrix, Onto};
+    use super::super::{Matrix, Onto, Product};
     use super::round;
     use crate::model::ops::simd::vectorised;
 
@@ -55,14 +42,8 @@ mod tiled {
 
     const EMPTY: Tile = [[0; SIDE]; SIDE];
 
-    pub(super) fn multiply(
-        target: &mut [f32],
-        target_stride: usize,
-        left: Matrix<'_>,
-        right: Matrix<'_>,
-        scale: f32,
-        onto: Onto,
-    ) {
+    pub(super) fn multiply(target: &mut [f32], target_stride: usize, product: Product<'_>) {
+        let Product { left, right, scale, onto } = product;
         let (m, n, depth) = (left.rows, right.columns, left.columns.div_ceil(DEPTH));
         if depth == 0 {
             if onto == Onto::Nothing {
@@ -208,7 +189,7 @@ mod tiled {
 mod tests {
     use fedtune_config::job::Precision;
 
-    use super::super::{self as gemm, Cores};
+    use super::super::{self as gemm, Cores, Onto};
     use super::*;
 
     #[test]
@@ -282,7 +263,8 @@ mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
                 let mut out = vec![0.0; m * n];
-                multiply(&mut out, n, Matrix::new(&l, m, k, k), Matrix::new(&r, k, n, n), 1.0, Onto::Nothing);
+                let (left, right) = (Matrix::new(&l, m, k, k), Matrix::new(&r, k, n, n));
+                gemm::multiply(&mut out, n, left, right, 1.0, Onto::Nothing, Cores::All(Precision::Bf16));
                 out
             })
         };
