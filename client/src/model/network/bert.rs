@@ -4,7 +4,7 @@ use candle_core::{DType, Result, Tensor};
 
 use super::{Batch, Layout, Mode, Network, Reach};
 use crate::model::names::BertNames;
-use crate::model::ops::{self, Scope};
+use crate::model::ops::{self, Heads, Scope};
 
 pub(super) struct Bert<'a> {
     pub(super) network: &'a Network,
@@ -48,8 +48,8 @@ impl Bert<'_> {
         let k = linear(hidden, names.key)?;
         let v = linear(hidden, names.value)?;
         let heads = network.config.num_attention_heads;
-        let scope = Scope { queries: &queries, keys: layout, window: None };
-        let context = ops::attention(&mode.tape, &q, &k, &v, heads, scope, mode.dropout(index, 0))?;
+        let scope = Scope { queries: &queries, keys: layout, window: None, causal: false };
+        let context = ops::attention(&mode.tape, &q, &k, &v, Heads::equal(heads), scope, mode.dropout(index, 0))?;
         let context = linear(&context, names.attention_output)?;
         let attended = ops::residual(&mode.tape, &context, &targets, mode.dropout(index, 1))?;
         let attended = norm(&attended, names.attention_norm)?;

@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor, bail};
 use super::{Batch, Layout, Mode, Network, Reach};
 use crate::model::config::Rotary;
 use crate::model::names::ModernBertNames;
-use crate::model::ops::{self, Rotation, Scope};
+use crate::model::ops::{self, Heads, Rotation, Scope};
 
 pub(super) struct ModernBert<'a> {
     network: &'a Network,
@@ -58,8 +58,8 @@ impl<'a> ModernBert<'a> {
         let k = ops::rotary(&mode.tape, &part(&normed, 1)?, rotation, layout)?;
         let v = part(&normed, 2)?;
         let heads = network.config.num_attention_heads;
-        let scope = Scope { queries: &queries, keys: layout, window };
-        let context = ops::attention(&mode.tape, &q, &k, &v, heads, scope, mode.dropout(index, 0))?;
+        let scope = Scope { queries: &queries, keys: layout, window, causal: false };
+        let context = ops::attention(&mode.tape, &q, &k, &v, Heads::equal(heads), scope, mode.dropout(index, 0))?;
         let context = network.linear(&context, &name(names.attention_output), mode)?;
         let attended = ops::residual(&mode.tape, &context, &targets, mode.dropout(index, 1))?;
         let wide = network.norm(&attended, &name(names.output_norm), mode)?;
