@@ -1,5 +1,6 @@
 //! `config.json` of a model, checked before anything is allocated. Each family of architectures has a module of its own.
 
+mod decoder;
 mod encoder;
 
 use std::path::Path;
@@ -8,6 +9,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::error::ModelError;
+pub use decoder::{Decoder, DecoderConfig, RopeStretch};
 pub use encoder::{Architecture, EncoderConfig, Pooling, Rotary};
 
 /// The sizes and settings of a model.
@@ -15,6 +17,8 @@ pub use encoder::{Architecture, EncoderConfig, Pooling, Rotary};
 pub enum Config {
     /// A transformer that sees the whole text: BERT and its kin, ModernBERT.
     Encoder(EncoderConfig),
+    /// A transformer that sees what came before each token: Llama, Qwen.
+    Decoder(DecoderConfig),
 }
 
 /// More layers than any published model has.
@@ -36,6 +40,9 @@ impl Config {
             Some(kind) if let Some(architecture) = Architecture::of(kind) => {
                 EncoderConfig::parse(architecture, &document).map(Self::Encoder)
             }
+            Some(kind) if let Some(decoder) = Decoder::of(kind) => {
+                DecoderConfig::parse(decoder, &document).map(Self::Decoder)
+            }
             _ => {
                 let found = kind.map_or_else(|| "absent".into(), Value::to_string);
                 return Err(ModelError::Architecture { path: path.to_path_buf(), found });
@@ -48,6 +55,7 @@ impl Config {
     pub fn positions(&self) -> Option<usize> {
         match self {
             Self::Encoder(config) => Some(config.positions()),
+            Self::Decoder(config) => Some(config.max_position_embeddings),
         }
     }
 
@@ -55,6 +63,7 @@ impl Config {
     pub fn vocabulary(&self) -> Option<usize> {
         match self {
             Self::Encoder(config) => Some(config.vocab_size),
+            Self::Decoder(config) => Some(config.vocab_size),
         }
     }
 
@@ -62,6 +71,7 @@ impl Config {
     pub fn layers(&self) -> usize {
         match self {
             Self::Encoder(config) => config.num_hidden_layers,
+            Self::Decoder(config) => config.num_hidden_layers,
         }
     }
 }

@@ -157,6 +157,11 @@ pub(crate) fn pick_rows(tape: &Tape, x: &Tensor, rows: Vec<u32>) -> Result<Tenso
     }
 }
 
+/// Adds values `[rows, width]` to some rows of a matrix on the processor, in place.
+pub(crate) fn add_rows(matrix: &Tensor, rows: &[u32], values: &Tensor) -> Result<()> {
+    read_values(values, |values| matrix.inplace_op1(&rows::AddRows { rows, values }))
+}
+
 /// `dropout(x) + shortcut`, both `[rows, width]`.
 pub(crate) fn residual(tape: &Tape, x: &Tensor, shortcut: &Tensor, dropout: Option<Dropout>) -> Result<Tensor> {
     if x.device().is_cpu() {

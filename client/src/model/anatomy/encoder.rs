@@ -338,7 +338,10 @@ mod tests {
             "max_position_embeddings": 12}}"#
         );
         let (crate::model::config::Config::Encoder(config), _) =
-            crate::model::config::Config::parse(std::path::Path::new("config.json"), text.as_bytes()).unwrap();
+            crate::model::config::Config::parse(std::path::Path::new("config.json"), text.as_bytes()).unwrap()
+        else {
+            panic!("an encoder")
+        };
         config
     }
 
