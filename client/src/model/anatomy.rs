@@ -2,6 +2,7 @@
 //! architecture states its own; loading, freezing, adapters, weight decay and export read nothing else.
 
 mod encoder;
+pub(super) mod table;
 
 use fedtune_config::job::Trainable;
 
@@ -112,6 +113,7 @@ impl Anatomy {
     pub(super) fn of(config: &Config, objective: Objective, outputs: usize) -> Result<Self, ModelError> {
         match config {
             Config::Encoder(encoder) => encoder::anatomy(encoder, objective, outputs),
+            Config::Table(table) => table::anatomy(table, objective, outputs),
         }
     }
 

@@ -1,6 +1,7 @@
 //! `config.json` of a model, checked before anything is allocated. Each family of architectures has a module of its own.
 
 mod encoder;
+mod table;
 
 use std::path::Path;
 
@@ -9,12 +10,15 @@ use serde_json::{Map, Value};
 
 use super::error::ModelError;
 pub use encoder::{Architecture, EncoderConfig, Pooling, Rotary};
+pub use table::{Column, ColumnKind, TableConfig};
 
 /// The sizes and settings of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Config {
     /// A transformer that sees the whole text: BERT and its kin, ModernBERT.
     Encoder(EncoderConfig),
+    /// Dense layers over the columns of a table.
+    Table(TableConfig),
 }
 
 /// More layers than any published model has.
@@ -36,6 +40,7 @@ impl Config {
             Some(kind) if let Some(architecture) = Architecture::of(kind) => {
                 EncoderConfig::parse(architecture, &document).map(Self::Encoder)
             }
+            Some(table::MODEL_TYPE) => TableConfig::parse(&document).map(Self::Table),
             _ => {
                 let found = kind.map_or_else(|| "absent".into(), Value::to_string);
                 return Err(ModelError::Architecture { path: path.to_path_buf(), found });
@@ -48,6 +53,7 @@ impl Config {
     pub fn positions(&self) -> Option<usize> {
         match self {
             Self::Encoder(config) => Some(config.positions()),
+            Self::Table(_) => None,
         }
     }
 
@@ -55,6 +61,7 @@ impl Config {
     pub fn vocabulary(&self) -> Option<usize> {
         match self {
             Self::Encoder(config) => Some(config.vocab_size),
+            Self::Table(_) => None,
         }
     }
 
@@ -62,6 +69,7 @@ impl Config {
     pub fn layers(&self) -> usize {
         match self {
             Self::Encoder(config) => config.num_hidden_layers,
+            Self::Table(config) => config.hidden_sizes.len(),
         }
     }
 }

@@ -2,6 +2,7 @@
 //! outputs.
 
 mod encoder;
+mod table;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -37,13 +38,16 @@ pub struct Parameter {
 pub enum Input {
     /// Token sequences.
     Text(Batch),
+    /// What the columns of a table became, `[rows, inputs]`.
+    Table(Tensor),
 }
 
 impl Input {
-    /// Number of rows: texts.
+    /// Number of rows: texts, or rows of a table.
     pub fn len(&self) -> usize {
         match self {
             Self::Text(batch) => batch.len(),
+            Self::Table(inputs) => inputs.dims().first().copied().unwrap_or(0),
         }
     }
 
@@ -220,6 +224,7 @@ impl Network {
         let mode = Mode::evaluation();
         match &self.config {
             Config::Encoder(config) => Encoder::new(self, config, &mode).hidden_states(batch),
+            Config::Table(_) => bail!("a model of tables has no hidden states of tokens"),
         }
     }
 
@@ -277,7 +282,7 @@ impl Network {
                 ops::squared_error(&mode.tape, &self.forward(input, None, mode)?, values, divisor)
             }
             (Objective::Tokens | Objective::NextToken, Targets::Tokens(tokens)) => {
-                let Input::Text(batch) = input;
+                let Input::Text(batch) = input else { bail!("targets for tokens, and an input that has none") };
                 let (rows, labels) = batch.counted(tokens, objective == Objective::NextToken)?;
                 ops::cross_entropy(&mode.tape, &self.forward(input, Some(rows), mode)?, &labels, loss)
             }
@@ -289,6 +294,8 @@ impl Network {
     fn forward(&self, input: &Input, tokens: Option<Vec<u32>>, mode: &Mode) -> Result<Tensor> {
         match (&self.config, input) {
             (Config::Encoder(config), Input::Text(batch)) => Encoder::new(self, config, mode).forward(batch, tokens),
+            (Config::Table(config), Input::Table(inputs)) => table::forward(self, config, inputs, mode),
+            _ => bail!("an input of another kind than the network was made for"),
         }
     }
 
