@@ -44,6 +44,12 @@ struct Arguments {
     /// Products in bf16
     #[arg(long)]
     bf16: bool,
+    /// Trains a decoder on every next token
+    #[arg(long)]
+    causal: bool,
+    /// Keeps of each layer nothing but its input, and computes it again in the backward pass
+    #[arg(long)]
+    recompute: bool,
     /// Dropout probability
     #[arg(long, default_value_t = 0.1)]
     dropout: f64,
@@ -54,8 +60,8 @@ fn main() -> anyhow::Result<()> {
     let device = fedtune_client::device::open(&Device { threads: arguments.threads, ..Device::default() })?;
     let probability = arguments.dropout;
     let spec = ModelSpec {
-        objective: Objective::Class,
-        labels: (0..5).map(|label| label.to_string()).collect(),
+        objective: if arguments.causal { Objective::NextToken } else { Objective::Class },
+        labels: (0..if arguments.causal { 0 } else { 5 }).map(|label: u32| label.to_string()).collect(),
         trainable: arguments.trainable,
         lora: Lora { rank: arguments.rank, ..Lora::default() },
         precision: if arguments.bf16 { Precision::Bf16 } else { Precision::F32 },
@@ -63,7 +69,8 @@ fn main() -> anyhow::Result<()> {
         seed: 1,
         max_length: arguments.length,
     };
-    let network = Network::load(&arguments.model, &spec, &device)?;
+    let mut network = Network::load(&arguments.model, &spec, &device)?;
+    network.set_recompute(arguments.recompute)?;
     let vocabulary = network.config().vocabulary().context("the model takes no text")? as u64;
     let sequences: Vec<Tokens> = (0..arguments.batch as u64)
         .map(|row| Tokens {
@@ -73,7 +80,11 @@ fn main() -> anyhow::Result<()> {
             types: vec![0; arguments.length],
         })
         .collect();
-    let classes = Targets::Classes((0..arguments.batch as u32).map(|row| row % 5).collect());
+    let targets = if arguments.causal {
+        Targets::Tokens(sequences.iter().map(|tokens| tokens.words.iter().copied().map(Some).collect()).collect())
+    } else {
+        Targets::Classes((0..arguments.batch as u32).map(|row| row % 5).collect())
+    };
     let mut optimizer = Optimizer::new(&Training::default());
     let mut times = Vec::new();
     let mut loss = 0.0;
@@ -81,7 +92,7 @@ fn main() -> anyhow::Result<()> {
         let stream = DropoutStream { probability, seed: 1, round: 1, step: step as u64 };
         let started = Instant::now();
         let batch = network.batch(&sequences.iter().collect::<Vec<_>>());
-        let pass = network.gradients(&batch, &classes, &Loss::default(), Some(stream))?;
+        let pass = network.gradients(&batch, &targets, &Loss::default(), Some(stream))?;
         let norm = gradient_norm(&pass.gradients)?;
         optimizer.step(network.parameters(), &pass.gradients, 5e-5, (1.0 / (norm + 1e-6)).min(1.0))?;
         if step >= 2 {

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Tensor};
 use fedtune_client::finetune::Optimizer;
 use fedtune_client::model::batch::{Batch, Tokens};
-use fedtune_client::model::network::{Gradient, Pass};
+use fedtune_client::model::network::{Gradient, Parameter, Pass};
 use fedtune_client::model::{Classifier, DropoutStream, Input, Loss, ModelSpec, Network, Objective, Targets};
 use fedtune_config::job::{Lora, Precision, Trainable, Training};
 use fedtune_proto::recipe::TensorSource;
@@ -235,6 +235,54 @@ fn parts_of_a_batch_add_up_to_the_whole() {
     }
     assert!((sum - values(&reference["loss"])[0]).abs() < 1e-5);
     assert!(distance(&gradient, &values(&reference[&format!("grad.{name}")])) < 1e-5);
+}
+
+#[test]
+fn layers_computed_again_give_the_same_bits() {
+    for architecture in ARCHITECTURES {
+        for trainable in [Trainable::Full, Trainable::Head, Trainable::Last(1), Trainable::Lora] {
+            let mut network = network(architecture, trainable);
+            let reference = reference(architecture);
+            let run = |network: &Network| {
+                let stream = DropoutStream { probability: 0.2, seed: 7, round: 2, step: 1 };
+                let pass = network
+                    .gradients(&packed(&reference), &targets(&reference), &Loss::default(), Some(stream))
+                    .unwrap();
+                let gradient = |(name, parameter): (&String, &Parameter)| {
+                    parameter.trained.then(|| dense(&pass.gradients[name], parameter.var.dims()))
+                };
+                (pass.loss, network.parameters().iter().filter_map(gradient).collect::<Vec<_>>())
+            };
+            let kept = run(&network);
+            network.set_recompute(true).unwrap();
+            assert_eq!(run(&network), kept, "{architecture} {trainable}");
+        }
+    }
+}
+
+#[test]
+fn each_token_that_counts_is_scored() {
+    for architecture in ARCHITECTURES {
+        let (network, reference) = (network(architecture, Trainable::Full), reference(architecture));
+        let (Input::Text(batch), Targets::Tokens(targets)) = (packed(&reference), targets(&reference)) else {
+            panic!("texts and tokens")
+        };
+        let scores = network.foreseen(&batch, &targets).unwrap();
+        assert_eq!(scores.len(), 14);
+        let mean = scores.iter().map(|score| score.loss).sum::<f64>() / 14.0;
+        assert!((mean - values(&reference["loss"])[0]).abs() < 1e-5, "{architecture}: {mean}");
+        // By the reference's scores.
+        let logits: Vec<Vec<Vec<f32>>> = reference["logits"].to_vec3().unwrap();
+        let mut expected = Vec::new();
+        for (logits, targets) in logits.iter().zip(&targets) {
+            for (row, label) in logits.iter().zip(&targets[1..]) {
+                if let Some(label) = label {
+                    expected.push(row.iter().all(|score| *score <= row[*label as usize]));
+                }
+            }
+        }
+        assert_eq!(scores.iter().map(|score| score.first).collect::<Vec<_>>(), expected);
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 pub(super) mod decoder;
 mod encoder;
+pub(super) mod table;
 
 use fedtune_config::job::Trainable;
 
@@ -116,6 +117,7 @@ impl Anatomy {
         match config {
             Config::Encoder(encoder) => encoder::anatomy(encoder, objective, outputs),
             Config::Decoder(decoder) => decoder::anatomy(decoder, objective),
+            Config::Table(table) => table::anatomy(table, objective, outputs),
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod decoder;
 mod encoder;
+mod table;
 
 use std::path::Path;
 
@@ -11,6 +12,7 @@ use serde_json::{Map, Value};
 use super::error::ModelError;
 pub use decoder::{Decoder, DecoderConfig, RopeStretch};
 pub use encoder::{Architecture, EncoderConfig, Pooling, Rotary};
+pub use table::{Column, ColumnKind, TableConfig};
 
 /// The sizes and settings of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,6 +21,8 @@ pub enum Config {
     Encoder(EncoderConfig),
     /// A transformer that sees what came before each token: Llama, Qwen.
     Decoder(DecoderConfig),
+    /// Dense layers over the columns of a table.
+    Table(TableConfig),
 }
 
 /// More layers than any published model has.
@@ -43,6 +47,7 @@ impl Config {
             Some(kind) if let Some(decoder) = Decoder::of(kind) => {
                 DecoderConfig::parse(decoder, &document).map(Self::Decoder)
             }
+            Some(table::MODEL_TYPE) => TableConfig::parse(&document).map(Self::Table),
             _ => {
                 let found = kind.map_or_else(|| "absent".into(), Value::to_string);
                 return Err(ModelError::Architecture { path: path.to_path_buf(), found });
@@ -56,6 +61,7 @@ impl Config {
         match self {
             Self::Encoder(config) => Some(config.positions()),
             Self::Decoder(config) => Some(config.max_position_embeddings),
+            Self::Table(_) => None,
         }
     }
 
@@ -64,6 +70,7 @@ impl Config {
         match self {
             Self::Encoder(config) => Some(config.vocab_size),
             Self::Decoder(config) => Some(config.vocab_size),
+            Self::Table(_) => None,
         }
     }
 
@@ -72,6 +79,7 @@ impl Config {
         match self {
             Self::Encoder(config) => config.num_hidden_layers,
             Self::Decoder(config) => config.num_hidden_layers,
+            Self::Table(config) => config.hidden_sizes.len(),
         }
     }
 }

@@ -91,6 +91,12 @@ pub enum ModelError {
         "training.precision is \"bf16\", which only the processor has so far; set it to \"f32\", or device.kind to \"cpu\""
     )]
     Precision,
+    /// Layers that cannot be computed again.
+    #[error(
+        "layers can be computed again in the backward pass only for encoders and decoders on the processor; leave \
+         that out, or choose another model or device"
+    )]
+    Recompute,
     /// Adapters for layers that are not there.
     #[error("training.lora.targets: {message}")]
     Targets {

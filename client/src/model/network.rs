@@ -3,6 +3,7 @@
 
 mod decoder;
 mod encoder;
+mod table;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,6 +16,7 @@ use super::adapters::Adapters;
 use super::anatomy::{Anatomy, Role, lora_a, lora_b};
 use super::batch::{Batch, Tokens};
 use super::config::Config;
+use super::error::ModelError;
 use super::objective::{Objective, Targets};
 use super::ops::dropout::DropoutStream;
 use super::ops::{self, Loss, Tape};
@@ -39,13 +41,16 @@ pub struct Parameter {
 pub enum Input {
     /// Token sequences.
     Text(Batch),
+    /// What the columns of a table became, `[rows, inputs]`.
+    Table(Tensor),
 }
 
 impl Input {
-    /// Number of rows: texts.
+    /// Number of rows: texts, or rows of a table.
     pub fn len(&self) -> usize {
         match self {
             Self::Text(batch) => batch.len(),
+            Self::Table(inputs) => inputs.dims().first().copied().unwrap_or(0),
         }
     }
 
@@ -75,6 +80,15 @@ pub enum Gradient {
     },
 }
 
+/// What a decoder expected where a token came.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Foreseen {
+    /// Minus the logarithm of the token's probability.
+    pub loss: f64,
+    /// Whether no other token had a higher score.
+    pub first: bool,
+}
+
 /// Loss and gradients of a batch.
 #[derive(Debug)]
 pub struct Pass {
@@ -95,6 +109,7 @@ pub struct Network {
     parameters: BTreeMap<String, Parameter>,
     device: Device,
     precision: Precision,
+    recompute: bool,
 }
 
 /// Gradients as the device's backward pass gives them.
@@ -118,12 +133,20 @@ struct Mode {
     /// The word rows of a training batch in place of the whole table, so that their gradient is small.
     words: Option<(Var, Vec<u32>)>,
     training: bool,
+    /// Whether layers are computed again in the backward pass, and nothing but their inputs is kept until then.
+    recompute: bool,
     tape: Tape,
 }
 
 impl Mode {
     fn evaluation() -> Self {
-        Self { dropout: None, words: None, training: false, tape: Tape::default() }
+        Self { dropout: None, words: None, training: false, recompute: false, tape: Tape::default() }
+    }
+
+    /// For a layer by itself: the same dropout and precision, on a tape of its own.
+    fn of_layer(&self, training: bool) -> Self {
+        let tape = Tape::new(self.tape.precision());
+        Self { dropout: self.dropout, words: None, training, recompute: false, tape }
     }
 
     fn dropout(&self, layer: usize, place: u64) -> Option<ops::Dropout> {
@@ -142,7 +165,20 @@ impl Network {
         device: Device,
         precision: Precision,
     ) -> Self {
-        Self { config, anatomy, objective, outputs, adapters, parameters, device, precision }
+        Self { config, anatomy, objective, outputs, adapters, parameters, device, precision, recompute: false }
+    }
+
+    /// Whether training keeps of each layer of a transformer nothing but its input, and computes the layer again in the
+    /// backward pass: the same gradients, bit for bit, for less memory and one more forward pass.
+    ///
+    /// # Errors
+    /// Asked for on another device than the processor, or of a model without such layers.
+    pub fn set_recompute(&mut self, recompute: bool) -> std::result::Result<(), ModelError> {
+        if recompute && !(self.device.is_cpu() && matches!(self.config, Config::Encoder(_) | Config::Decoder(_))) {
+            return Err(ModelError::Recompute);
+        }
+        self.recompute = recompute;
+        Ok(())
     }
 
     /// The settings.
@@ -214,6 +250,16 @@ impl Network {
         self.forward(input, None, &Mode::evaluation())
     }
 
+    /// How well a decoder foresees each token that counts, in their order. `targets` has one for each token of each text, as
+    /// in [`Targets::Tokens`]. Never has the scores of more than some tokens in memory.
+    ///
+    /// # Errors
+    /// As [`Self::gradients`]; also when the network is no decoder.
+    pub fn foreseen(&self, batch: &Batch, targets: &[Vec<Option<u32>>]) -> Result<Vec<Foreseen>> {
+        let Config::Decoder(config) = &self.config else { bail!("only a decoder says the next token") };
+        Decoder::new(self, config, batch, &Mode::evaluation()).foreseen(batch, targets)
+    }
+
     /// Hidden states of every token after the last layer, `[rows, hidden]`, in evaluation mode.
     ///
     /// # Errors
@@ -223,6 +269,7 @@ impl Network {
         match &self.config {
             Config::Encoder(config) => Encoder::new(self, config, &mode).hidden_states(batch),
             Config::Decoder(config) => Decoder::new(self, config, batch, &mode).hidden_states(batch),
+            Config::Table(_) => bail!("a model of tables has no hidden states of tokens"),
         }
     }
 
@@ -244,11 +291,19 @@ impl Network {
             }
             _ => None,
         };
-        let mode = Mode { dropout, words, training: true, tape: Tape::new(self.precision) };
+        let mode = Mode { dropout, words, training: true, recompute: self.recompute, tape: Tape::new(self.precision) };
         let loss = self.loss(input, targets, loss, &mode)?;
+        let layers = mode.of_layer(true);
         let Mode { words, tape, .. } = mode;
-        let mut store =
-            if self.device.is_cpu() { Store::Fused(tape.backward(&loss)?) } else { Store::Composed(loss.backward()?) };
+        let mut store = if self.device.is_cpu() {
+            let again = |number: usize, x: &Tensor| {
+                let mode = layers.of_layer(true);
+                Ok((self.layer_again(input, number, x, &mode)?, mode.tape))
+            };
+            Store::Fused(tape.backward_through(&loss, &again)?)
+        } else {
+            Store::Composed(loss.backward()?)
+        };
         let mut gradients = BTreeMap::new();
         for (name, parameter) in self.parameters.iter().filter(|(_, parameter)| parameter.trained) {
             let whole = store.remove(&parameter.var);
@@ -289,12 +344,50 @@ impl Network {
             (Objective::Value, Targets::Values(values)) => {
                 ops::squared_error(&mode.tape, &self.forward(input, None, mode)?, values, divisor)
             }
-            (Objective::Tokens | Objective::NextToken, Targets::Tokens(tokens)) => {
-                let Input::Text(batch) = input;
-                let (rows, labels) = batch.counted(tokens, objective == Objective::NextToken)?;
+            (Objective::NextToken, Targets::Tokens(tokens)) => {
+                let (Config::Decoder(config), Input::Text(batch)) = (&self.config, input) else {
+                    bail!("only a decoder says the next token");
+                };
+                let (rows, labels) = batch.counted(tokens, true)?;
+                let decoder = Decoder::new(self, config, batch, mode);
+                ops::words_loss(&mode.tape, &decoder.seen(batch, Some(rows))?, &decoder.output()?, &labels, loss)
+            }
+            (Objective::Tokens, Targets::Tokens(tokens)) => {
+                let Input::Text(batch) = input else { bail!("targets for tokens, and an input that has none") };
+                let (rows, labels) = batch.counted(tokens, false)?;
                 ops::cross_entropy(&mode.tape, &self.forward(input, Some(rows), mode)?, &labels, loss)
             }
             _ => bail!("targets of another kind than the network was made for"),
+        }
+    }
+
+    /// The output of a layer, which `run` computes of its input `hidden`.
+    fn layer(
+        &self,
+        number: usize,
+        hidden: &Tensor,
+        mode: &Mode,
+        run: impl Fn(&Mode, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let depth = self.anatomy.layers.saturating_sub(number);
+        let trains = |parameter: &Parameter| parameter.trained && parameter.depth == depth;
+        if !mode.recompute || !(hidden.track_op() || self.parameters.values().any(trains)) {
+            return run(mode, hidden);
+        }
+        let out = run(&mode.of_layer(false), &hidden.detach())?;
+        mode.tape.layer(number, hidden, &out)
+    }
+
+    /// A layer of a transformer, computed again of its input.
+    fn layer_again(&self, input: &Input, number: usize, hidden: &Tensor, mode: &Mode) -> Result<Tensor> {
+        match (&self.config, input) {
+            (Config::Encoder(config), Input::Text(batch)) => {
+                Encoder::new(self, config, mode).layer(batch, number, hidden)
+            }
+            (Config::Decoder(config), Input::Text(batch)) => {
+                Decoder::new(self, config, batch, mode).layer(number, hidden, &batch.layout)
+            }
+            _ => bail!("layer {number} cannot be computed again"),
         }
     }
 
@@ -305,6 +398,8 @@ impl Network {
             (Config::Decoder(config), Input::Text(batch)) => {
                 Decoder::new(self, config, batch, mode).forward(batch, tokens)
             }
+            (Config::Table(config), Input::Table(inputs)) => table::forward(self, config, inputs, mode),
+            _ => bail!("an input of another kind than the network was made for"),
         }
     }
 

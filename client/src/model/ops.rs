@@ -32,6 +32,7 @@ mod squared_error;
 mod swiglu;
 mod tape;
 mod values;
+mod words_loss;
 
 #[cfg(test)]
 mod tests;
@@ -286,6 +287,17 @@ pub(crate) fn squared_error(tape: &Tape, outputs: &Tensor, values: &[f32], divis
         tape.apply1(squared_error::SquaredError { values: values.to_vec(), divisor }, outputs)
     } else {
         composed::squared_error(outputs, values, divisor)
+    }
+}
+
+/// The loss of the scores `x weightᵀ` against the label indices; a scalar. x `[rows, hidden]`, weight `[words, hidden]`. The
+/// processor never has the scores of all rows in memory.
+pub(crate) fn words_loss(tape: &Tape, x: &Tensor, weight: &Tensor, labels: &[u32], loss: &Loss) -> Result<Tensor> {
+    if x.device().is_cpu() {
+        let (labels, loss, precision) = (labels.to_vec(), loss.clone(), tape.precision());
+        tape.apply2(words_loss::WordsLoss { labels, loss, precision }, x, weight)
+    } else {
+        composed::cross_entropy(&composed::linear(x, weight, None)?, labels, loss)
     }
 }
 

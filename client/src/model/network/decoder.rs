@@ -1,13 +1,17 @@
 //! Decoders: rotary positions, norms before each part of a layer, heads of keys and values that several of queries share,
 //! a gated feed-forward part. A token sees itself and what came before it.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor, bail};
+use rayon::prelude::*;
 
-use super::{Mode, Network};
+use super::{Foreseen, Mode, Network};
 use crate::model::anatomy::decoder::{FINAL_NORM, OUTPUT, WORDS, layer};
 use crate::model::batch::{Batch, Layout};
 use crate::model::config::DecoderConfig;
 use crate::model::ops::{self, Heads, Rotation, Scope};
+
+/// Tokens whose scores are in memory at once.
+const ROWS: usize = 256;
 
 /// A decoder at work on a batch.
 pub(super) struct Decoder<'a> {
@@ -33,6 +37,30 @@ impl<'a> Decoder<'a> {
         ops::linear(&self.mode.tape, &seen, &self.output()?, None)
     }
 
+    /// How well each token that counts is foreseen.
+    pub(super) fn foreseen(&self, batch: &Batch, targets: &[Vec<Option<u32>>]) -> Result<Vec<Foreseen>> {
+        let (rows, labels) = batch.counted(targets, true)?;
+        let (seen, output) = (self.seen(batch, Some(rows))?, self.output()?);
+        let mut all = Vec::with_capacity(labels.len());
+        for (part, labels) in labels.chunks(ROWS).enumerate() {
+            let seen = seen.narrow(0, part * ROWS, labels.len())?.contiguous()?;
+            let scores = ops::linear(&self.mode.tape, &seen, &output, None)?.to_device(&Device::Cpu)?;
+            let words = output.dim(0)?;
+            ops::read_values(&scores, |scores| {
+                if labels.iter().any(|label| *label as usize >= words) {
+                    bail!("a token outside the vocabulary of {words}");
+                }
+                let rows = scores.par_chunks_exact(words.max(1)).zip(labels);
+                all.par_extend(rows.map(|(row, label)| {
+                    let label = *label as usize;
+                    Foreseen { loss: ops::row_loss(row, label), first: row.iter().all(|score| *score <= row[label]) }
+                }));
+                Ok(())
+            })?;
+        }
+        Ok(all)
+    }
+
     /// What the output layer sees of each token, or those tokens whose rows `tokens` names.
     pub(super) fn seen(&self, batch: &Batch, tokens: Option<Vec<u32>>) -> Result<Tensor> {
         let mut hidden = self.hidden_states(batch)?;
@@ -52,12 +80,15 @@ impl<'a> Decoder<'a> {
         let (words, rows) = self.network.words(batch, self.mode)?;
         let mut hidden = ops::pick_rows(&self.mode.tape, &words, rows)?;
         for index in 0..self.config.num_hidden_layers {
-            hidden = self.layer(index, &hidden, &batch.layout)?;
+            hidden = self.network.layer(index, &hidden, self.mode, |mode, hidden| {
+                Decoder { mode, rotation: self.rotation.clone(), ..*self }.layer(index, hidden, &batch.layout)
+            })?;
         }
         Ok(hidden)
     }
 
-    fn layer(&self, index: usize, hidden: &Tensor, layout: &Layout) -> Result<Tensor> {
+    /// One layer.
+    pub(super) fn layer(&self, index: usize, hidden: &Tensor, layout: &Layout) -> Result<Tensor> {
         let Self { network, config, mode, .. } = *self;
         let linear = |x: &Tensor, part: &str| network.linear(x, &layer(index, part), mode);
         let norm = |x: &Tensor, part: &str| self.norm(x, layer(index, part));

@@ -32,8 +32,8 @@ impl<'a> Encoder<'a> {
     /// The outputs for each text, or for each token; `tokens` names the rows that are wanted of these.
     pub(super) fn forward(self, batch: &Batch, tokens: Option<Vec<u32>>) -> Result<Tensor> {
         let Self { network, config, mode, .. } = self;
+        let hidden = self.encode(batch, self.reach())?;
         if network.objective == Objective::Tokens {
-            let hidden = self.encode(batch, Reach::AllTokens)?;
             let wanted = match tokens {
                 Some(rows) => ops::pick_rows(&mode.tape, &hidden, rows)?,
                 None => hidden,
@@ -41,8 +41,8 @@ impl<'a> Encoder<'a> {
             return self.head(&wanted);
         }
         let mut seen = match config.pooling {
-            Pooling::Cls => self.encode(batch, Reach::FirstTokens)?,
-            Pooling::Mean => ops::mean_rows(&mode.tape, &self.encode(batch, Reach::AllTokens)?, &batch.layout)?,
+            Pooling::Cls => hidden,
+            Pooling::Mean => ops::mean_rows(&mode.tape, &hidden, &batch.layout)?,
         };
         if config.architecture.drops_before_pooler() {
             seen = ops::dropout(&mode.tape, &seen, mode.dropout(config.num_hidden_layers, 2))?;
@@ -53,6 +53,23 @@ impl<'a> Encoder<'a> {
     /// Hidden states of every token after the last layer.
     pub(super) fn hidden_states(self, batch: &Batch) -> Result<Tensor> {
         self.encode(batch, Reach::AllTokens)
+    }
+
+    /// One layer, as [`Self::forward`] computes it.
+    pub(super) fn layer(self, batch: &Batch, index: usize, hidden: &Tensor) -> Result<Tensor> {
+        let (layout, reach) = (&batch.layout, self.reach_of(index, self.reach()));
+        match &self.names.function {
+            Function::Bert(names) => Bert { encoder: self, names }.layer(index, hidden, layout, reach),
+            Function::ModernBert(names) => ModernBert::new(self, names, batch)?.layer(index, hidden, layout, reach),
+        }
+    }
+
+    /// What the head looks at.
+    fn reach(self) -> Reach {
+        match self.config.pooling {
+            Pooling::Cls if self.network.objective != Objective::Tokens => Reach::FirstTokens,
+            _ => Reach::AllTokens,
+        }
     }
 
     fn head(self, seen: &Tensor) -> Result<Tensor> {

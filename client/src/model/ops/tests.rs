@@ -356,6 +356,51 @@ fn cross_entropy_over_a_vocabulary_is_that_in_double_precision() {
 }
 
 #[test]
+fn the_loss_over_words_is_that_of_their_scores() {
+    // More rows than are computed at once, and a vocabulary that is summed in single precision.
+    for (rows, hidden, words) in [(3, 5, 7), (300, 9, 1500)] {
+        let arguments = [random(&[rows, hidden], 1), random(&[words, hidden], 2)];
+        let labels: Vec<u32> = (0..rows).map(|row| (row * 31 % words) as u32).collect();
+        for loss in [
+            Loss::default(),
+            Loss { divisor: Some(1000.0), ..Loss::default() },
+            Loss { label_smoothing: 0.1, ..Loss::default() },
+        ] {
+            compare(
+                &format!("words loss {loss:?}"),
+                &arguments,
+                |t| super::words_loss(&Tape::default(), &t[0], &t[1], &labels, &loss),
+                |t| composed::cross_entropy(&composed::linear(&t[0], &t[1], None)?, &labels, &loss),
+            );
+        }
+    }
+    let (x, weight) = (random(&[3, 5], 1), random(&[7, 5], 2));
+    let refused = |labels: &[u32], weight: &Tensor| {
+        super::words_loss(&Tape::default(), &x, weight, labels, &Loss::default()).is_err()
+    };
+    assert!(refused(&[0, 1, 7], &weight) && refused(&[0, 1], &weight));
+    assert!(refused(&[0, 1, 2], &random(&[7, 4], 2)));
+}
+
+#[test]
+fn rows_are_added_in_place() {
+    let (matrix, values_of) = (random(&[5, 3], 1).as_detached_tensor(), random(&[2, 3], 2));
+    let before = values(&matrix);
+    super::add_rows(&matrix, &[1, 4], &values_of).unwrap();
+    let added = values(&values_of);
+    for (place, (found, before)) in values(&matrix).into_iter().zip(before).enumerate() {
+        let more = match place / 3 {
+            1 => added[place % 3],
+            4 => added[3 + place % 3],
+            _ => 0.0,
+        };
+        assert!((found - before - more).abs() < 1e-6, "at {place}");
+    }
+    assert!(super::add_rows(&matrix, &[1, 5], &values_of).is_err());
+    assert!(super::add_rows(&matrix, &[1], &values_of).is_err());
+}
+
+#[test]
 fn the_plain_loss_is_candles() {
     let labels = [0, 3, 1, 1, 2, 0, 3];
     compare(

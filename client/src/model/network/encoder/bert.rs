@@ -15,8 +15,12 @@ pub(super) struct Bert<'a> {
 impl Bert<'_> {
     pub(super) fn encode(&self, batch: &Batch, reach: Reach) -> Result<Tensor> {
         let mut hidden = self.embed(batch)?;
-        for index in 0..self.encoder.config.num_hidden_layers {
-            hidden = self.layer(index, &hidden, &batch.layout, self.encoder.reach_of(index, reach))?;
+        let Self { encoder, names } = *self;
+        for index in 0..encoder.config.num_hidden_layers {
+            let reach = encoder.reach_of(index, reach);
+            hidden = encoder.network.layer(index, &hidden, encoder.mode, |mode, hidden| {
+                Bert { encoder: Encoder { mode, ..encoder }, names }.layer(index, hidden, &batch.layout, reach)
+            })?;
         }
         Ok(hidden)
     }
@@ -41,7 +45,7 @@ impl Bert<'_> {
 
     /// One encoder layer. The classifier sees the first token of each sequence only, so the last layer computes
     /// nothing but keys and values for the others; the result and every gradient stay the same.
-    fn layer(&self, index: usize, hidden: &Tensor, layout: &Layout, reach: Reach) -> Result<Tensor> {
+    pub(super) fn layer(&self, index: usize, hidden: &Tensor, layout: &Layout, reach: Reach) -> Result<Tensor> {
         let Self { encoder, names } = *self;
         let Encoder { network, config, mode, .. } = encoder;
         let linear = |x: &Tensor, part: &str| network.linear(x, &encoder.names.layer(index, part), mode);

@@ -33,15 +33,21 @@ impl<'a> ModernBert<'a> {
         let (table, words) = encoder.network.words(batch, encoder.mode)?;
         let words = ops::pick_rows(&encoder.mode.tape, &table, words)?;
         let mut hidden = encoder.embedded(&words)?;
-        for (index, global) in self.settings.global.iter().enumerate() {
-            hidden = self.layer((index, *global), &hidden, &batch.layout, encoder.reach_of(index, reach))?;
+        for index in 0..encoder.config.num_hidden_layers {
+            let reach = encoder.reach_of(index, reach);
+            hidden = encoder.network.layer(index, &hidden, encoder.mode, |mode, hidden| {
+                let (global, local) = (self.global.clone(), self.local.clone());
+                let encoder = Encoder { mode, ..encoder };
+                ModernBert { encoder, global, local, ..*self }.layer(index, hidden, &batch.layout, reach)
+            })?;
         }
         encoder.norm(&hidden, names.final_norm)
     }
 
-    /// One encoder layer, which sees the whole sequence where `global`. As in BERT, the last one computes nothing but keys
+    /// One encoder layer, which sees the whole sequence or what is near. As in BERT, the last one computes nothing but keys
     /// and values for tokens that the head does not see.
-    fn layer(&self, (index, global): (usize, bool), hidden: &Tensor, layout: &Layout, reach: Reach) -> Result<Tensor> {
+    pub(super) fn layer(&self, index: usize, hidden: &Tensor, layout: &Layout, reach: Reach) -> Result<Tensor> {
+        let global = self.settings.global.get(index).copied().unwrap_or(true);
         let Self { encoder, names, .. } = *self;
         let Encoder { network, config, mode, .. } = encoder;
         let name = |part: &str| encoder.names.layer(index, part);
