@@ -1,5 +1,6 @@
 //! `config.json` of a model, checked before anything is allocated. Each family of architectures has a module of its own.
 
+mod decoder;
 mod encoder;
 mod table;
 
@@ -9,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::error::ModelError;
+pub use decoder::{Decoder, DecoderConfig, RopeStretch};
 pub use encoder::{Architecture, EncoderConfig, Pooling, Rotary};
 pub use table::{Column, ColumnKind, TableConfig};
 
@@ -19,6 +21,8 @@ pub enum Config {
     Encoder(EncoderConfig),
     /// Dense layers over the columns of a table.
     Table(TableConfig),
+    /// A transformer that sees what came before each token: Llama, Qwen.
+    Decoder(DecoderConfig),
 }
 
 /// More layers than any published model has.
@@ -41,6 +45,9 @@ impl Config {
                 EncoderConfig::parse(architecture, &document).map(Self::Encoder)
             }
             Some(table::MODEL_TYPE) => TableConfig::parse(&document).map(Self::Table),
+            Some(kind) if let Some(decoder) = Decoder::of(kind) => {
+                DecoderConfig::parse(decoder, &document).map(Self::Decoder)
+            }
             _ => {
                 let found = kind.map_or_else(|| "absent".into(), Value::to_string);
                 return Err(ModelError::Architecture { path: path.to_path_buf(), found });
@@ -54,6 +61,7 @@ impl Config {
         match self {
             Self::Encoder(config) => Some(config.positions()),
             Self::Table(_) => None,
+            Self::Decoder(config) => Some(config.max_position_embeddings),
         }
     }
 
@@ -62,6 +70,7 @@ impl Config {
         match self {
             Self::Encoder(config) => Some(config.vocab_size),
             Self::Table(_) => None,
+            Self::Decoder(config) => Some(config.vocab_size),
         }
     }
 
@@ -70,6 +79,7 @@ impl Config {
         match self {
             Self::Encoder(config) => config.num_hidden_layers,
             Self::Table(config) => config.hidden_sizes.len(),
+            Self::Decoder(config) => config.num_hidden_layers,
         }
     }
 }

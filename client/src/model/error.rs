@@ -67,9 +67,9 @@ pub enum ModelError {
     },
     /// Another architecture.
     #[error(
-        "{}: model_type is {found}; supported: \"bert\", \"distilbert\", \"roberta\", \"xlm-roberta\" and \"modernbert\". \
-         Choose a model of these (for example all-MiniLM-L6-v2, distilbert-base-uncased, roberta-base or \
-         ModernBERT-base)",
+        "{}: model_type is {found}; supported: \"bert\", \"distilbert\", \"roberta\", \"xlm-roberta\" and \"modernbert\", and \
+         \"llama\", \"qwen2\" and \"qwen3\" as language models. Choose a model of these (for example all-MiniLM-L6-v2, \
+         distilbert-base-uncased, roberta-base, ModernBERT-base or Qwen2.5-0.5B)",
         path.display()
     )]
     Architecture {
