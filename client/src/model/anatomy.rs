@@ -2,6 +2,8 @@
 //! architecture states its own; loading, freezing, adapters, weight decay and export read nothing else.
 
 mod encoder;
+mod resnet;
+mod vit;
 
 use fedtune_config::job::Trainable;
 
@@ -9,6 +11,8 @@ use super::config::Config;
 use super::error::ModelError;
 use super::objective::Objective;
 pub(super) use encoder::{BertNames, Function, ModernBertNames, Names};
+pub(super) use resnet::{ConvNorm, ResNetNames, Residual};
+pub(super) use vit::VitNames;
 
 /// Where in the model a tensor stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +36,8 @@ pub enum Role {
     Bias,
     /// The scale of a norm.
     Norm,
+    /// A running mean or variance: part of the state like what is trained, but changed by a step and not by a gradient.
+    Statistic,
 }
 
 impl Role {
@@ -76,6 +82,9 @@ pub(super) struct Dense {
 #[derive(Debug)]
 pub(super) struct Anatomy {
     pub(super) tensors: Vec<TensorSpec>,
+    /// What nothing is computed with, and an export copies as it is where the base model has it: canonical names, each with
+    /// those that it may have in a base model's file.
+    pub(super) carried: Vec<(String, Vec<String>)>,
     /// Layers between embeddings and head.
     pub(super) layers: usize,
     pub(super) dense: Vec<Dense>,
@@ -89,6 +98,21 @@ pub(super) struct Anatomy {
     pub(super) class: String,
     /// Standard deviation of new weights.
     pub(super) deviation: f64,
+}
+
+/// Fails for what cannot be said of an image as a whole.
+fn check_images(objective: Objective) -> Result<(), ModelError> {
+    match objective {
+        Objective::Class | Objective::Sets | Objective::Value => Ok(()),
+        Objective::Tokens => Err(ModelError::Objective {
+            task: "token-classification",
+            takes: "an encoder of text (\"bert\", \"distilbert\", \"roberta\", \"xlm-roberta\", \"modernbert\")",
+        }),
+        Objective::NextToken => Err(ModelError::Objective {
+            task: "causal-lm",
+            takes: "a decoder (\"qwen2\", \"qwen3\", \"llama\")",
+        }),
+    }
 }
 
 /// Stands for every dense layer below the head.
@@ -112,6 +136,8 @@ impl Anatomy {
     pub(super) fn of(config: &Config, objective: Objective, outputs: usize) -> Result<Self, ModelError> {
         match config {
             Config::Encoder(encoder) => encoder::anatomy(encoder, objective, outputs),
+            Config::ResNet(resnet) => resnet::anatomy(resnet, objective, outputs),
+            Config::Vit(vit) => vit::anatomy(vit, objective, outputs),
         }
     }
 

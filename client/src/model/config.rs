@@ -1,6 +1,8 @@
 //! `config.json` of a model, checked before anything is allocated. Each family of architectures has a module of its own.
 
 mod encoder;
+mod resnet;
+mod vit;
 
 use std::path::Path;
 
@@ -9,12 +11,18 @@ use serde_json::{Map, Value};
 
 use super::error::ModelError;
 pub use encoder::{Architecture, EncoderConfig, Pooling, Rotary};
+pub use resnet::{ResNetConfig, ResidualKind};
+pub use vit::VitConfig;
 
 /// The sizes and settings of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Config {
     /// A transformer that sees the whole text: BERT and its kin, ModernBERT.
     Encoder(EncoderConfig),
+    /// A residual network of images.
+    ResNet(ResNetConfig),
+    /// A transformer of image patches.
+    Vit(VitConfig),
 }
 
 /// More layers than any published model has.
@@ -36,6 +44,8 @@ impl Config {
             Some(kind) if let Some(architecture) = Architecture::of(kind) => {
                 EncoderConfig::parse(architecture, &document).map(Self::Encoder)
             }
+            Some("resnet") => ResNetConfig::parse(&document).map(Self::ResNet),
+            Some("vit") => VitConfig::parse(&document).map(Self::Vit),
             _ => {
                 let found = kind.map_or_else(|| "absent".into(), Value::to_string);
                 return Err(ModelError::Architecture { path: path.to_path_buf(), found });
@@ -48,6 +58,7 @@ impl Config {
     pub fn positions(&self) -> Option<usize> {
         match self {
             Self::Encoder(config) => Some(config.positions()),
+            Self::ResNet(_) | Self::Vit(_) => None,
         }
     }
 
@@ -55,6 +66,7 @@ impl Config {
     pub fn vocabulary(&self) -> Option<usize> {
         match self {
             Self::Encoder(config) => Some(config.vocab_size),
+            Self::ResNet(_) | Self::Vit(_) => None,
         }
     }
 
@@ -62,6 +74,8 @@ impl Config {
     pub fn layers(&self) -> usize {
         match self {
             Self::Encoder(config) => config.num_hidden_layers,
+            Self::ResNet(config) => config.layers(),
+            Self::Vit(config) => config.num_hidden_layers,
         }
     }
 }

@@ -67,9 +67,9 @@ pub enum ModelError {
     },
     /// Another architecture.
     #[error(
-        "{}: model_type is {found}; supported: \"bert\", \"distilbert\", \"roberta\", \"xlm-roberta\" and \"modernbert\". \
-         Choose a model of these (for example all-MiniLM-L6-v2, distilbert-base-uncased, roberta-base or \
-         ModernBERT-base)",
+        "{}: model_type is {found}; supported: \"bert\", \"distilbert\", \"roberta\", \"xlm-roberta\", \"modernbert\", \
+         \"resnet\" and \"vit\". Choose a model of these (for example all-MiniLM-L6-v2, distilbert-base-uncased, \
+         roberta-base, ModernBERT-base, resnet-18 or vit-base-patch16-224)",
         path.display()
     )]
     Architecture {

@@ -33,6 +33,7 @@ mod pool;
 mod residual;
 mod rotary;
 mod rows;
+mod sequence;
 mod simd;
 mod squared_error;
 mod tape;
@@ -228,6 +229,20 @@ pub(crate) fn max_pool(tape: &Tape, x: &Tensor, window: Window, grid: Grid) -> R
         composed::max_pool(x, window, grid)?
     };
     Ok((out, window.places(grid)?))
+}
+
+/// Images as sequences: patches `[images · patches, width]`, before those of each image `first` of width values, and to each
+/// place of the sequence its row of `positions`, (patches + 1) · width values, is added; gives `[images · (patches + 1),
+/// width]`.
+pub(crate) fn sequence(
+    tape: &Tape,
+    x: &Tensor,
+    first: &Tensor,
+    positions: &Tensor,
+    patches: usize,
+) -> Result<Tensor> {
+    let op = sequence::Sequence { patches };
+    if x.device().is_cpu() { tape.apply3(op, x, first, positions) } else { composed::sequence(x, first, positions, &op) }
 }
 
 /// `relu(x + shortcut)`; one shape.

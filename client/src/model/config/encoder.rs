@@ -355,7 +355,7 @@ fn default_range() -> f64 {
     0.02
 }
 
-fn activation<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<HiddenAct, D::Error> {
+pub(super) fn activation<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<HiddenAct, D::Error> {
     let name = String::deserialize(deserializer)?;
     match name.as_str() {
         "gelu" => Ok(HiddenAct::Gelu),

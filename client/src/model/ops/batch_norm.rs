@@ -75,6 +75,12 @@ impl Moments {
         Self { mean, variance: squares.into_iter().map(|sum| (sum / rows as f64) as f32).collect(), count: rows }
     }
 
+    /// The estimate that running variances are made of; `None` where there is one value a channel, which has none.
+    pub(crate) fn unbiased_variance(&self) -> Option<Vec<f32>> {
+        let (count, more) = (self.count as f64, self.count.checked_sub(1).filter(|more| *more > 0)?);
+        Some(self.variance.iter().map(|variance| (f64::from(*variance) * count / more as f64) as f32).collect())
+    }
+
     fn scales(&self, epsilon: f32) -> Vec<f32> {
         self.variance.iter().map(|variance| 1.0 / (variance + epsilon).sqrt()).collect()
     }

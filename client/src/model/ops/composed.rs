@@ -11,6 +11,7 @@ use super::dropout::Dropout;
 use super::embed::Indices;
 use super::grid::{Grid, Window};
 use super::rotary::Rotation;
+use super::sequence::Sequence;
 use super::{Normalise, Scope};
 use crate::model::batch::Layout;
 
@@ -151,6 +152,13 @@ pub(super) fn batch_norm(
     let normalised = x.broadcast_sub(&mean)?.broadcast_div(&(variance + epsilon)?.sqrt()?)?;
     let out = normalised.broadcast_mul(weight)?.broadcast_add(bias)?;
     Ok((if relu { out.relu()? } else { out }, moments))
+}
+
+pub(super) fn sequence(patches: &Tensor, first: &Tensor, positions: &Tensor, op: &Sequence) -> Result<Tensor> {
+    let (images, width) = op.check(patches.shape(), first.shape(), positions.shape())?;
+    let first = first.reshape((1, 1, width))?.repeat((images, 1, 1))?;
+    let all = Tensor::cat(&[first, patches.reshape((images, op.patches, width))?], 1)?;
+    all.broadcast_add(&positions.reshape((1, op.patches + 1, width))?)?.reshape((images * (op.patches + 1), width))
 }
 
 /// Place by place of the window, since candle's own has no backward where windows overlap. Equal largest values share the

@@ -356,6 +356,20 @@ fn the_first_of_equal_largest_values_gets_the_gradient() {
 }
 
 #[test]
+fn sequences_of_patches_agree() {
+    let arguments = [random(&[15, 7], 1), random(&[1, 1, 7], 2), random(&[1, 6, 7], 3)];
+    compare(
+        "sequence",
+        &arguments,
+        |t| super::sequence(&Tape::default(), &t[0], &t[1], &t[2], 5),
+        |t| composed::sequence(&t[0], &t[1], &t[2], &super::sequence::Sequence { patches: 5 }),
+    );
+    let [x, first, positions] = arguments.each_ref().map(|var| var.as_tensor());
+    assert!(super::sequence(&Tape::default(), x, first, positions, 4).is_err());
+    assert!(super::sequence(&Tape::default(), x, positions, first, 5).is_err());
+}
+
+#[test]
 fn a_shortcut_before_relu_agrees() {
     compare(
         "residual and relu",
