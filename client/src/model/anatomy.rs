@@ -160,10 +160,10 @@ impl Anatomy {
         let fits = |dense: &Dense, target: &str| {
             dense.stem.strip_suffix(target).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
         };
+        if self.dense.is_empty() {
+            return Err("this architecture has no layers for adapters; set training.trainable to another".into());
+        }
         if let Some(target) = targets.iter().find(|target| !self.dense.iter().any(|dense| fits(dense, target))) {
-            if self.dense.is_empty() {
-                return Err("this architecture has no layers for adapters; set training.trainable to another".into());
-            }
             let parts: Vec<String> = self.parts().into_iter().map(|part| format!("\"{part}\"")).collect();
             let parts = parts.join(", ");
             return Err(format!(
