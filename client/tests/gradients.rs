@@ -10,10 +10,12 @@ use fedtune_client::finetune::{Optimizer, gradient_norm};
 use fedtune_client::model::batch::{Batch, Tokens};
 use fedtune_client::model::config::Config;
 use fedtune_client::model::network::{Gradient, Pass};
-use fedtune_client::model::{DropoutStream, Loss, ModelSpec, Network, Objective, Targets};
+use fedtune_client::model::{DropoutStream, Input, Loss, ModelSpec, Network, Objective, Targets};
 use fedtune_config::job::{Lora, Precision, Trainable, Training};
 
 const ARCHITECTURES: [&str; 6] = ["bert", "distilbert", "roberta", "xlm-roberta", "modernbert", "modernbert-mean"];
+/// Classifiers of tokens.
+const OF_TOKENS: [&str; 4] = ["bert-tokens", "distilbert-tokens", "roberta-tokens", "modernbert-tokens"];
 
 fn fixture(architecture: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(architecture)
@@ -33,7 +35,7 @@ fn adapted(architecture: &str, trainable: Trainable, lora: Lora) -> Network {
 
 fn loaded(architecture: &str, trainable: Trainable, lora: Lora, precision: Precision) -> Network {
     let spec = ModelSpec {
-        objective: Objective::Class,
+        objective: if OF_TOKENS.contains(&architecture) { Objective::Tokens } else { Objective::Class },
         labels: ["alpha", "beta", "gamma"].map(String::from).to_vec(),
         trainable,
         lora,
@@ -74,7 +76,15 @@ fn sequences(reference: &HashMap<String, Tensor>) -> Vec<Tokens> {
 }
 
 fn labels(reference: &HashMap<String, Tensor>) -> Targets {
-    Targets::Classes(reference["labels"].to_dtype(DType::U32).unwrap().to_vec1().unwrap())
+    let labels = &reference["labels"];
+    if labels.rank() == 1 {
+        return Targets::Classes(labels.to_dtype(DType::U32).unwrap().to_vec1().unwrap());
+    }
+    let labels: Vec<Vec<i64>> = labels.to_vec2().unwrap();
+    let of_row = |(labels, tokens): (&Vec<i64>, &Tokens)| {
+        labels[..tokens.words.len()].iter().map(|label| u32::try_from(*label).ok()).collect()
+    };
+    Targets::Tokens(labels.iter().zip(&sequences(reference)).map(of_row).collect())
 }
 
 fn values(tensor: &Tensor) -> Vec<f64> {
@@ -150,8 +160,64 @@ fn logits_and_loss_agree() {
 }
 
 #[test]
+fn logits_of_tokens_and_their_loss_agree() {
+    for architecture in OF_TOKENS {
+        let network = network_of(architecture, Trainable::Full);
+        let reference = reference_of(architecture, "gradients.safetensors");
+        let sequences = sequences(&reference);
+        let batch = Batch::padded(&sequences.iter().collect::<Vec<_>>());
+        let logits = network.logits(&batch.into()).unwrap().reshape(reference["logits"].dims()).unwrap();
+        for (row, tokens) in sequences.iter().enumerate() {
+            // What stands where there is only padding is unspecified.
+            let part = |logits: &Tensor| values(&logits.get(row).unwrap().narrow(0, 0, tokens.words.len()).unwrap());
+            assert!(distance(&part(&logits), &part(&reference["logits"])) < 1e-5, "{architecture}");
+        }
+        let loss = pass(&network, &reference).loss;
+        assert!((loss - values(&reference["loss"])[0]).abs() < 1e-5, "{architecture}");
+    }
+}
+
+#[test]
+fn every_gradient_of_a_model_of_tables_agrees() {
+    for (folder, objective, labels) in [
+        ("table-class", Objective::Class, 3),
+        ("table-linear", Objective::Class, 3),
+        ("table-sets", Objective::Sets, 3),
+        ("table-value", Objective::Value, 0),
+    ] {
+        let spec = ModelSpec {
+            objective,
+            labels: ["alpha", "beta", "gamma"][..labels].iter().map(|label| (*label).to_owned()).collect(),
+            trainable: Trainable::Full,
+            lora: Lora::default(),
+            precision: Precision::F32,
+            dropout: 0.0,
+            seed: 1,
+            max_length: 24,
+        };
+        let network = Network::load(&fixture(folder), &spec, &Device::Cpu).unwrap();
+        let reference = reference_of(folder, "gradients.safetensors");
+        let rows = reference["inputs"].dim(0).unwrap();
+        let targets: Vec<f32> = reference["targets"].flatten_all().unwrap().to_vec1().unwrap();
+        let hot = |row: &[f32]| (0..).zip(row).filter(|(_, x)| **x == 1.0).map(|(label, _)| label).collect();
+        let targets = match objective {
+            Objective::Value => Targets::Values(targets),
+            Objective::Sets => Targets::Sets(targets.chunks(3).map(hot).collect()),
+            _ => Targets::Classes(targets.iter().map(|label| *label as u32).collect()),
+        };
+        let input = Input::Table(reference["inputs"].clone());
+        assert_eq!(input.len(), rows);
+        let outputs = values(&network.logits(&input).unwrap());
+        assert!(distance(&outputs, &values(&reference["outputs"])) < 1e-5, "{folder}");
+        let pass = network.gradients(&input, &targets, &Loss::default(), None).unwrap();
+        assert!((pass.loss - values(&reference["loss"])[0]).abs() < 1e-5, "{folder}");
+        assert_gradients(&network, &pass, &reference);
+    }
+}
+
+#[test]
 fn every_gradient_agrees() {
-    for architecture in ARCHITECTURES {
+    for architecture in ARCHITECTURES.into_iter().chain(OF_TOKENS) {
         let network = network_of(architecture, Trainable::Full);
         let reference = reference_of(architecture, "gradients.safetensors");
         // Every parameter that transformers has is ours, under the same name.
@@ -198,7 +264,7 @@ fn with_adapters(architecture: &str) -> Network {
 
 #[test]
 fn every_gradient_of_adapters_agrees() {
-    for architecture in ARCHITECTURES {
+    for architecture in ARCHITECTURES.into_iter().chain(OF_TOKENS) {
         let network = with_adapters(architecture);
         let mut reference = reference_of(architecture, "lora/gradients.safetensors");
         let theirs = reference.keys().filter(|name| name.starts_with("grad.")).count();
@@ -346,7 +412,7 @@ fn dropout_changes_the_loss_and_repeats_bit_for_bit() {
 fn hidden_states_agree_with_candles_own_bert() {
     use candle_transformers::models::bert::BertModel;
     let (network, reference) = (network(Trainable::Full), reference("gradients.safetensors"));
-    let Config::Encoder(encoder) = network.config() else { panic!("the fixture is an encoder") };
+    let Config::Encoder(encoder) = network.config() else { panic!("not an encoder") };
     let tensors = reference_model();
     let builder = candle_nn::VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
     let theirs = BertModel::load(builder, &encoder.into()).unwrap();

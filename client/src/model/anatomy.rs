@@ -3,6 +3,7 @@
 
 mod encoder;
 mod resnet;
+pub(super) mod table;
 mod vit;
 
 use fedtune_config::job::Trainable;
@@ -138,6 +139,7 @@ impl Anatomy {
             Config::Encoder(encoder) => encoder::anatomy(encoder, objective, outputs),
             Config::ResNet(resnet) => resnet::anatomy(resnet, objective, outputs),
             Config::Vit(vit) => vit::anatomy(vit, objective, outputs),
+            Config::Table(table) => table::anatomy(table, objective, outputs),
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod encoder;
 mod resnet;
+mod table;
 mod vit;
 
 use std::path::Path;
@@ -12,6 +13,7 @@ use serde_json::{Map, Value};
 use super::error::ModelError;
 pub use encoder::{Architecture, EncoderConfig, Pooling, Rotary};
 pub use resnet::{ResNetConfig, ResidualKind};
+pub use table::{Column, ColumnKind, TableConfig};
 pub use vit::VitConfig;
 
 /// The sizes and settings of a model.
@@ -23,6 +25,8 @@ pub enum Config {
     ResNet(ResNetConfig),
     /// A transformer of image patches.
     Vit(VitConfig),
+    /// Dense layers over the columns of a table.
+    Table(TableConfig),
 }
 
 /// More layers than any published model has.
@@ -46,6 +50,7 @@ impl Config {
             }
             Some("resnet") => ResNetConfig::parse(&document).map(Self::ResNet),
             Some("vit") => VitConfig::parse(&document).map(Self::Vit),
+            Some(table::MODEL_TYPE) => TableConfig::parse(&document).map(Self::Table),
             _ => {
                 let found = kind.map_or_else(|| "absent".into(), Value::to_string);
                 return Err(ModelError::Architecture { path: path.to_path_buf(), found });
@@ -58,7 +63,7 @@ impl Config {
     pub fn positions(&self) -> Option<usize> {
         match self {
             Self::Encoder(config) => Some(config.positions()),
-            Self::ResNet(_) | Self::Vit(_) => None,
+            Self::ResNet(_) | Self::Vit(_) | Self::Table(_) => None,
         }
     }
 
@@ -66,7 +71,7 @@ impl Config {
     pub fn vocabulary(&self) -> Option<usize> {
         match self {
             Self::Encoder(config) => Some(config.vocab_size),
-            Self::ResNet(_) | Self::Vit(_) => None,
+            Self::ResNet(_) | Self::Vit(_) | Self::Table(_) => None,
         }
     }
 
@@ -76,6 +81,7 @@ impl Config {
             Self::Encoder(config) => config.num_hidden_layers,
             Self::ResNet(config) => config.layers(),
             Self::Vit(config) => config.num_hidden_layers,
+            Self::Table(config) => config.hidden_sizes.len(),
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod encoder;
 mod resnet;
+mod table;
 mod vit;
 
 use std::cell::RefCell;
@@ -44,14 +45,16 @@ pub enum Input {
     Text(Batch),
     /// Images, f32 `[images, channels, height, width]`, on the network's device.
     Images(Tensor),
+    /// What the columns of a table became, `[rows, inputs]`.
+    Table(Tensor),
 }
 
 impl Input {
-    /// Number of rows: texts or images.
+    /// Number of rows: texts, images, or rows of a table.
     pub fn len(&self) -> usize {
         match self {
             Self::Text(batch) => batch.len(),
-            Self::Images(images) => images.dims().first().copied().unwrap_or(0),
+            Self::Images(inputs) | Self::Table(inputs) => inputs.dims().first().copied().unwrap_or(0),
         }
     }
 
@@ -239,7 +242,7 @@ impl Network {
         let mode = Mode::evaluation();
         match &self.config {
             Config::Encoder(config) => Encoder::new(self, config, &mode).hidden_states(batch),
-            _ => bail!("a network of images has no hidden states of tokens"),
+            _ => bail!("a network without tokens has no hidden states of them"),
         }
     }
 
@@ -319,7 +322,7 @@ impl Network {
                 ops::squared_error(&mode.tape, &self.forward(input, None, mode)?, values, divisor)
             }
             (Objective::Tokens | Objective::NextToken, Targets::Tokens(tokens)) => {
-                let Input::Text(batch) = input else { bail!("targets for tokens, but the input is no text") };
+                let Input::Text(batch) = input else { bail!("targets for tokens, and an input that has none") };
                 let (rows, labels) = batch.counted(tokens, objective == Objective::NextToken)?;
                 ops::cross_entropy(&mode.tape, &self.forward(input, Some(rows), mode)?, &labels, loss)
             }
@@ -333,8 +336,8 @@ impl Network {
             (Config::Encoder(config), Input::Text(batch)) => Encoder::new(self, config, mode).forward(batch, tokens),
             (Config::ResNet(config), Input::Images(images)) => ResNet { network: self, config, mode }.forward(images),
             (Config::Vit(config), Input::Images(images)) => Vit { network: self, config, mode }.forward(images),
-            (Config::Encoder(_), Input::Images(_)) => bail!("a network of text got images"),
-            (_, Input::Text(_)) => bail!("a network of images got text"),
+            (Config::Table(config), Input::Table(inputs)) => table::forward(self, config, inputs, mode),
+            _ => bail!("an input of another kind than the network was made for"),
         }
     }
 

@@ -324,7 +324,10 @@ pub(super) fn anatomy(config: &EncoderConfig, objective: Objective, outputs: usi
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::model::config::Config;
 
     fn config(architecture: Architecture) -> EncoderConfig {
         let kind = match architecture {
@@ -338,9 +341,9 @@ mod tests {
             "num_attention_heads": 2, "n_heads": 2, "intermediate_size": 16, "hidden_dim": 16,
             "max_position_embeddings": 12}}"#
         );
-        match crate::model::config::Config::parse(std::path::Path::new("config.json"), text.as_bytes()).unwrap() {
-            (crate::model::config::Config::Encoder(config), _) => config,
-            (other, _) => panic!("{other:?}"),
+        match Config::parse(Path::new("config.json"), text.as_bytes()).unwrap().0 {
+            Config::Encoder(config) => config,
+            other => panic!("{other:?}"),
         }
     }
 

@@ -351,7 +351,7 @@ fn default_types() -> usize {
 fn default_epsilon() -> f64 {
     1e-12
 }
-fn default_range() -> f64 {
+pub(super) fn default_range() -> f64 {
     0.02
 }
 
