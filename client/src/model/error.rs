@@ -67,9 +67,10 @@ pub enum ModelError {
     },
     /// Another architecture.
     #[error(
-        "{}: model_type is {found}; supported: \"bert\", \"distilbert\", \"roberta\", \"xlm-roberta\" and \"modernbert\", and \
-         \"llama\", \"qwen2\" and \"qwen3\" as language models. Choose a model of these (for example all-MiniLM-L6-v2, \
-         distilbert-base-uncased, roberta-base, ModernBERT-base or Qwen2.5-0.5B)",
+        "{}: model_type is {found}; supported: \"bert\", \"distilbert\", \"roberta\", \"xlm-roberta\" and \"modernbert\" for \
+         texts, \"llama\", \"qwen2\" and \"qwen3\" as language models, \"resnet\" and \"vit\" for images. Choose a model of \
+         these (for example all-MiniLM-L6-v2, roberta-base, ModernBERT-base, Qwen2.5-0.5B, resnet-18 or \
+         vit-base-patch16-224)",
         path.display()
     )]
     Architecture {
@@ -93,7 +94,7 @@ pub enum ModelError {
     Precision,
     /// Layers that cannot be computed again.
     #[error(
-        "layers can be computed again in the backward pass only for encoders and decoders on the processor; leave \
+        "layers can be computed again in the backward pass only for transformers on the processor; leave \
          that out, or choose another model or device"
     )]
     Recompute,

@@ -3,7 +3,10 @@
 //! other device and as the reference in the tests. The device decides here, and nowhere else.
 //!
 //! Activations are matrices `[tokens, width]`: all sequences of a batch below each other (see
-//! [`super::batch::Layout`]), so weights are never broadcast.
+//! [`super::batch::Layout`]), so weights are never broadcast. Images are matrices `[pixels, channels]` in the same way (see
+//! [`Grid`]).
+
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{Result, Tensor, bail};
 use candle_transformers::models::bert::HiddenAct;
@@ -13,20 +16,25 @@ use activation::Activation;
 
 mod activation;
 mod attention;
+mod batch_norm;
 mod binary_cross_entropy;
 mod composed;
+mod conv;
 mod cross_entropy;
 pub(crate) mod dropout;
 mod embed;
 mod gated;
 mod gemm;
+mod grid;
 mod linear;
 mod low_rank;
 mod norm;
+mod pool;
 mod residual;
 mod rms_norm;
 mod rotary;
 mod rows;
+mod sequence;
 mod simd;
 mod squared_error;
 mod swiglu;
@@ -37,10 +45,12 @@ mod words_loss;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use batch_norm::Moments;
 pub use cross_entropy::Loss;
 pub(crate) use cross_entropy::row_loss;
 pub(crate) use dropout::Dropout;
 pub(crate) use embed::Indices;
+pub(crate) use grid::{Grid, Window};
 pub(crate) use rotary::Rotation;
 pub(crate) use simd::vectorised;
 pub(crate) use tape::{Gradients, Tape};
@@ -179,6 +189,86 @@ pub(crate) fn dropout(tape: &Tape, x: &Tensor, dropout: Option<Dropout>) -> Resu
         Some(dropout) if x.device().is_cpu() => tape.apply1(residual::DropRows { dropout }, x),
         Some(_) => composed::dropout(x, dropout),
     }
+}
+
+/// Two-dimensional convolution: x `[pixels, in]`, the pixels lying as `grid` says, weight `[out, in, side, side]`, bias
+/// `[out]`, where there is one; gives `[places, out]` and how the places lie.
+pub(crate) fn convolution(
+    tape: &Tape,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    window: Window,
+    grid: Grid,
+) -> Result<(Tensor, Grid)> {
+    let places = window.places(grid)?;
+    let out = if x.device().is_cpu() {
+        let op = conv::Convolution { grid, window, biased: bias.is_some(), precision: tape.precision() };
+        tape.apply3(op, x, weight, &or_zeros(bias, weight)?)?
+    } else {
+        composed::convolution(x, weight, bias, window, grid)?
+    };
+    Ok((out, places))
+}
+
+/// Whose mean and variance a batch normalisation goes by.
+pub(crate) enum Normalise<'a> {
+    /// The batch's own: training.
+    Batch,
+    /// The running ones, each `[channels]`.
+    Running(&'a Tensor, &'a Tensor),
+}
+
+/// Batch normalisation (Ioffe and Szegedy 2015, 1502.03167) of each channel, and ReLU behind it where `relu` says so: x
+/// `[pixels, channels]`, weight and bias `[channels]`. Also gives the moments of the batch, where it goes by them.
+pub(crate) fn batch_norm(
+    tape: &Tape,
+    x: &Tensor,
+    (weight, bias): (&Tensor, &Tensor),
+    by: Normalise<'_>,
+    epsilon: f64,
+    relu: bool,
+) -> Result<(Tensor, Option<Moments>)> {
+    if !x.device().is_cpu() {
+        return composed::batch_norm(x, (weight, bias), by, epsilon, relu);
+    }
+    let moments = Arc::new(OnceLock::new());
+    let of_batch = matches!(by, Normalise::Batch);
+    if let Normalise::Running(mean, variance) = by {
+        let fixed = Moments { mean: mean.to_vec1()?, variance: variance.to_vec1()?, count: x.dim(0)? };
+        moments.get_or_init(|| fixed);
+    }
+    let op = batch_norm::BatchNorm { epsilon: epsilon as f32, relu, of_batch, moments: moments.clone() };
+    let out = tape.apply3(op, x, weight, bias)?;
+    Ok((out, moments.get().filter(|_| of_batch).cloned()))
+}
+
+/// The largest value of each channel under the window: x `[pixels, channels]`; gives `[places, channels]` and how the
+/// places lie.
+pub(crate) fn max_pool(tape: &Tape, x: &Tensor, window: Window, grid: Grid) -> Result<(Tensor, Grid)> {
+    let out = if x.device().is_cpu() {
+        tape.apply1(pool::MaxPool::new(grid, window)?, x)?
+    } else {
+        composed::max_pool(x, window, grid)?
+    };
+    Ok((out, window.places(grid)?))
+}
+
+/// Images as sequences: patches `[images · patches, width]`, before those of each image `first` of width values, and to each
+/// place of the sequence its row of `positions`, (patches + 1) · width values, is added; gives `[images · (patches + 1),
+/// width]`.
+pub(crate) fn sequence(tape: &Tape, x: &Tensor, first: &Tensor, positions: &Tensor, patches: usize) -> Result<Tensor> {
+    let op = sequence::Sequence { patches };
+    if x.device().is_cpu() {
+        tape.apply3(op, x, first, positions)
+    } else {
+        composed::sequence(x, first, positions, &op)
+    }
+}
+
+/// `relu(x + shortcut)`; one shape.
+pub(crate) fn residual_relu(tape: &Tape, x: &Tensor, shortcut: &Tensor) -> Result<Tensor> {
+    if x.device().is_cpu() { tape.apply2(residual::ResidualRelu, x, shortcut) } else { (x + shortcut)?.relu() }
 }
 
 /// Multi-head scaled dot-product attention inside each sequence (Vaswani et al. 2017, 1706.03762).

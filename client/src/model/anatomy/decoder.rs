@@ -80,6 +80,7 @@ pub(super) fn anatomy(config: &DecoderConfig, objective: Objective) -> Result<An
     }
     Ok(Anatomy {
         tensors,
+        carried: Vec::new(),
         layers: config.num_hidden_layers,
         dense,
         default_targets: ["q_proj", "v_proj"].map(str::to_owned).to_vec(),

@@ -311,6 +311,7 @@ pub(super) fn anatomy(config: &EncoderConfig, objective: Objective, outputs: usi
     beside_adapters.dedup();
     Ok(Anatomy {
         tensors: all.tensors,
+        carried: Vec::new(),
         layers,
         dense,
         default_targets: names.default_targets(),

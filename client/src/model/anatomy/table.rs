@@ -35,6 +35,7 @@ pub(super) fn anatomy(config: &TableConfig, objective: Objective, outputs: usize
     dense(CLASSIFIER, [width, outputs], Place::Classifier);
     Ok(Anatomy {
         tensors,
+        carried: Vec::new(),
         layers: config.hidden_sizes.len(),
         dense: Vec::new(),
         default_targets: Vec::new(),

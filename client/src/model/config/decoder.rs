@@ -357,7 +357,7 @@ mod tests {
         let older = parse(Decoder::Llama, json!({"rope_scaling": llama3, "rope_theta": 500000.0})).unwrap();
         assert_eq!(newer, older);
         assert_eq!((newer.rope_theta, newer.rope_stretch.unwrap().factor), (500_000.0, 8.0));
-        let plain = parse(Decoder::Qwen2, json!({"rope_scaling": {"type": "default"}, "rope_theta": 1e6})).unwrap();
+        let plain = parse(Decoder::Llama, json!({"rope_scaling": {"type": "default"}, "rope_theta": 1e6})).unwrap();
         assert_eq!((plain.rope_theta, plain.rope_stretch), (1e6, None));
     }
 

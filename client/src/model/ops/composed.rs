@@ -5,11 +5,14 @@
 use candle_core::{D, Result, Tensor, bail};
 use candle_transformers::models::bert::HiddenAct;
 
+use super::batch_norm::Moments;
 use super::cross_entropy::Loss;
 use super::dropout::Dropout;
 use super::embed::Indices;
+use super::grid::{Grid, Window};
 use super::rotary::Rotation;
-use super::{Heads, Scope};
+use super::sequence::Sequence;
+use super::{Heads, Normalise, Scope};
 use crate::model::batch::Layout;
 
 pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
@@ -142,6 +145,78 @@ pub(super) fn embed(words: &Tensor, positions: &Tensor, types: &Tensor, indices:
         table.index_select(&Tensor::new(indices, table.device())?, 0)
     };
     rows(words, &indices.words)?.add(&rows(types, &indices.types)?)?.add(&rows(positions, &indices.positions)?)
+}
+
+pub(super) fn convolution(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    window: Window,
+    grid: Grid,
+) -> Result<Tensor> {
+    let places = window.places(grid)?;
+    let channels_first = x.reshape((grid.images, grid.height, grid.width, x.dim(1)?))?.permute((0, 3, 1, 2))?;
+    let out = channels_first.contiguous()?.conv2d(weight, window.padding, window.stride, 1, 1)?;
+    with_bias(out.permute((0, 2, 3, 1))?.contiguous()?.reshape((places.pixels(), weight.dim(0)?))?, bias)
+}
+
+pub(super) fn batch_norm(
+    x: &Tensor,
+    (weight, bias): (&Tensor, &Tensor),
+    by: Normalise<'_>,
+    epsilon: f64,
+    relu: bool,
+) -> Result<(Tensor, Option<Moments>)> {
+    let (mean, variance, moments) = match by {
+        Normalise::Running(mean, variance) => (mean.unsqueeze(0)?, variance.unsqueeze(0)?, None),
+        Normalise::Batch => {
+            let mean = x.mean_keepdim(0)?;
+            let variance = x.broadcast_sub(&mean)?.sqr()?.mean_keepdim(0)?;
+            let values = |moments: &Tensor| moments.flatten_all()?.to_vec1();
+            let moments = Moments { mean: values(&mean)?, variance: values(&variance)?, count: x.dim(0)? };
+            (mean, variance, Some(moments))
+        }
+    };
+    let normalised = x.broadcast_sub(&mean)?.broadcast_div(&(variance + epsilon)?.sqrt()?)?;
+    let out = normalised.broadcast_mul(weight)?.broadcast_add(bias)?;
+    Ok((if relu { out.relu()? } else { out }, moments))
+}
+
+pub(super) fn sequence(patches: &Tensor, first: &Tensor, positions: &Tensor, op: &Sequence) -> Result<Tensor> {
+    let (images, width) = op.check(patches.shape(), first.shape(), positions.shape())?;
+    let first = first.reshape((1, 1, width))?.repeat((images, 1, 1))?;
+    let all = Tensor::cat(&[first, patches.reshape((images, op.patches, width))?], 1)?;
+    all.broadcast_add(&positions.reshape((1, op.patches + 1, width))?)?.reshape((images * (op.patches + 1), width))
+}
+
+/// Place by place of the window, since candle's own has no backward where windows overlap. Equal largest values share the
+/// gradient.
+pub(super) fn max_pool(x: &Tensor, window: Window, grid: Grid) -> Result<Tensor> {
+    let places = window.places(grid)?;
+    // What lies outside the images is a row below them.
+    let outside = (Tensor::ones((1, x.dim(1)?), x.dtype(), x.device())? * f64::from(f32::MIN))?;
+    let x = Tensor::cat(&[x, &outside], 0)?;
+    let mut largest: Option<Tensor> = None;
+    for tap in 0..window.side * window.side {
+        let mut rows = Vec::with_capacity(places.pixels());
+        for image in 0..grid.images {
+            for place in 0..places.area() {
+                let inside = |place: usize, tap: usize, length: usize| {
+                    (place * window.stride + tap).checked_sub(window.padding).filter(|pixel| *pixel < length)
+                };
+                let row = inside(place / places.width, tap / window.side, grid.height);
+                let column = inside(place % places.width, tap % window.side, grid.width);
+                let pixel = row.zip(column).map(|(row, column)| image * grid.area() + row * grid.width + column);
+                rows.push(pixel.unwrap_or(grid.pixels()) as u32);
+            }
+        }
+        let seen = x.index_select(&Tensor::new(rows, x.device())?, 0)?;
+        largest = Some(match largest {
+            Some(largest) => largest.maximum(&seen)?,
+            None => seen,
+        });
+    }
+    largest.ok_or_else(|| candle_core::Error::Msg("max-pool: an empty window".into()))
 }
 
 pub(super) fn cross_entropy(logits: &Tensor, labels: &[u32], loss: &Loss) -> Result<Tensor> {

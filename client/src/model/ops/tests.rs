@@ -5,7 +5,7 @@ use candle_core::{Device, Result, Tensor, Var};
 use candle_transformers::models::bert::HiddenAct;
 
 use super::dropout::DropoutStream;
-use super::{Dropout, Heads, Indices, Loss, Rotation, Scope, Tape, composed};
+use super::{Dropout, Grid, Heads, Indices, Loss, Normalise, Rotation, Scope, Tape, Window, composed};
 use crate::model::batch::Layout;
 
 fn random(shape: &[usize], seed: u64) -> Var {
@@ -127,6 +127,35 @@ fn the_tape_adds_up_what_a_tensor_gets_from_several_places() {
     let mut found = tape.backward(&loss).unwrap();
     for var in [&x, &y] {
         assert_near("tape", &found.remove(var).unwrap(), expected.get(var).unwrap());
+    }
+}
+
+#[test]
+fn a_layer_is_computed_again_in_the_backward_pass_and_not_kept() {
+    let (x, weight) = (random(&[5, 4], 1), random(&[4, 4], 2));
+    let labels = [0, 1, 2, 3, 0];
+    let layer = |tape: &Tape, x: &Tensor, weight: &Tensor| {
+        super::activation(tape, &super::linear(tape, x, weight, None)?, HiddenAct::Gelu)
+    };
+    let tape = Tape::default();
+    let out = layer(&tape, x.as_tensor(), weight.as_tensor()).unwrap();
+    let loss = super::cross_entropy(&tape, &out, &labels, &Loss::default()).unwrap();
+    let mut expected = tape.backward(&loss).unwrap();
+
+    let (tape, calls) = (Tape::default(), std::cell::RefCell::new(Vec::new()));
+    let quiet = layer(&tape, &x.as_detached_tensor(), &weight.as_detached_tensor()).unwrap();
+    let out = tape.layer(7, x.as_tensor(), &quiet).unwrap();
+    assert!(out.op().is_none());
+    let loss = super::cross_entropy(&tape, &out, &labels, &Loss::default()).unwrap();
+    let again = |number: usize, x: &Tensor| {
+        calls.borrow_mut().push(number);
+        let tape = Tape::default();
+        Ok((layer(&tape, x, weight.as_tensor())?, tape))
+    };
+    let mut found = tape.backward_through(&loss, &again).unwrap();
+    assert_eq!(*calls.borrow(), [7]);
+    for var in [&x, &weight] {
+        assert_eq!(values(&found.remove(var).unwrap()), values(&expected.remove(var).unwrap()));
     }
 }
 
@@ -289,6 +318,151 @@ fn embeddings_agree() {
     let outside = Indices { words: vec![9; 5], ..indices };
     let tensors: Vec<&Tensor> = arguments.iter().map(|var| var.as_tensor()).collect();
     assert!(super::embed(&Tape::default(), tensors[0], tensors[1], tensors[2], outside).is_err());
+}
+
+/// Windows of every kind that networks use, over images that they fit with and without a rest.
+const WINDOWS: [((usize, usize, usize), (usize, usize)); 7] = [
+    ((1, 1, 0), (3, 4)),
+    ((1, 2, 0), (5, 4)),
+    ((3, 1, 1), (5, 6)),
+    ((3, 1, 1), (1, 2)),
+    ((3, 2, 1), (7, 6)),
+    ((7, 2, 3), (9, 8)),
+    ((4, 4, 0), (8, 12)),
+];
+
+fn over(
+    images: usize,
+    (side, stride, padding): (usize, usize, usize),
+    (height, width): (usize, usize),
+) -> (Window, Grid) {
+    (Window { side, stride, padding }, Grid { images, height, width })
+}
+
+#[test]
+fn convolutions_agree() {
+    for (window, size) in WINDOWS {
+        for (images, inputs, outputs) in [(1, 1, 1), (3, 5, 18), (2, 3, 40)] {
+            let (window, grid) = over(images, window, size);
+            let arguments = [
+                random(&[grid.pixels(), inputs], 1),
+                random(&[outputs, inputs, window.side, window.side], 2),
+                random(&[outputs], 3),
+            ];
+            for count in [2, 3] {
+                compare(
+                    &format!("{window:?} over {grid:?}, {inputs} to {outputs}"),
+                    &arguments[..count],
+                    |t| Ok(super::convolution(&Tape::default(), &t[0], &t[1], t.get(2), window, grid)?.0),
+                    |t| composed::convolution(&t[0], &t[1], t.get(2), window, grid),
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_convolution_in_several_parts_agrees() {
+    // More values under the windows than are laid out at a time.
+    let (window, grid) = over(5, (3, 1, 1), (40, 40));
+    let arguments = [random(&[grid.pixels(), 16], 1), random(&[8, 16, 3, 3], 2)];
+    compare(
+        "convolution",
+        &arguments,
+        |t| Ok(super::convolution(&Tape::default(), &t[0], &t[1], None, window, grid)?.0),
+        |t| composed::convolution(&t[0], &t[1], None, window, grid),
+    );
+}
+
+#[test]
+fn a_convolution_refuses_what_does_not_fit() {
+    let (window, grid) = over(2, (3, 1, 1), (4, 4));
+    let fails = |rows: usize, weight: &[usize], grid| {
+        let (x, weight) = (random(&[rows, 3], 1), random(weight, 2));
+        super::convolution(&Tape::default(), x.as_tensor(), weight.as_tensor(), None, window, grid).is_err()
+    };
+    assert!(!fails(32, &[5, 3, 3, 3], grid));
+    assert!(fails(31, &[5, 3, 3, 3], grid) && fails(32, &[5, 2, 3, 3], grid) && fails(32, &[5, 3, 5, 5], grid));
+}
+
+#[test]
+fn batch_norm_agrees_by_the_batch_and_by_running_statistics() {
+    for (rows, channels) in [(2, 1), (300, 20), (129, 64)] {
+        let x = Var::from_tensor(&(random(&[rows, channels], 1).as_tensor() + 3.0).unwrap()).unwrap();
+        let arguments = [x, random(&[channels], 2), random(&[channels], 3)];
+        let (mean, variance) = (random(&[channels], 4), random(&[channels], 5).as_tensor().sqr().unwrap());
+        for relu in [false, true] {
+            for running in [false, true] {
+                let by = || if running { Normalise::Running(mean.as_tensor(), &variance) } else { Normalise::Batch };
+                compare(
+                    &format!("batch norm of {rows} x {channels}, relu {relu}, running {running}"),
+                    &arguments,
+                    |t| Ok(super::batch_norm(&Tape::default(), &t[0], (&t[1], &t[2]), by(), 1e-5, relu)?.0),
+                    |t| Ok(composed::batch_norm(&t[0], (&t[1], &t[2]), by(), 1e-5, relu)?.0),
+                );
+                let [x, weight, bias] = arguments.each_ref().map(|var| var.as_tensor());
+                let found = super::batch_norm(&Tape::default(), x, (weight, bias), by(), 1e-5, relu).unwrap().1;
+                let expected = composed::batch_norm(x, (weight, bias), by(), 1e-5, relu).unwrap().1;
+                assert_eq!(found.is_none(), running);
+                if let Some((found, expected)) = found.zip(expected) {
+                    let tensor = |values: Vec<f32>| Tensor::new(values, &Device::Cpu).unwrap();
+                    assert_near("mean", &tensor(found.mean), &tensor(expected.mean));
+                    assert_near("variance", &tensor(found.variance), &tensor(expected.variance));
+                    assert_eq!((found.count, expected.count), (rows, rows));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_largest_under_a_window_agrees() {
+    for (window, size) in WINDOWS {
+        let (window, grid) = over(3, window, size);
+        compare(
+            &format!("max-pool of {window:?} over {grid:?}"),
+            &[random(&[grid.pixels(), 19], 1)],
+            |t| Ok(super::max_pool(&Tape::default(), &t[0], window, grid)?.0),
+            |t| composed::max_pool(&t[0], window, grid),
+        );
+    }
+    let grid = Grid { images: 1, height: 2, width: 2 };
+    let x = Var::new(&[[1f32], [f32::NAN], [3.0], [2.0]], &Device::Cpu).unwrap();
+    let (window, _) = over(1, (3, 2, 1), (2, 2));
+    assert!(values(&super::max_pool(&Tape::default(), x.as_tensor(), window, grid).unwrap().0)[0].is_nan());
+}
+
+#[test]
+fn the_first_of_equal_largest_values_gets_the_gradient() {
+    let (window, grid) = over(1, (2, 2, 0), (2, 2));
+    let x = Var::new(&[[1f32], [2.0], [2.0], [0.0]], &Device::Cpu).unwrap();
+    let out = super::max_pool(&Tape::default(), x.as_tensor(), window, grid).unwrap().0;
+    let gradients = out.sum_all().unwrap().backward().unwrap();
+    assert_eq!(values(gradients.get(&x).unwrap()), [0.0, 1.0, 0.0, 0.0]);
+}
+
+#[test]
+fn sequences_of_patches_agree() {
+    let arguments = [random(&[15, 7], 1), random(&[1, 1, 7], 2), random(&[1, 6, 7], 3)];
+    compare(
+        "sequence",
+        &arguments,
+        |t| super::sequence(&Tape::default(), &t[0], &t[1], &t[2], 5),
+        |t| composed::sequence(&t[0], &t[1], &t[2], &super::sequence::Sequence { patches: 5 }),
+    );
+    let [x, first, positions] = arguments.each_ref().map(|var| var.as_tensor());
+    assert!(super::sequence(&Tape::default(), x, first, positions, 4).is_err());
+    assert!(super::sequence(&Tape::default(), x, positions, first, 5).is_err());
+}
+
+#[test]
+fn a_shortcut_before_relu_agrees() {
+    compare(
+        "residual and relu",
+        &[random(&[70, 65], 1), random(&[70, 65], 2)],
+        |t| super::residual_relu(&Tape::default(), &t[0], &t[1]),
+        |t| (&t[0] + &t[1])?.relu(),
+    );
 }
 
 /// Every combination of the loss's parts.
