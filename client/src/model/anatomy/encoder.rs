@@ -323,6 +323,7 @@ pub(super) fn anatomy(config: &EncoderConfig, objective: Objective, outputs: usi
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use std::path::Path;
 

@@ -261,8 +261,9 @@ impl DecoderConfig {
 impl RopeStretch {
     fn check(&self) -> Result<(), String> {
         check_sizes(&[("original_max_position_embeddings of the rotary settings", self.length, 16_777_216)])?;
-        let fits = self.factor >= 1.0 && self.low > 0.0 && self.high > self.low;
-        if !fits || !(self.factor.is_finite() && self.high.is_finite()) {
+        let finite = self.factor.is_finite() && self.high.is_finite();
+        let fits = finite && self.factor >= 1.0 && self.low > 0.0 && self.high > self.low;
+        if !fits {
             return Err(format!(
                 "the rotary settings \"llama3\" have factor {}, low_freq_factor {} and high_freq_factor {}; expected a \
                  factor of 1 or more, and a positive low_freq_factor below high_freq_factor",

@@ -102,7 +102,7 @@ impl TableConfig {
             }
             match kind {
                 ColumnKind::Number { mean, deviation } => {
-                    if !mean.is_finite() || !(deviation.is_finite() && *deviation > 0.0) {
+                    if !(mean.is_finite() && deviation.is_finite() && *deviation > 0.0) {
                         return Err(format!(
                             "columns: {name:?} has mean {mean} and deviation {deviation}; expected finite numbers, the \
                              deviation above 0"
