@@ -214,7 +214,8 @@ fn gradients_in_bf16_are_near_and_repeat_bit_for_bit() {
 
 #[test]
 fn five_steps_agree() {
-    let (network, trained) = (network("resnet-basic", Trainable::Full), reference("resnet-basic", "trained.safetensors"));
+    let (network, trained) =
+        (network("resnet-basic", Trainable::Full), reference("resnet-basic", "trained.safetensors"));
     let before: HashMap<String, Vec<f64>> =
         network.parameters().iter().map(|(name, p)| (name.clone(), values(p.var.as_tensor()))).collect();
     let mut optimizer = Optimizer::new(&Training { weight_decay: 0.01, ..Training::default() });
@@ -254,9 +255,8 @@ fn a_state_has_the_statistics_of_what_is_trained() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let targets = Targets::Classes(vec![0]);
-    let images = |shape: (usize, usize, usize, usize)| {
-        Input::Images(Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap())
-    };
+    let images =
+        |shape: (usize, usize, usize, usize)| Input::Images(Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap());
     for (architecture, good, bad) in [
         ("resnet-basic", (1, 3, 40, 40), vec![(1, 1, 40, 40), (1, 3, 0, 40)]),
         ("vit", (1, 3, 24, 24), vec![(1, 1, 24, 24), (1, 3, 32, 32), (1, 3, 24, 32)]),

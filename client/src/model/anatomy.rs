@@ -109,10 +109,9 @@ fn check_images(objective: Objective) -> Result<(), ModelError> {
             task: "token-classification",
             takes: "an encoder of text (\"bert\", \"distilbert\", \"roberta\", \"xlm-roberta\", \"modernbert\")",
         }),
-        Objective::NextToken => Err(ModelError::Objective {
-            task: "causal-lm",
-            takes: "a decoder (\"qwen2\", \"qwen3\", \"llama\")",
-        }),
+        Objective::NextToken => {
+            Err(ModelError::Objective { task: "causal-lm", takes: "a decoder (\"qwen2\", \"qwen3\", \"llama\")" })
+        }
     }
 }
 

@@ -19,21 +19,18 @@ impl Classifier {
     /// any, or else the whole model.
     pub fn export_recipe(&self) -> ExportRecipe {
         let adapters = self.adapter_config();
-        let tensors = self
-            .network
-            .parameters()
-            .iter()
-            .filter(|(_, parameter)| parameter.trained || adapters.is_none())
-            .map(|(name, parameter)| match self.base_names.get(name) {
-                Some(base) if !parameter.trained => {
-                    ExportTensor { name: name.clone(), source: TensorSource::Base(base.clone()) }
-                }
-                _ => ExportTensor { name: self.exported_name(name), source: TensorSource::State(name.clone()) },
-            });
-        let carried = self.carried().map(|(name, base)| ExportTensor {
-            name: name.to_owned(),
-            source: TensorSource::Base(base.to_owned()),
-        });
+        let tensors =
+            self.network.parameters().iter().filter(|(_, parameter)| parameter.trained || adapters.is_none()).map(
+                |(name, parameter)| match self.base_names.get(name) {
+                    Some(base) if !parameter.trained => {
+                        ExportTensor { name: name.clone(), source: TensorSource::Base(base.clone()) }
+                    }
+                    _ => ExportTensor { name: self.exported_name(name), source: TensorSource::State(name.clone()) },
+                },
+            );
+        let carried = self
+            .carried()
+            .map(|(name, base)| ExportTensor { name: name.to_owned(), source: TensorSource::Base(base.to_owned()) });
         let tensors = tensors.chain(carried).collect();
         ExportRecipe { config_json: self.exported_config(), adapter_config_json: adapters, tensors }
     }

@@ -234,15 +234,13 @@ pub(crate) fn max_pool(tape: &Tape, x: &Tensor, window: Window, grid: Grid) -> R
 /// Images as sequences: patches `[images · patches, width]`, before those of each image `first` of width values, and to each
 /// place of the sequence its row of `positions`, (patches + 1) · width values, is added; gives `[images · (patches + 1),
 /// width]`.
-pub(crate) fn sequence(
-    tape: &Tape,
-    x: &Tensor,
-    first: &Tensor,
-    positions: &Tensor,
-    patches: usize,
-) -> Result<Tensor> {
+pub(crate) fn sequence(tape: &Tape, x: &Tensor, first: &Tensor, positions: &Tensor, patches: usize) -> Result<Tensor> {
     let op = sequence::Sequence { patches };
-    if x.device().is_cpu() { tape.apply3(op, x, first, positions) } else { composed::sequence(x, first, positions, &op) }
+    if x.device().is_cpu() {
+        tape.apply3(op, x, first, positions)
+    } else {
+        composed::sequence(x, first, positions, &op)
+    }
 }
 
 /// `relu(x + shortcut)`; one shape.

@@ -63,7 +63,13 @@ impl ResNetNames {
             for index in 0..*depth {
                 let halves = index == 0 && (stage > 0 || config.downsample_in_first_stage);
                 let stride = if halves { 2 } else { 1 };
-                layers.push(residual(config, format!("{PREFIX}encoder.stages.{stage}.layers.{index}"), inputs, *outputs, stride));
+                layers.push(residual(
+                    config,
+                    format!("{PREFIX}encoder.stages.{stage}.layers.{index}"),
+                    inputs,
+                    *outputs,
+                    stride,
+                ));
                 inputs = *outputs;
             }
         }

@@ -52,9 +52,8 @@ impl Vit<'_> {
         let Self { network, config, mode } = self;
         let tape = &mode.tape;
         let linear = |x: &Tensor, part: &str| network.linear(x, &VitNames::layer(index, part), mode);
-        let norm = |x: &Tensor, part: &str| {
-            network.layer_norm(x, &VitNames::layer(index, part), config.layer_norm_eps, mode)
-        };
+        let norm =
+            |x: &Tensor, part: &str| network.layer_norm(x, &VitNames::layer(index, part), config.layer_norm_eps, mode);
         let seen = norm(hidden, VitNames::NORM_BEFORE)?;
         let (targets, wanted, queries) = if index + 1 == config.num_hidden_layers {
             let starts = |x: &Tensor| ops::pick_rows(tape, x, layout.starts());

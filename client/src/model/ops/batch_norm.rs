@@ -152,7 +152,8 @@ impl CustomOp3 for BatchNorm {
                     let block = |values: std::ops::Range<usize>| values.start * channels..values.end * channels;
                     let all = sums(rows, channels, |rows, [products, gradients]| {
                         let (x, g, y) = (&x[block(rows.clone())], &g[block(rows.clone())], &y[block(rows)]);
-                        let lines = x.chunks_exact(channels).zip(g.chunks_exact(channels)).zip(y.chunks_exact(channels));
+                        let lines =
+                            x.chunks_exact(channels).zip(g.chunks_exact(channels)).zip(y.chunks_exact(channels));
                         for ((x, g), y) in lines {
                             let sums = products.iter_mut().zip(gradients.iter_mut()).zip(mean);
                             for (((x, g), y), ((product, gradient), mean)) in x.iter().zip(g).zip(y).zip(sums) {

@@ -101,8 +101,10 @@ mod tests {
             let found = window.places(Grid { images: 1, height: length, width: length }).unwrap();
             assert_eq!((found.height, found.width), (places, places));
             for place in 0..places {
-                let inside: Vec<usize> =
-                    (0..side).filter_map(|tap| (place * stride + tap).checked_sub(padding)).filter(|x| *x < length).collect();
+                let inside: Vec<usize> = (0..side)
+                    .filter_map(|tap| (place * stride + tap).checked_sub(padding))
+                    .filter(|x| *x < length)
+                    .collect();
                 let span = window.span(place, length);
                 assert_eq!(inside, (span.first..span.first + span.count).collect::<Vec<_>>(), "{window:?} at {place}");
                 assert_eq!(place * stride + span.outside, span.first + padding);

@@ -79,9 +79,10 @@ impl CustomOp1 for MaxPool {
         let mut out = vec![0.0; self.places.pixels() * channels];
         let mut origins = vec![0; out.len()];
         let (from, to) = (self.grid.area() * channels, self.places.area() * channels);
-        out.par_chunks_mut(to).zip(origins.par_chunks_mut(to)).zip(x.par_chunks(from)).for_each(
-            |((out, origins), x)| vectorised(|| self.forward_image(x, out, origins, channels)),
-        );
+        out.par_chunks_mut(to)
+            .zip(origins.par_chunks_mut(to))
+            .zip(x.par_chunks(from))
+            .for_each(|((out, origins), x)| vectorised(|| self.forward_image(x, out, origins, channels)));
         // A pass runs once; were it to run again, the origins would be the same.
         let _ = self.origins.set(origins);
         Ok((CpuStorage::F32(out), (self.places.pixels(), channels).into()))

@@ -45,8 +45,7 @@ impl CustomOp3 for Sequence {
         positions: &CpuStorage,
         positions_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (images, width) =
-            self.check(patches_layout.shape(), first_layout.shape(), positions_layout.shape())?;
+        let (images, width) = self.check(patches_layout.shape(), first_layout.shape(), positions_layout.shape())?;
         let (patches, first, positions) =
             (slice(patches, patches_layout)?, slice(first, first_layout)?, slice(positions, positions_layout)?);
         let length = (self.patches + 1) * width;

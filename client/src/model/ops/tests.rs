@@ -249,7 +249,11 @@ const WINDOWS: [((usize, usize, usize), (usize, usize)); 7] = [
     ((4, 4, 0), (8, 12)),
 ];
 
-fn over(images: usize, (side, stride, padding): (usize, usize, usize), (height, width): (usize, usize)) -> (Window, Grid) {
+fn over(
+    images: usize,
+    (side, stride, padding): (usize, usize, usize),
+    (height, width): (usize, usize),
+) -> (Window, Grid) {
     (Window { side, stride, padding }, Grid { images, height, width })
 }
 
