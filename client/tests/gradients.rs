@@ -2,24 +2,22 @@
 //! double precision by `tests/fixtures/make_encoder_gradients.py`.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod reference;
+
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use fedtune_client::finetune::{Optimizer, gradient_norm};
 use fedtune_client::model::batch::{Batch, Tokens};
 use fedtune_client::model::config::Config;
-use fedtune_client::model::network::{Gradient, Pass};
+use fedtune_client::model::network::Pass;
 use fedtune_client::model::{DropoutStream, Input, Loss, ModelSpec, Network, Objective, Targets};
 use fedtune_config::job::{Lora, Precision, Trainable, Training};
+use reference::{dense, distance, fixture, norm, reference_of, rows, saved_adapters, saved_targets, values};
 
 const ARCHITECTURES: [&str; 6] = ["bert", "distilbert", "roberta", "xlm-roberta", "modernbert", "modernbert-mean"];
 /// Classifiers of tokens.
 const OF_TOKENS: [&str; 4] = ["bert-tokens", "distilbert-tokens", "roberta-tokens", "modernbert-tokens"];
-
-fn fixture(architecture: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(architecture)
-}
 
 fn network(trainable: Trainable) -> Network {
     network_of("bert", trainable)
@@ -55,14 +53,6 @@ fn reference(file: &str) -> HashMap<String, Tensor> {
     reference_of("bert", file)
 }
 
-fn reference_of(architecture: &str, file: &str) -> HashMap<String, Tensor> {
-    candle_core::safetensors::load(fixture(architecture).join(file), &Device::Cpu).unwrap()
-}
-
-fn rows(reference: &HashMap<String, Tensor>, name: &str) -> Vec<Vec<u32>> {
-    reference[name].to_dtype(DType::U32).unwrap().to_vec2().unwrap()
-}
-
 /// The reference's batch, less its padding.
 fn sequences(reference: &HashMap<String, Tensor>) -> Vec<Tokens> {
     let (ids, types) = (rows(reference, "input_ids"), rows(reference, "token_type_ids"));
@@ -87,35 +77,6 @@ fn labels(reference: &HashMap<String, Tensor>) -> Targets {
     Targets::Tokens(labels.iter().zip(&sequences(reference)).map(of_row).collect())
 }
 
-fn values(tensor: &Tensor) -> Vec<f64> {
-    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
-}
-
-/// A gradient of the parameter's shape.
-fn dense(gradient: &Gradient, shape: &[usize]) -> Vec<f64> {
-    match gradient {
-        Gradient::Dense(tensor) => values(tensor),
-        Gradient::Rows { rows, values: tensor } => {
-            let mut all = vec![0.0; shape.iter().product()];
-            for (row, part) in rows.iter().zip(values(tensor).chunks(shape[1])) {
-                all[*row as usize * shape[1]..][..shape[1]].copy_from_slice(part);
-            }
-            all
-        }
-    }
-}
-
-fn norm(values: &[f64]) -> f64 {
-    values.iter().map(|x| x * x).sum::<f64>().sqrt()
-}
-
-/// L2 distance over the reference's L2 norm.
-fn distance(found: &[f64], expected: &[f64]) -> f64 {
-    assert_eq!(found.len(), expected.len());
-    let difference: Vec<f64> = found.iter().zip(expected).map(|(a, b)| a - b).collect();
-    norm(&difference) / norm(expected).max(f64::MIN_POSITIVE)
-}
-
 fn pass(network: &Network, reference: &HashMap<String, Tensor>) -> Pass {
     let sequences = sequences(reference);
     let batch = network.batch(&sequences.iter().collect::<Vec<_>>());
@@ -123,23 +84,8 @@ fn pass(network: &Network, reference: &HashMap<String, Tensor>) -> Pass {
 }
 
 fn assert_gradients(network: &Network, pass: &Pass, reference: &HashMap<String, Tensor>) {
-    let trained: Vec<_> = network.parameters().iter().filter(|(_, p)| p.trained).collect();
-    assert_eq!(pass.gradients.len(), trained.len());
-    for (name, parameter) in trained {
-        let expected = values(&reference[&format!("grad.{name}")]);
-        let found = dense(&pass.gradients[name], parameter.var.dims());
-        if norm(&expected) < 1e-6 {
-            // Softmax does not see a constant added to all scores, so the true gradient of key biases is zero.
-            assert!(
-                name.ends_with("key.bias") || name.ends_with("k_lin.bias"),
-                "{name}: the reference has no gradient"
-            );
-            assert!(norm(&found) < 1e-6, "{name}: found {}", norm(&found));
-        } else {
-            let distance = distance(&found, &expected);
-            assert!(distance < 1e-3, "{name}: relative distance {distance}");
-        }
-    }
+    // Softmax does not see a constant added to all scores, so the true gradient of key biases is zero.
+    reference::assert_gradients(network, pass, reference, &["key.bias", "k_lin.bias"]);
 }
 
 #[test]
@@ -246,18 +192,11 @@ fn gradients_agree_where_only_a_part_is_trained() {
 
 /// Adapters as peft saved them, in the network they belong to.
 fn with_adapters(architecture: &str) -> Network {
-    let folder = fixture(architecture).join("lora");
-    let text = std::fs::read_to_string(folder.join("adapter_config.json")).unwrap();
-    let config: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let targets = serde_json::from_value(config["target_modules"].clone()).unwrap();
+    let targets = saved_targets(architecture);
     let lora = Lora { rank: 4, alpha: 6.0, dropout: 0.0, targets };
     let mut network = adapted(architecture, Trainable::Lora, lora);
-    let bare: HashMap<String, Tensor> = reference_of(architecture, "lora/adapter_model.safetensors")
-        .into_iter()
-        .map(|(name, tensor)| (name.strip_prefix("base_model.model.").unwrap().to_owned(), tensor))
-        .collect();
     let state = tempfile::NamedTempFile::new().unwrap();
-    candle_core::safetensors::save(&bare, state.path()).unwrap();
+    candle_core::safetensors::save(&saved_adapters(architecture), state.path()).unwrap();
     network.load_state(state.path()).unwrap();
     network
 }

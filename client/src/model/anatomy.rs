@@ -1,6 +1,7 @@
 //! The tensors of a model: canonical names (those of transformers' class for it), shapes, and what they are for. Every
 //! architecture states its own; loading, freezing, adapters, weight decay and export read nothing else.
 
+pub(super) mod decoder;
 mod encoder;
 mod resnet;
 pub(super) mod table;
@@ -24,6 +25,8 @@ pub enum Place {
     Layer(usize),
     /// Above the last layer; may be new.
     Head,
+    /// Above the last layer of a model that says words, which it knows already: never new, and frozen beside adapters.
+    Output,
     /// The last tensors, whose shape depends on the labels; new unless the file's labels are those asked for.
     Classifier,
 }
@@ -139,6 +142,7 @@ impl Anatomy {
             Config::ResNet(resnet) => resnet::anatomy(resnet, objective, outputs),
             Config::Vit(vit) => vit::anatomy(vit, objective, outputs),
             Config::Table(table) => table::anatomy(table, objective, outputs),
+            Config::Decoder(decoder) => decoder::anatomy(decoder, objective),
         }
     }
 
@@ -189,7 +193,7 @@ impl Anatomy {
     /// are layers for the embeddings.
     pub(super) fn depth(&self, place: Place) -> usize {
         match place {
-            Place::Head | Place::Classifier => 0,
+            Place::Head | Place::Output | Place::Classifier => 0,
             Place::Layer(index) => self.layers.saturating_sub(index),
             Place::Embeddings => self.layers + 1,
         }
@@ -199,6 +203,7 @@ impl Anatomy {
     pub(super) fn is_trained(&self, place: Place, trainable: Trainable) -> bool {
         match (trainable, place) {
             (Trainable::Full, _) | (_, Place::Head | Place::Classifier) => true,
+            (Trainable::Head | Trainable::Last(_), Place::Output) => true,
             (Trainable::Last(last), Place::Layer(index)) => index + last >= self.layers,
             _ => false,
         }

@@ -1,6 +1,7 @@
 //! A model as a function of its parameters. Here is what all architectures share; each has a module that computes its
 //! outputs.
 
+mod decoder;
 mod encoder;
 mod resnet;
 mod table;
@@ -21,6 +22,7 @@ use super::config::Config;
 use super::objective::{Objective, Targets};
 use super::ops::dropout::DropoutStream;
 use super::ops::{self, Grid, Loss, Normalise, Tape};
+use decoder::Decoder;
 use encoder::Encoder;
 use resnet::ResNet;
 use vit::Vit;
@@ -242,6 +244,7 @@ impl Network {
         let mode = Mode::evaluation();
         match &self.config {
             Config::Encoder(config) => Encoder::new(self, config, &mode).hidden_states(batch),
+            Config::Decoder(config) => Decoder::new(self, config, batch, &mode).hidden_states(batch),
             _ => bail!("a network without tokens has no hidden states of them"),
         }
     }
@@ -272,11 +275,21 @@ impl Network {
             if self.device.is_cpu() { Store::Fused(tape.backward(&loss)?) } else { Store::Composed(loss.backward()?) };
         let mut gradients = BTreeMap::new();
         for (name, parameter) in self.parameters.iter().filter(|(_, parameter)| parameter.learns()) {
-            let gradient = match &words {
+            let whole = store.remove(&parameter.var);
+            let part = match &words {
                 Some((compact, rows)) if Some(name.as_str()) == self.anatomy.words => {
-                    store.remove(compact).map(|values| Gradient::Rows { rows: rows.clone(), values })
+                    store.remove(compact).map(|values| (rows, values))
                 }
-                _ => store.remove(&parameter.var).map(Gradient::Dense),
+                _ => None,
+            };
+            let gradient = match (whole, part) {
+                (whole, None) => whole.map(Gradient::Dense),
+                (None, Some((rows, values))) => Some(Gradient::Rows { rows: rows.clone(), values }),
+                // The table is the output layer too.
+                (Some(whole), Some((rows, values))) => {
+                    ops::add_rows(&whole, rows, &values)?;
+                    Some(Gradient::Dense(whole))
+                }
             };
             match gradient {
                 Some(gradient) => gradients.insert(name.clone(), gradient),
@@ -334,6 +347,9 @@ impl Network {
     fn forward(&self, input: &Input, tokens: Option<Vec<u32>>, mode: &Mode) -> Result<Tensor> {
         match (&self.config, input) {
             (Config::Encoder(config), Input::Text(batch)) => Encoder::new(self, config, mode).forward(batch, tokens),
+            (Config::Decoder(config), Input::Text(batch)) => {
+                Decoder::new(self, config, batch, mode).forward(batch, tokens)
+            }
             (Config::ResNet(config), Input::Images(images)) => ResNet { network: self, config, mode }.forward(images),
             (Config::Vit(config), Input::Images(images)) => Vit { network: self, config, mode }.forward(images),
             (Config::Table(config), Input::Table(inputs)) => table::forward(self, config, inputs, mode),

@@ -31,11 +31,13 @@ mod low_rank;
 mod norm;
 mod pool;
 mod residual;
+mod rms_norm;
 mod rotary;
 mod rows;
 mod sequence;
 mod simd;
 mod squared_error;
+mod swiglu;
 mod tape;
 mod values;
 
@@ -102,6 +104,16 @@ pub(crate) fn layer_norm(
     }
 }
 
+/// Root mean square normalisation (Zhang and Sennrich 2019, 1910.07467) of each run of `width` values in the rows of x
+/// `[rows, runs · width]`, weight `[width]`: of whole rows, or of each head by itself.
+pub(crate) fn rms_norm(tape: &Tape, x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
+    if x.device().is_cpu() {
+        tape.apply2(rms_norm::RmsNorm { epsilon: epsilon as f32 }, x, weight)
+    } else {
+        composed::rms_norm(x, weight, epsilon)
+    }
+}
+
 /// The activation of the feed-forward part; any shape.
 pub(crate) fn activation(tape: &Tape, x: &Tensor, kind: HiddenAct) -> Result<Tensor> {
     if x.device().is_cpu() { tape.apply1(Activation::from(kind), x) } else { composed::activation(x, kind) }
@@ -115,6 +127,11 @@ pub(crate) fn gated(tape: &Tape, x: &Tensor, kind: HiddenAct) -> Result<Tensor> 
     } else {
         composed::gated(x, kind)
     }
+}
+
+/// `silu(gate) ∘ up` (Shazeer 2020, 2002.05202), both `[rows, width]`.
+pub(crate) fn swiglu(tape: &Tape, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if gate.device().is_cpu() { tape.apply2(swiglu::SwiGlu, gate, up) } else { composed::swiglu(gate, up) }
 }
 
 /// Rotary positions (Su et al. 2021, 2104.09864) on x `[tokens, heads · depth]`: in each head, the pair of the values i and
@@ -148,6 +165,11 @@ pub(crate) fn pick_rows(tape: &Tape, x: &Tensor, rows: Vec<u32>) -> Result<Tenso
     } else {
         x.index_select(&Tensor::new(rows.as_slice(), x.device())?, 0)
     }
+}
+
+/// Adds values `[rows, width]` to some rows of a matrix on the processor, in place.
+pub(crate) fn add_rows(matrix: &Tensor, rows: &[u32], values: &Tensor) -> Result<()> {
+    read_values(values, |values| matrix.inplace_op1(&rows::AddRows { rows, values }))
 }
 
 /// `dropout(x) + shortcut`, both `[rows, width]`.
@@ -250,20 +272,20 @@ pub(crate) fn residual_relu(tape: &Tape, x: &Tensor, shortcut: &Tensor) -> Resul
 
 /// Multi-head scaled dot-product attention inside each sequence (Vaswani et al. 2017, 1706.03762).
 ///
-/// `q` `[query tokens, width]` and `k` and `v` `[tokens, width]` lie as `scope` says. Rows that belong to no sequence
+/// `q` `[query tokens, query heads · depth]` and `k` and `v` `[tokens, key heads · depth]` lie as `scope` says. Rows that belong to no sequence
 /// (padding) come out as zero on the processor and as something unspecified elsewhere.
 pub(crate) fn attention(
     tape: &Tape,
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    heads: usize,
+    heads: Heads,
     scope: Scope<'_>,
     dropout: Option<Dropout>,
 ) -> Result<Tensor> {
     if q.device().is_cpu() {
-        let Scope { queries, keys, window } = scope;
-        let op = attention::Attention { heads, queries: queries.clone(), keys: keys.clone(), window, dropout };
+        let Scope { queries, keys, window, causal } = scope;
+        let op = attention::Attention { heads, queries: queries.clone(), keys: keys.clone(), window, causal, dropout };
         tape.apply3(op, q, k, v)
     } else {
         composed::attention(q, k, v, heads, scope, dropout)
@@ -279,6 +301,35 @@ pub(crate) struct Scope<'a> {
     pub(crate) keys: &'a Layout,
     /// The largest distance between a query and a key that it sees; `None`: it sees all of its sequence.
     pub(crate) window: Option<usize>,
+    /// Whether a query sees no key behind its own place.
+    pub(crate) causal: bool,
+}
+
+/// Heads of queries, and those of keys and values that groups of as many of them share (Ainslie et al. 2023, 2305.13245).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Heads {
+    /// Of the queries.
+    pub(crate) queries: usize,
+    /// Of keys and values; divides that of the queries.
+    pub(crate) keys: usize,
+}
+
+impl Heads {
+    /// As many heads of keys and values as of queries.
+    pub(crate) fn equal(heads: usize) -> Self {
+        Self { queries: heads, keys: heads }
+    }
+
+    /// Whether rows of these widths can be cut into the heads.
+    fn fit(self, query_width: usize, key_width: usize) -> bool {
+        let Self { queries, keys } = self;
+        keys > 0
+            && queries > 0
+            && queries.is_multiple_of(keys)
+            && query_width.is_multiple_of(queries)
+            && key_width.is_multiple_of(keys)
+            && query_width / queries == key_width / keys
+    }
 }
 
 /// Sum of word, position and token-type embeddings: tables `[entries, width]`, one index into each for every token.

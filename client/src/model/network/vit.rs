@@ -6,7 +6,7 @@ use super::{Mode, Network};
 use crate::model::anatomy::VitNames;
 use crate::model::batch::Layout;
 use crate::model::config::VitConfig;
-use crate::model::ops::{self, Scope, Window};
+use crate::model::ops::{self, Heads, Scope, Window};
 
 /// A ViT at work on a batch.
 #[derive(Clone, Copy)]
@@ -64,8 +64,9 @@ impl Vit<'_> {
         let q = linear(&wanted, VitNames::QUERY)?;
         let k = linear(&seen, VitNames::KEY)?;
         let v = linear(&seen, VitNames::VALUE)?;
-        let scope = Scope { queries: &queries, keys: layout, window: None };
-        let context = ops::attention(tape, &q, &k, &v, config.num_attention_heads, scope, mode.dropout(index, 0))?;
+        let scope = Scope { queries: &queries, keys: layout, window: None, causal: false };
+        let context =
+            ops::attention(tape, &q, &k, &v, Heads::equal(config.num_attention_heads), scope, mode.dropout(index, 0))?;
         let context = linear(&context, VitNames::ATTENTION_OUTPUT)?;
         let attended = ops::residual(tape, &context, &targets, mode.dropout(index, 1))?;
         let wide = linear(&norm(&attended, VitNames::NORM_AFTER)?, VitNames::INTERMEDIATE)?;

@@ -12,7 +12,7 @@ use super::embed::Indices;
 use super::grid::{Grid, Window};
 use super::rotary::Rotation;
 use super::sequence::Sequence;
-use super::{Normalise, Scope};
+use super::{Heads, Normalise, Scope};
 use crate::model::batch::Layout;
 
 pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
@@ -30,6 +30,16 @@ pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps
     let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
     let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
     with_bias(centred.broadcast_div(&(variance + epsilon)?.sqrt()?)?.broadcast_mul(weight)?, bias)
+}
+
+pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
+    let runs = x.reshape(((), weight.dim(0)?))?;
+    let mean = runs.sqr()?.mean_keepdim(D::Minus1)?;
+    runs.broadcast_div(&(mean + epsilon)?.sqrt()?)?.broadcast_mul(weight)?.reshape(x.shape())
+}
+
+pub(super) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    gate.silu()?.mul(up)
 }
 
 pub(super) fn activation(x: &Tensor, kind: HiddenAct) -> Result<Tensor> {
@@ -81,24 +91,42 @@ pub(super) fn attention(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    heads: usize,
-    Scope { queries, keys, window }: Scope<'_>,
+    heads: Heads,
+    Scope { queries, keys, window, causal }: Scope<'_>,
     dropout: Option<Dropout>,
 ) -> Result<Tensor> {
     if !queries.is_padded() || !keys.is_padded() {
         bail!("attention on this device needs a padded batch");
     }
     let (sequences, width) = (keys.sequences(), q.dim(1)?);
-    let depth = width / heads;
-    let split = |x: &Tensor, length: usize| -> Result<Tensor> {
+    if !heads.fit(width, k.dim(1)?) {
+        bail!("attention: q {:?} and k {:?} do not fit {heads:?}", q.shape(), k.shape());
+    }
+    let (depth, group) = (width / heads.queries, heads.queries / heads.keys);
+    let split = |x: &Tensor, heads: usize, length: usize| -> Result<Tensor> {
         x.reshape((sequences, length, heads, depth))?.transpose(1, 2)?.contiguous()
     };
-    let (q, k, v) = (split(q, queries.width())?, split(k, keys.width())?, split(v, keys.width())?);
+    // Each head of keys and values, once for every head of queries that uses it.
+    let shared = |x: &Tensor| -> Result<Tensor> {
+        let length = keys.width();
+        let one = split(x, heads.keys, length)?;
+        if group == 1 {
+            return Ok(one);
+        }
+        one.unsqueeze(2)?.broadcast_as((sequences, heads.keys, group, length, depth))?.contiguous()?.reshape((
+            sequences,
+            heads.queries,
+            length,
+            depth,
+        ))
+    };
+    let (q, k, v) = (split(q, heads.queries, queries.width())?, shared(k)?, shared(v)?);
     let mut hidden = Vec::with_capacity(sequences * queries.width() * keys.width());
     for sequence in 0..sequences {
         let length = keys.span(sequence).len();
         for query in 0..queries.width() {
-            let seen = |key: usize| key < length && window.is_none_or(|window| key.abs_diff(query) <= window);
+            let near = |key: usize| window.is_none_or(|window| key.abs_diff(query) <= window);
+            let seen = |key: usize| key < length && near(key) && (key <= query || !causal);
             hidden.extend((0..keys.width()).map(|key| if seen(key) { 0f32 } else { -1e30 }));
         }
     }
@@ -106,7 +134,7 @@ pub(super) fn attention(
     let scores = (q.matmul(&k.t()?)? / (depth as f64).sqrt())?.broadcast_add(&hidden)?;
     let mut probabilities = candle_nn::ops::softmax(&scores, D::Minus1)?;
     if let Some(dropout) = dropout {
-        let mask = dropout.matrix(sequences * heads * queries.width(), keys.width());
+        let mask = dropout.matrix(sequences * heads.queries * queries.width(), keys.width());
         probabilities = probabilities.mul(&Tensor::from_vec(mask, probabilities.shape(), q.device())?)?;
     }
     probabilities.matmul(&v)?.transpose(1, 2)?.reshape((sequences * queries.width(), width))
