@@ -53,9 +53,11 @@ impl Adapters {
     /// The text of `adapter_config.json`, as peft writes it. `base` is the name or path of the base model, where it is known.
     pub(super) fn config_json(&self, anatomy: &Anatomy, objective: Objective, base: Option<&str>) -> String {
         let task = match objective {
-            Objective::Class | Objective::Sets | Objective::Value => "SEQ_CLS",
-            Objective::Tokens => "TOKEN_CLS",
-            Objective::NextToken => "CAUSAL_LM",
+            // peft has no word for images.
+            _ if anatomy.class.ends_with("ForImageClassification") => None,
+            Objective::Class | Objective::Sets | Objective::Value => Some("SEQ_CLS"),
+            Objective::Tokens => Some("TOKEN_CLS"),
+            Objective::NextToken => Some("CAUSAL_LM"),
         };
         let Lora { rank, alpha, dropout, targets } = &self.settings;
         let document = json!({

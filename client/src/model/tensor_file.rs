@@ -177,3 +177,28 @@ pub(crate) fn write(path: &Path, tensors: &[Named], copied: &[Copied]) -> Result
     let format = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::serialize_to_file(views, Some(format), path).map_err(failed)
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copied_tensor_keeps_type_and_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let (base, out) = (folder.path().join("base"), folder.path().join("out"));
+        let counter = 17i64.to_le_bytes();
+        let view = TensorView::new(Dtype::I64, vec![], &counter).unwrap();
+        safetensors::serialize_to_file([("norm.num_batches_tracked", view)], None, &base).unwrap();
+        let mut base = TensorFile::open(&base).unwrap();
+        let copied = base.copy("norm.num_batches_tracked", "model.norm.num_batches_tracked").unwrap();
+        let weight = Named { name: "weight".into(), shape: vec![3], values: vec![1.0, 2.0, 3.0] };
+        write(&out, &[weight], &[copied]).unwrap();
+        let bytes = std::fs::read(&out).unwrap();
+        let found = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let tensor = found.tensor("model.norm.num_batches_tracked").unwrap();
+        assert_eq!((tensor.dtype(), tensor.shape(), tensor.data()), (Dtype::I64, &[][..], &counter[..]));
+        assert_eq!(TensorFile::open(&out).unwrap().read("weight", &[3]).unwrap(), [1.0, 2.0, 3.0]);
+        assert!(base.copy("absent", "absent").is_err());
+    }
+}

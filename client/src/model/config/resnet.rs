@@ -99,3 +99,40 @@ impl ResNetConfig {
         self.depths.iter().sum()
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parse(fields: &Value) -> Result<ResNetConfig, String> {
+        ResNetConfig::parse(fields.as_object().unwrap())
+    }
+
+    #[test]
+    fn absent_settings_are_those_of_a_resnet_50() {
+        let config = parse(&json!({ "model_type": "resnet" })).unwrap();
+        assert_eq!((config.layers(), config.layer_type), (16, ResidualKind::Bottleneck));
+    }
+
+    #[test]
+    fn damaged_settings_are_refused_with_their_name() {
+        for (fields, expected) in [
+            (json!({ "hidden_act": "gelu" }), "hidden_act is \"gelu\"; supported: \"relu\""),
+            (json!({ "layer_type": "wide" }), "layer_type"),
+            (json!({ "num_channels": 0 }), "num_channels is 0; expected 1 to 256"),
+            (json!({ "hidden_sizes": [64, 128], "depths": [1] }), "hidden_sizes has 2 entries and depths has 1"),
+            (json!({ "hidden_sizes": [], "depths": [] }), "the length of hidden_sizes is 0"),
+            (json!({ "hidden_sizes": [2], "depths": [1] }), "an entry of hidden_sizes is 2; expected 4 or more"),
+            (json!({ "hidden_sizes": [64], "depths": [100_000_000_u64] }), "an entry of depths is 100000000"),
+            (json!({ "hidden_sizes": vec![8; 3], "depths": vec![200; 3] }), "the sum of depths is 600"),
+            (json!({ "hidden_sizes": vec![64; 40], "depths": vec![1; 40] }), "the length of hidden_sizes is 40"),
+            (json!({ "depths": "many" }), "depths"),
+        ] {
+            let error = parse(&fields).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

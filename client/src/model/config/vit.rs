@@ -99,3 +99,44 @@ impl VitConfig {
         self.image_size.checked_div(self.patch_size).map_or(0, |side| side.saturating_mul(side))
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parse(changes: &[(&str, Value)]) -> Result<VitConfig, String> {
+        let sizes = json!({
+            "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+        });
+        let mut fields = sizes.as_object().unwrap().clone();
+        fields.extend(changes.iter().map(|(field, value)| ((*field).to_owned(), value.clone())));
+        VitConfig::parse(&fields)
+    }
+
+    #[test]
+    fn absent_settings_are_those_of_a_vit_base() {
+        let config = parse(&[]).unwrap();
+        assert_eq!((config.image_size, config.patch_size, config.patches()), (224, 16, 196));
+    }
+
+    #[test]
+    fn damaged_settings_are_refused_with_their_name() {
+        for (field, value, expected) in [
+            ("patch_size", json!(0), "patch_size is 0; expected 1 to 224"),
+            ("patch_size", json!(500), "patch_size is 500; expected 1 to 224"),
+            ("patch_size", json!([16, 16]), "patch_size"),
+            ("image_size", json!(1_000_000_000_u64), "image_size is 1000000000"),
+            ("num_attention_heads", json!(5), "num_attention_heads is 5; expected a divisor of hidden_size"),
+            ("hidden_act", json!("swish"), "hidden_act"),
+            ("layer_norm_eps", json!(0.0), "layer_norm_eps is 0"),
+            ("hidden_size", json!("wide"), "hidden_size"),
+        ] {
+            let error = parse(&[(field, value)]).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+        assert!(parse(&[("image_size", json!(4_096)), ("patch_size", json!(1))]).is_err());
+    }
+}

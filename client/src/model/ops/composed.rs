@@ -154,10 +154,32 @@ pub(super) fn convolution(
     window: Window,
     grid: Grid,
 ) -> Result<Tensor> {
+    let outside = Tensor::zeros((1, x.dim(1)?), x.dtype(), x.device())?;
+    let under = Tensor::cat(&under_window(x, &outside, window, grid)?, 1)?;
+    let weight = weight.permute((0, 2, 3, 1))?.contiguous()?.flatten_from(1)?;
+    linear(&under, &weight, bias)
+}
+
+/// For each place in the window, what lies there as the window moves, `[places, channels]`; beyond the images the row
+/// `outside`. candle's own convolution and max-pool have no backward for every window.
+fn under_window(x: &Tensor, outside: &Tensor, window: Window, grid: Grid) -> Result<Vec<Tensor>> {
     let places = window.places(grid)?;
-    let channels_first = x.reshape((grid.images, grid.height, grid.width, x.dim(1)?))?.permute((0, 3, 1, 2))?;
-    let out = channels_first.contiguous()?.conv2d(weight, window.padding, window.stride, 1, 1)?;
-    with_bias(out.permute((0, 2, 3, 1))?.contiguous()?.reshape((places.pixels(), weight.dim(0)?))?, bias)
+    let x = Tensor::cat(&[x, outside], 0)?;
+    let inside = |place: usize, tap: usize, length: usize| {
+        (place * window.stride + tap).checked_sub(window.padding).filter(|pixel| *pixel < length)
+    };
+    let taps = 0..window.side * window.side;
+    taps.map(|tap| {
+        let pixel = |row: usize| {
+            let (image, place) = (row / places.area(), row % places.area());
+            let line = inside(place / places.width, tap / window.side, grid.height)?;
+            let column = inside(place % places.width, tap % window.side, grid.width)?;
+            Some(image * grid.area() + line * grid.width + column)
+        };
+        let rows: Vec<u32> = (0..places.pixels()).map(|row| pixel(row).unwrap_or(grid.pixels()) as u32).collect();
+        x.index_select(&Tensor::new(rows, x.device())?, 0)
+    })
+    .collect()
 }
 
 pub(super) fn batch_norm(
@@ -189,34 +211,12 @@ pub(super) fn sequence(patches: &Tensor, first: &Tensor, positions: &Tensor, op:
     all.broadcast_add(&positions.reshape((1, op.patches + 1, width))?)?.reshape((images * (op.patches + 1), width))
 }
 
-/// Place by place of the window, since candle's own has no backward where windows overlap. Equal largest values share the
-/// gradient.
+/// Equal largest values share the gradient.
 pub(super) fn max_pool(x: &Tensor, window: Window, grid: Grid) -> Result<Tensor> {
-    let places = window.places(grid)?;
-    // What lies outside the images is a row below them.
     let outside = (Tensor::ones((1, x.dim(1)?), x.dtype(), x.device())? * f64::from(f32::MIN))?;
-    let x = Tensor::cat(&[x, &outside], 0)?;
-    let mut largest: Option<Tensor> = None;
-    for tap in 0..window.side * window.side {
-        let mut rows = Vec::with_capacity(places.pixels());
-        for image in 0..grid.images {
-            for place in 0..places.area() {
-                let inside = |place: usize, tap: usize, length: usize| {
-                    (place * window.stride + tap).checked_sub(window.padding).filter(|pixel| *pixel < length)
-                };
-                let row = inside(place / places.width, tap / window.side, grid.height);
-                let column = inside(place % places.width, tap % window.side, grid.width);
-                let pixel = row.zip(column).map(|(row, column)| image * grid.area() + row * grid.width + column);
-                rows.push(pixel.unwrap_or(grid.pixels()) as u32);
-            }
-        }
-        let seen = x.index_select(&Tensor::new(rows, x.device())?, 0)?;
-        largest = Some(match largest {
-            Some(largest) => largest.maximum(&seen)?,
-            None => seen,
-        });
-    }
-    largest.ok_or_else(|| candle_core::Error::Msg("max-pool: an empty window".into()))
+    let under = under_window(x, &outside, window, grid)?.into_iter().map(Ok);
+    let largest = under.reduce(|largest, seen| largest?.maximum(&seen?));
+    largest.unwrap_or_else(|| bail!("max-pool: an empty window"))
 }
 
 pub(super) fn cross_entropy(logits: &Tensor, labels: &[u32], loss: &Loss) -> Result<Tensor> {

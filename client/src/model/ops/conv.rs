@@ -1,6 +1,8 @@
 //! Two-dimensional convolution as matrix products. The pixels under the window are laid out as rows (im2col) for a few
 //! images at a time, so the buffer stays in the cache.
 
+use std::borrow::Cow;
+
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use fedtune_config::job::Precision;
 use rayon::prelude::*;
@@ -8,6 +10,7 @@ use rayon::prelude::*;
 use super::gemm::{Cores, Matrix, Onto, multiply};
 use super::grid::{Grid, Window};
 use super::linear::column_sums;
+use super::simd::vectorised;
 use super::values::{read, slice};
 
 pub(super) struct Convolution {
@@ -27,8 +30,34 @@ struct Shapes {
     outputs: usize,
     /// Places of the window.
     places: Grid,
+    /// Places in the window.
+    taps: usize,
     /// Values under the window.
     depth: usize,
+}
+
+/// In which order the values under a window lie, and the weights with them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// `[side, side, in]`, in which pixels are copied whole; weights are brought into it.
+    Taps,
+    /// `[in, side, side]`, in which weights come; values are brought into it.
+    Channels,
+}
+
+impl Shapes {
+    /// The order in which less must be moved: there are as many weights as outputs, and as many values as places.
+    fn order(&self) -> Order {
+        if self.outputs >= self.places.pixels() || self.taps == 1 { Order::Channels } else { Order::Taps }
+    }
+
+    /// The weights in that order, `[out, depth]`.
+    fn ordered<'a>(&self, weight: &'a [f32]) -> Cow<'a, [f32]> {
+        match self.order() {
+            Order::Taps => transposed(weight, self.inputs, self.taps).into(),
+            Order::Channels => weight.into(),
+        }
+    }
 }
 
 impl Convolution {
@@ -39,7 +68,8 @@ impl Convolution {
         {
             bail!("convolution: {:?} of {:?}, x {x:?}, weight {weight:?}, bias {bias:?}", self.window, self.grid);
         }
-        Ok(Shapes { inputs, outputs, places: self.window.places(self.grid)?, depth: inputs * side * side })
+        let (places, taps) = (self.window.places(self.grid)?, side * side);
+        Ok(Shapes { inputs, outputs, places, taps, depth: inputs * taps })
     }
 
     /// Images whose windows are laid out at a time.
@@ -71,15 +101,40 @@ impl Convolution {
         }
     }
 
+    /// The gradient of the pixels by that of the places, `weight` in the order of the values under the window.
+    fn input_gradient(&self, g: &[f32], weight: &[f32], shapes: &Shapes) -> Vec<f32> {
+        let Shapes { inputs, outputs, places, depth, .. } = *shapes;
+        let weight = Matrix::new(weight, outputs, depth, depth);
+        let mut dx = vec![0.0; self.grid.pixels() * inputs];
+        if self.window == Window::PIXEL {
+            let g = Matrix::new(g, places.pixels(), outputs, outputs);
+            multiply(&mut dx, depth, g, weight, 1.0, Onto::Nothing, self.cores());
+            return dx;
+        }
+        let images = self.images_at_a_time(shapes);
+        let mut laid_out = vec![0.0; images * places.area() * depth];
+        let (image, places_of) = (self.grid.area() * inputs, places.area() * outputs);
+        for (dx, g) in dx.chunks_mut(images * image).zip(g.chunks(images * places_of)) {
+            let rows = g.len() / outputs;
+            let g = Matrix::new(g, rows, outputs, outputs);
+            multiply(&mut laid_out, depth, g, weight, 1.0, Onto::Nothing, self.cores());
+            self.gather(&laid_out[..rows * depth], dx, shapes);
+        }
+        dx
+    }
+
     /// Writes the values under the window, line by line of the places.
     fn lay_out(&self, x: &[f32], out: &mut [f32], shapes: &Shapes) {
         let Shapes { inputs, places, depth, .. } = *shapes;
         let (side, image) = (self.window.side, self.grid.area() * inputs);
         let band = side * inputs;
-        out.par_chunks_mut(places.width * depth).enumerate().for_each(|(line, out)| {
+        let turned = if turns(shapes) { vec![0.0; depth] } else { Vec::new() };
+        let lines = out.par_chunks_mut(places.width * depth).enumerate();
+        lines.for_each_with(turned, |turned, (line, out)| {
             let x = &x[line / places.height * image..][..image];
             let rows = self.window.span(line % places.height, self.grid.height);
-            for (place, out) in out.chunks_exact_mut(depth).enumerate() {
+            for (place, target) in out.chunks_exact_mut(depth).enumerate() {
+                let out = if turned.is_empty() { &mut *target } else { &mut turned[..] };
                 let columns = self.window.span(place, self.grid.width);
                 let (before, inside) = (columns.outside * inputs, columns.count * inputs);
                 out[..rows.outside * band].fill(0.0);
@@ -91,6 +146,9 @@ impl Convolution {
                     out[before..before + inside].copy_from_slice(&x[start..start + inside]);
                     out[before + inside..].fill(0.0);
                 }
+                if !turned.is_empty() {
+                    vectorised(|| transpose(turned, target, shapes.taps, inputs));
+                }
             }
         });
     }
@@ -100,9 +158,17 @@ impl Convolution {
         let Shapes { inputs, places, depth, .. } = *shapes;
         let band = self.window.side * inputs;
         let image = self.grid.area() * inputs;
-        dx.par_chunks_mut(image).zip(laid_out.par_chunks(places.area() * depth)).for_each(|(dx, laid_out)| {
-            super::simd::vectorised(|| {
+        let turned = if turns(shapes) { vec![0.0; depth] } else { Vec::new() };
+        let images = dx.par_chunks_mut(image).zip(laid_out.par_chunks(places.area() * depth));
+        images.for_each_with(turned, |turned, (dx, laid_out)| {
+            vectorised(|| {
                 for (place, values) in laid_out.chunks_exact(depth).enumerate() {
+                    let values = if turned.is_empty() {
+                        values
+                    } else {
+                        transpose(values, turned, inputs, shapes.taps);
+                        &*turned
+                    };
                     let rows = self.window.span(place / places.width, self.grid.height);
                     let columns = self.window.span(place % places.width, self.grid.width);
                     let (before, inside) = (columns.outside * inputs, columns.count * inputs);
@@ -120,20 +186,28 @@ impl Convolution {
     }
 }
 
-/// Weights `[out, in, side, side]` as `[out, side, side, in]`, in which order the values under a window lie; or back, with
-/// `in` and the places swapped.
-fn reordered(weight: &[f32], outer: usize, inner: usize) -> Vec<f32> {
-    let mut out = vec![0.0; weight.len()];
-    let block = outer * inner;
-    if block > 0 {
-        out.par_chunks_mut(block).zip(weight.par_chunks(block)).for_each(|(out, weight)| {
-            for (i, out) in out.chunks_exact_mut(outer).enumerate() {
-                for (out, from) in out.iter_mut().zip(weight[i..].iter().step_by(inner)) {
-                    *out = *from;
-                }
-            }
-        });
+/// Whether the values under a window are brought into another order than that of the pixels.
+fn turns(shapes: &Shapes) -> bool {
+    shapes.order() == Order::Channels && shapes.taps > 1
+}
+
+/// `[outer, inner]` as `[inner, outer]`.
+#[inline(always)]
+fn transpose(from: &[f32], to: &mut [f32], outer: usize, inner: usize) {
+    for (i, to) in to.chunks_exact_mut(outer).enumerate() {
+        for (to, from) in to.iter_mut().zip(from[i..].iter().step_by(inner)) {
+            *to = *from;
+        }
     }
+}
+
+/// Each block `[outer, inner]` of a matrix as `[inner, outer]`.
+fn transposed(blocks: &[f32], outer: usize, inner: usize) -> Vec<f32> {
+    let mut out = vec![0.0; blocks.len()];
+    let block = (outer * inner).max(1);
+    out.par_chunks_mut(block).zip(blocks.par_chunks(block)).for_each(|(out, block)| {
+        vectorised(|| transpose(block, out, outer, inner));
+    });
     out
 }
 
@@ -153,9 +227,9 @@ impl CustomOp3 for Convolution {
     ) -> Result<(CpuStorage, Shape)> {
         let shapes = self.shapes(x_layout.shape(), weight_layout.shape(), bias_layout.shape())?;
         let (x, weight, bias) = (slice(x, x_layout)?, slice(weight, weight_layout)?, slice(bias, bias_layout)?);
-        let Shapes { inputs, outputs, places, depth } = shapes;
-        let weight = reordered(weight, inputs, self.window.side * self.window.side);
-        let weight = Matrix::new(&weight, outputs, depth, depth).transposed();
+        let Shapes { outputs, places, depth, .. } = shapes;
+        let weight = shapes.ordered(weight);
+        let weight = Matrix::new(&weight, outputs, depth, depth);
         let mut out = vec![0.0; places.pixels() * outputs];
         let onto = if self.biased {
             out.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
@@ -164,7 +238,17 @@ impl CustomOp3 for Convolution {
             Onto::Nothing
         };
         self.each_part(x, &shapes, |first, part| {
-            multiply(&mut out[first * outputs..], outputs, part, weight, 1.0, onto, self.cores());
+            let out = &mut out[first * outputs..][..part.rows() * outputs];
+            if shapes.order() == Order::Taps || part.rows() >= outputs {
+                return multiply(out, outputs, part, weight.transposed(), 1.0, onto, self.cores());
+            }
+            // The product packs what stands on its right across the depth; with few places that are the values.
+            let mut across = vec![0.0; out.len()];
+            let rows = part.rows();
+            multiply(&mut across, rows, weight, part.transposed(), 1.0, Onto::Nothing, self.cores());
+            for (row, out) in out.chunks_exact_mut(outputs).enumerate() {
+                out.iter_mut().zip(across[row..].iter().step_by(rows)).for_each(|(out, value)| *out += value);
+            }
         });
         Ok((CpuStorage::F32(out), (places.pixels(), outputs).into()))
     }
@@ -178,28 +262,11 @@ impl CustomOp3 for Convolution {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let shapes = self.shapes(x.shape(), weight.shape(), bias.shape())?;
-        let Shapes { inputs, outputs, places, depth } = shapes;
-        let (taps, device) = (self.window.side * self.window.side, x.device());
+        let Shapes { inputs, outputs, taps, depth, .. } = shapes;
+        let device = x.device();
         read(grad, |g| {
-            let rows_of = |first: usize, rows: usize| Matrix::new(&g[first * outputs..], rows, outputs, outputs);
             let dx = if x.track_op() {
-                let weight = read(weight, |weight| Ok(reordered(weight, inputs, taps)))?;
-                let weight = Matrix::new(&weight, outputs, depth, depth);
-                let mut dx = vec![0.0; self.grid.pixels() * inputs];
-                if self.window == Window::PIXEL {
-                    let g = rows_of(0, places.pixels());
-                    multiply(&mut dx, depth, g, weight, 1.0, Onto::Nothing, self.cores());
-                } else {
-                    let images = self.images_at_a_time(&shapes);
-                    let rows = images * places.area();
-                    let mut laid_out = vec![0.0; rows * depth];
-                    for (part, dx) in dx.chunks_mut(images * self.grid.area() * inputs).enumerate() {
-                        let rows_here = dx.len() / (self.grid.area() * inputs) * places.area();
-                        let g = rows_of(part * rows, rows_here);
-                        multiply(&mut laid_out, depth, g, weight, 1.0, Onto::Nothing, self.cores());
-                        self.gather(&laid_out[..rows_here * depth], dx, &shapes);
-                    }
-                }
+                let dx = read(weight, |weight| Ok(self.input_gradient(g, &shapes.ordered(weight), &shapes)))?;
                 Some(Tensor::from_vec(dx, (self.grid.pixels(), inputs), device)?)
             } else {
                 None
@@ -209,13 +276,17 @@ impl CustomOp3 for Convolution {
                 read(x, |x| {
                     let mut onto = Onto::Nothing;
                     self.each_part(x, &shapes, |first, part| {
-                        let g = rows_of(first, part.rows()).transposed();
+                        let g = Matrix::new(&g[first * outputs..], part.rows(), outputs, outputs).transposed();
                         multiply(&mut dw, depth, g, part, 1.0, onto, self.cores());
                         onto = Onto::Present;
                     });
                     Ok(())
                 })?;
-                Some(Tensor::from_vec(reordered(&dw, taps, inputs), weight.shape(), device)?)
+                let dw = match shapes.order() {
+                    Order::Taps => transposed(&dw, taps, inputs),
+                    Order::Channels => dw,
+                };
+                Some(Tensor::from_vec(dw, weight.shape(), device)?)
             } else {
                 None
             };
