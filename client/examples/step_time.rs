@@ -5,10 +5,11 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use anyhow::Context;
 use clap::Parser;
 use fedtune_client::finetune::{Optimizer, gradient_norm};
 use fedtune_client::model::batch::Tokens;
-use fedtune_client::model::{DropoutStream, Loss, ModelSpec, Network};
+use fedtune_client::model::{DropoutStream, Loss, ModelSpec, Network, Objective, Targets};
 use fedtune_config::job::{Lora, Precision, Trainable, Training};
 use fedtune_config::site::Device;
 use serde_json::json;
@@ -53,6 +54,7 @@ fn main() -> anyhow::Result<()> {
     let device = fedtune_client::device::open(&Device { threads: arguments.threads, ..Device::default() })?;
     let probability = arguments.dropout;
     let spec = ModelSpec {
+        objective: Objective::Class,
         labels: (0..5).map(|label| label.to_string()).collect(),
         trainable: arguments.trainable,
         lora: Lora { rank: arguments.rank, ..Lora::default() },
@@ -62,7 +64,7 @@ fn main() -> anyhow::Result<()> {
         max_length: arguments.length,
     };
     let network = Network::load(&arguments.model, &spec, &device)?;
-    let vocabulary = network.config().vocab_size as u64;
+    let vocabulary = network.config().vocabulary().context("the model takes no text")? as u64;
     let sequences: Vec<Tokens> = (0..arguments.batch as u64)
         .map(|row| Tokens {
             words: (0..arguments.length as u64)
@@ -71,7 +73,7 @@ fn main() -> anyhow::Result<()> {
             types: vec![0; arguments.length],
         })
         .collect();
-    let classes: Vec<u32> = (0..arguments.batch as u32).map(|row| row % 5).collect();
+    let classes = Targets::Classes((0..arguments.batch as u32).map(|row| row % 5).collect());
     let mut optimizer = Optimizer::new(&Training::default());
     let mut times = Vec::new();
     let mut loss = 0.0;

@@ -1,10 +1,11 @@
 //! A pre-trained encoder as a trainable sequence classifier.
 //!
-//! Read in this order: [`batch`] (how token rows lie), [`config`] and `names` (what tensors there are), [`network`] (the
-//! function), `ops` (the operations under it), `state` and `export` (files). This module loads a folder into a
+//! Read in this order: [`batch`] (how token rows lie), [`config`] and `anatomy` (what tensors there are), `objective` (what
+//! a network says), [`network`] (the function), `ops` (the operations under it), `state` and `export` (files). This module loads a folder into a
 //! [`Classifier`].
 
 mod adapters;
+mod anatomy;
 pub mod batch;
 pub mod config;
 mod error;
@@ -12,8 +13,8 @@ mod export;
 mod folder;
 mod initial;
 mod load;
-pub(crate) mod names;
 pub mod network;
+mod objective;
 pub(crate) mod ops;
 mod pretrained;
 mod state;
@@ -24,11 +25,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use fedtune_config::Job;
-use fedtune_config::job::{Lora, Precision, Trainable};
+use fedtune_config::job::{Lora, Precision, TaskKind, Trainable};
 use serde_json::{Map, Value};
 
+pub use anatomy::{Place, Role};
 pub use error::ModelError;
-pub use network::Network;
+pub use network::{Input, Network};
+pub use objective::{Objective, Targets};
 pub use ops::Loss;
 pub use ops::dropout::DropoutStream;
 pub use tokens::TokenCounter;
@@ -39,7 +42,9 @@ use tokens::TextTokenizer;
 /// What a job asks of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelSpec {
-    /// Every label, in the order of the outputs.
+    /// What it says of its input.
+    pub objective: Objective,
+    /// Every label, in the order of the outputs; empty where the objective has none.
     pub labels: Vec<String>,
     /// Which tensors are trained.
     pub trainable: Trainable,
@@ -58,6 +63,9 @@ pub struct ModelSpec {
 impl From<&Job> for ModelSpec {
     fn from(job: &Job) -> Self {
         Self {
+            objective: match job.task.kind {
+                TaskKind::TextClassification => Objective::Class,
+            },
             labels: job.task.labels.clone(),
             trainable: job.training.trainable,
             lora: job.training.lora.clone().unwrap_or_default(),

@@ -327,7 +327,7 @@ fn l2_sp_pulls_towards_the_base_model_from_wherever_a_round_begins() {
 fn lower_layers_move_less_with_layer_decay() {
     let (start, full) = (stepped(&plain(), 0, None), stepped(&plain(), 1, None));
     let found = stepped(&Training { layer_decay: 0.5, ..plain() }, 1, None);
-    let layers = classifier().network().config().num_hidden_layers;
+    let layers = classifier().network().config().layers();
     for (name, full) in &full {
         let depth = match name.split('.').nth(3).and_then(|index| index.parse::<usize>().ok()) {
             _ if name.starts_with("classifier") || name.contains("pooler") => 0,

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use fedtune_client::finetune::{Optimizer, gradient_norm};
 use fedtune_client::model::batch::{Batch, Tokens};
+use fedtune_client::model::config::Config;
 use fedtune_client::model::network::{Gradient, Pass};
-use fedtune_client::model::{DropoutStream, Loss, ModelSpec, Network};
+use fedtune_client::model::{DropoutStream, Loss, ModelSpec, Network, Objective, Targets};
 use fedtune_config::job::{Lora, Precision, Trainable, Training};
 
 const ARCHITECTURES: [&str; 6] = ["bert", "distilbert", "roberta", "xlm-roberta", "modernbert", "modernbert-mean"];
@@ -32,6 +33,7 @@ fn adapted(architecture: &str, trainable: Trainable, lora: Lora) -> Network {
 
 fn loaded(architecture: &str, trainable: Trainable, lora: Lora, precision: Precision) -> Network {
     let spec = ModelSpec {
+        objective: Objective::Class,
         labels: ["alpha", "beta", "gamma"].map(String::from).to_vec(),
         trainable,
         lora,
@@ -71,8 +73,8 @@ fn sequences(reference: &HashMap<String, Tensor>) -> Vec<Tokens> {
         .collect()
 }
 
-fn labels(reference: &HashMap<String, Tensor>) -> Vec<u32> {
-    reference["labels"].to_dtype(DType::U32).unwrap().to_vec1().unwrap()
+fn labels(reference: &HashMap<String, Tensor>) -> Targets {
+    Targets::Classes(reference["labels"].to_dtype(DType::U32).unwrap().to_vec1().unwrap())
 }
 
 fn values(tensor: &Tensor) -> Vec<f64> {
@@ -139,7 +141,7 @@ fn logits_and_loss_agree() {
         for batch in
             [Batch::packed(&sequences.iter().collect::<Vec<_>>()), Batch::padded(&sequences.iter().collect::<Vec<_>>())]
         {
-            let logits = values(&network.logits(&batch).unwrap());
+            let logits = values(&network.logits(&batch.into()).unwrap());
             assert!(distance(&logits, &values(&reference["logits"])) < 1e-5, "{architecture}");
         }
         let loss = pass(&network, &reference).loss;
@@ -265,7 +267,7 @@ fn a_padded_batch_gives_the_same_gradients() {
         let network = network_of(architecture, Trainable::Full);
         let reference = reference_of(architecture, "gradients.safetensors");
         let sequences = sequences(&reference);
-        let batch = Batch::padded(&sequences.iter().collect::<Vec<_>>());
+        let batch = Batch::padded(&sequences.iter().collect::<Vec<_>>()).into();
         let pass = network.gradients(&batch, &labels(&reference), &Loss::default(), None).unwrap();
         assert_gradients(&network, &pass, &reference);
     }
@@ -342,11 +344,12 @@ fn dropout_changes_the_loss_and_repeats_bit_for_bit() {
 
 #[test]
 fn hidden_states_agree_with_candles_own_bert() {
-    use candle_transformers::models::bert::{BertModel, Config};
+    use candle_transformers::models::bert::BertModel;
     let (network, reference) = (network(Trainable::Full), reference("gradients.safetensors"));
+    let Config::Encoder(encoder) = network.config();
     let tensors = reference_model();
     let builder = candle_nn::VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
-    let theirs = BertModel::load(builder, &Config::from(network.config())).unwrap();
+    let theirs = BertModel::load(builder, &encoder.into()).unwrap();
     let (ids, types) = (&reference["input_ids"], &reference["token_type_ids"]);
     let expected = theirs.forward(ids, types, Some(&reference["attention_mask"])).unwrap();
     let sequences = sequences(&reference);

@@ -18,7 +18,7 @@ use super::pull::Pulls;
 use super::{augment, order, schedule};
 use crate::data::Rows;
 use crate::model::network::Pass;
-use crate::model::{Classifier, DropoutStream, Loss};
+use crate::model::{Classifier, DropoutStream, Loss, Targets};
 
 /// Which part of a job's steps to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,8 +193,9 @@ impl<'a> Trainer<'a> {
     /// Loss and gradients of a batch, part by part.
     fn pass(&self, step: usize, batch: &Batch) -> Result<Pass, FinetuneError> {
         let network = self.classifier.network();
-        let labels: Vec<u32> = batch.rows.iter().map(|row| self.rows.label(*row as usize) as u32).collect();
-        let loss = Loss { divisor: Some(self.loss.weight(&labels)), ..self.loss.clone() };
+        let targets = Targets::Classes(batch.rows.iter().map(|row| self.rows.label(*row as usize) as u32).collect());
+        let weight = targets.weight(network.objective(), &self.loss, network.outputs());
+        let loss = Loss { divisor: Some(weight), ..self.loss.clone() };
         let mut whole = Pass { loss: 0.0, gradients: Default::default() };
         for (part, place) in order::parts(batch.rows.len(), self.training).enumerate() {
             let (rows, tokens) = (&batch.rows[place.clone()], &batch.tokens[place.clone()]);
@@ -212,7 +213,7 @@ impl<'a> Trainer<'a> {
                 round: self.plan.round,
                 step: (step * self.training.accumulate.max(1) + part) as u64,
             };
-            let pass = network.gradients(&network.batch(&sequences), &labels[place], &loss, Some(dropout))?;
+            let pass = network.gradients(&network.batch(&sequences), &targets.part(place), &loss, Some(dropout))?;
             whole.loss += pass.loss;
             if part == 0 {
                 whole.gradients = pass.gradients;

@@ -78,6 +78,14 @@ pub enum ModelError {
         /// The model type found.
         found: String,
     },
+    /// A task that the architecture has no form of.
+    #[error("task.kind is {task:?}, which takes {takes}; choose another model or another kind of task")]
+    Objective {
+        /// The kind of task.
+        task: &'static str,
+        /// What it takes.
+        takes: &'static str,
+    },
     /// A precision that the device has no form of.
     #[error(
         "training.precision is \"bf16\", which only the processor has so far; set it to \"f32\", or device.kind to \"cpu\""

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::adapters::PREFIX;
 use super::error::ModelError;
-use super::names::Names;
+use super::objective::Objective;
 use super::{Classifier, folder, tensor_file};
 
 /// The key of `config.json` under which we keep what transformers has no field for.
@@ -37,7 +37,7 @@ impl Classifier {
         let base = self.base_config.get("_name_or_path").and_then(Value::as_str).filter(|name| !name.is_empty());
         self.network
             .adapters()
-            .map(|adapters| adapters.config_json(Names::of(self.network.config().architecture), base))
+            .map(|adapters| adapters.config_json(self.network.anatomy(), self.network.objective(), base))
     }
 
     fn exported_name(&self, name: &str) -> String {
@@ -47,12 +47,21 @@ impl Classifier {
 
     fn exported_config(&self) -> String {
         let mut config = self.base_config.clone();
-        let ids: Map<String, Value> = self.labels.iter().enumerate().map(|(i, l)| (i.to_string(), json!(l))).collect();
-        let labels: Map<String, Value> = self.labels.iter().enumerate().map(|(i, l)| (l.clone(), json!(i))).collect();
-        config.insert("architectures".into(), json!([self.network.config().architecture.classifier_class()]));
-        config.insert("id2label".into(), Value::Object(ids));
-        config.insert("label2id".into(), Value::Object(labels));
-        config.insert("problem_type".into(), json!("single_label_classification"));
+        config.insert("architectures".into(), json!([self.network.anatomy().class]));
+        let objective = self.network.objective();
+        // transformers gives a regression one output by one made-up label.
+        let number = ["LABEL_0".to_owned()];
+        let labels = if objective == Objective::Value { number.as_slice() } else { &self.labels };
+        if objective != Objective::NextToken {
+            let ids: Map<String, Value> = labels.iter().enumerate().map(|(i, l)| (i.to_string(), json!(l))).collect();
+            let labels: Map<String, Value> = labels.iter().enumerate().map(|(i, l)| (l.clone(), json!(i))).collect();
+            config.insert("id2label".into(), Value::Object(ids));
+            config.insert("label2id".into(), Value::Object(labels));
+        }
+        match objective.problem_type() {
+            Some(kind) => _ = config.insert("problem_type".into(), json!(kind)),
+            None => _ = config.shift_remove("problem_type"),
+        }
         // Written by older versions, they would contradict id2label.
         config.shift_remove("num_labels");
         config.shift_remove("_num_labels");

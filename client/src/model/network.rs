@@ -1,8 +1,7 @@
-//! A transformer encoder with pooler and classifier, as a function of its parameters. Here is what all architectures
-//! share; their encoders are in `bert` and `modernbert`.
+//! A model as a function of its parameters. Here is what all architectures share; each has a module that computes its
+//! outputs.
 
-mod bert;
-mod modernbert;
+mod encoder;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -12,13 +11,13 @@ use candle_core::{Device, Result, Tensor, Var, bail};
 use fedtune_config::job::Precision;
 
 use super::adapters::Adapters;
-use super::batch::{Batch, Layout};
-use super::config::{EncoderConfig, Pooling};
-use super::names::{EncoderNames, Names, lora_a, lora_b};
+use super::anatomy::{Anatomy, Role, lora_a, lora_b};
+use super::batch::{Batch, Tokens};
+use super::config::Config;
+use super::objective::{Objective, Targets};
 use super::ops::dropout::DropoutStream;
-use super::ops::{self, Indices, Loss, Tape};
-use bert::Bert;
-use modernbert::ModernBert;
+use super::ops::{self, Loss, Tape};
+use encoder::Encoder;
 
 /// One parameter.
 #[derive(Debug, Clone)]
@@ -27,8 +26,37 @@ pub struct Parameter {
     pub var: Var,
     /// Whether it is trained; if not, no gradient is computed for it or only because of it.
     pub trained: bool,
-    /// Layers between it and the top: 0 for pooler and classifier, 1 for the last encoder layer.
+    /// Layers between it and the top: 0 for the head, 1 for the last layer.
     pub depth: usize,
+    /// What it does.
+    pub role: Role,
+}
+
+/// What a network computes its outputs of.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// Token sequences.
+    Text(Batch),
+}
+
+impl Input {
+    /// Number of rows: texts.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Text(batch) => batch.len(),
+        }
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl From<Batch> for Input {
+    fn from(batch: Batch) -> Self {
+        Self::Text(batch)
+    }
 }
 
 /// The gradient of one parameter.
@@ -54,11 +82,13 @@ pub struct Pass {
     pub gradients: BTreeMap<String, Gradient>,
 }
 
-/// A sequence classifier without its tokenizer.
+/// A model without what prepares its input.
 #[derive(Debug)]
 pub struct Network {
-    config: EncoderConfig,
-    names: &'static Names,
+    config: Config,
+    anatomy: Anatomy,
+    objective: Objective,
+    outputs: usize,
     adapters: Option<Adapters>,
     parameters: BTreeMap<String, Parameter>,
     device: Device,
@@ -100,21 +130,37 @@ impl Mode {
 }
 
 impl Network {
-    /// Puts parameters together; names and shapes are those of [`Names::tensors`], and of the adapters. `precision` is that
-    /// of training.
+    /// Puts parameters together; names and shapes are those of the anatomy, and of the adapters. `precision` is that of
+    /// training.
     pub(super) fn new(
-        config: EncoderConfig,
+        config: Config,
+        (anatomy, objective, outputs): (Anatomy, Objective, usize),
         adapters: Option<Adapters>,
         parameters: BTreeMap<String, Parameter>,
         device: Device,
         precision: Precision,
     ) -> Self {
-        Self { names: Names::of(config.architecture), config, adapters, parameters, device, precision }
+        Self { config, anatomy, objective, outputs, adapters, parameters, device, precision }
     }
 
     /// The settings.
-    pub fn config(&self) -> &EncoderConfig {
+    pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// What it is trained to say.
+    pub fn objective(&self) -> Objective {
+        self.objective
+    }
+
+    /// How many values it gives for each row, or each token.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// What the architecture states of itself.
+    pub(super) fn anatomy(&self) -> &Anatomy {
+        &self.anatomy
     }
 
     /// The low-rank adapters, where there are any.
@@ -152,17 +198,18 @@ impl Network {
     }
 
     /// A batch in the form that suits the device.
-    pub fn batch(&self, sequences: &[&super::batch::Tokens]) -> Batch {
+    pub fn batch(&self, sequences: &[&Tokens]) -> Input {
         // The processor's attention takes sequences of unequal length, so nothing is spent on padding there.
-        if self.device.is_cpu() { Batch::packed(sequences) } else { Batch::padded(sequences) }
+        Input::Text(if self.device.is_cpu() { Batch::packed(sequences) } else { Batch::padded(sequences) })
     }
 
-    /// Logits `[sequences, labels]` in evaluation mode.
+    /// The outputs in evaluation mode: `[rows, outputs]`, for [`Objective::Tokens`] and [`Objective::NextToken`] one row for
+    /// each token of the batch's layout.
     ///
     /// # Errors
     /// An index outside its table, or a failure of the device.
-    pub fn logits(&self, batch: &Batch) -> Result<Tensor> {
-        self.classify(batch, &Mode::evaluation())
+    pub fn logits(&self, input: &Input) -> Result<Tensor> {
+        self.forward(input, None, &Mode::evaluation())
     }
 
     /// Hidden states of every token after the last layer, `[rows, hidden]`, in evaluation mode.
@@ -170,34 +217,39 @@ impl Network {
     /// # Errors
     /// As [`Self::logits`].
     pub fn hidden_states(&self, batch: &Batch) -> Result<Tensor> {
-        self.encode(batch, &Mode::evaluation(), Reach::AllTokens)
+        let mode = Mode::evaluation();
+        match &self.config {
+            Config::Encoder(config) => Encoder::new(self, config, &mode).hidden_states(batch),
+        }
     }
 
     /// Loss and the gradient of every trained parameter.
     ///
     /// # Errors
-    /// As [`Self::logits`]; also when a trained parameter gets no gradient, which would mean that it silently stays.
+    /// As [`Self::logits`]; also when the targets do not fit, or a trained parameter gets no gradient, which would mean that
+    /// it silently stays.
     pub fn gradients(
         &self,
-        batch: &Batch,
-        labels: &[u32],
+        input: &Input,
+        targets: &Targets,
         loss: &Loss,
         dropout: Option<DropoutStream>,
     ) -> Result<Pass> {
-        let words = match self.parameters.get(self.names.words) {
-            Some(table) if table.trained && self.device.is_cpu() => Some(self.used_words(batch, &table.var)?),
+        let words = match (input, self.anatomy.words.and_then(|name| self.parameters.get(name))) {
+            (Input::Text(batch), Some(table)) if table.trained && self.device.is_cpu() => {
+                Some(self.used_words(batch, &table.var)?)
+            }
             _ => None,
         };
         let mode = Mode { dropout, words, training: true, tape: Tape::new(self.precision) };
-        let logits = self.classify(batch, &mode)?;
-        let loss = ops::cross_entropy(&mode.tape, &logits, labels, loss)?;
+        let loss = self.loss(input, targets, loss, &mode)?;
         let Mode { words, tape, .. } = mode;
         let mut store =
             if self.device.is_cpu() { Store::Fused(tape.backward(&loss)?) } else { Store::Composed(loss.backward()?) };
         let mut gradients = BTreeMap::new();
         for (name, parameter) in self.parameters.iter().filter(|(_, parameter)| parameter.trained) {
             let gradient = match &words {
-                Some((compact, rows)) if name == self.names.words => {
+                Some((compact, rows)) if Some(name.as_str()) == self.anatomy.words => {
                     store.remove(compact).map(|values| Gradient::Rows { rows: rows.clone(), values })
                 }
                 _ => store.remove(&parameter.var).map(Gradient::Dense),
@@ -208,6 +260,36 @@ impl Network {
             };
         }
         Ok(Pass { loss: f64::from(loss.to_scalar::<f32>()?), gradients })
+    }
+
+    /// The loss of a batch, a scalar.
+    fn loss(&self, input: &Input, targets: &Targets, loss: &Loss, mode: &Mode) -> Result<Tensor> {
+        let Self { objective, outputs, .. } = *self;
+        let divisor = loss.divisor.unwrap_or_else(|| targets.weight(objective, loss, outputs));
+        match (objective, targets) {
+            (Objective::Class, Targets::Classes(labels)) => {
+                ops::cross_entropy(&mode.tape, &self.forward(input, None, mode)?, labels, loss)
+            }
+            (Objective::Sets, Targets::Sets(sets)) => {
+                ops::binary_cross_entropy(&mode.tape, &self.forward(input, None, mode)?, sets, divisor)
+            }
+            (Objective::Value, Targets::Values(values)) => {
+                ops::squared_error(&mode.tape, &self.forward(input, None, mode)?, values, divisor)
+            }
+            (Objective::Tokens | Objective::NextToken, Targets::Tokens(tokens)) => {
+                let Input::Text(batch) = input;
+                let (rows, labels) = batch.counted(tokens, objective == Objective::NextToken)?;
+                ops::cross_entropy(&mode.tape, &self.forward(input, Some(rows), mode)?, &labels, loss)
+            }
+            _ => bail!("targets of another kind than the network was made for"),
+        }
+    }
+
+    /// The outputs for the rows of the input, or for some of its tokens where `tokens` names their rows in the layout.
+    fn forward(&self, input: &Input, tokens: Option<Vec<u32>>, mode: &Mode) -> Result<Tensor> {
+        match (&self.config, input) {
+            (Config::Encoder(config), Input::Text(batch)) => Encoder::new(self, config, mode).forward(batch, tokens),
+        }
     }
 
     /// The table's rows that the batch uses, as a variable of its own, and their numbers in order.
@@ -264,88 +346,29 @@ impl Network {
             return Ok(out);
         };
         // Places behind those of all layers and the head.
-        let place = (self.config.num_hidden_layers as u64 + 1) * 8 + place;
+        let place = (self.anatomy.layers as u64 + 1) * 8 + place;
         let dropout = mode.dropout.and_then(|stream| adapters.dropout_of(stream).at(place));
         let x = ops::dropout(&mode.tape, x, dropout)?;
         let (down, up) = (self.tensor(&lora_a(name), mode)?, part(self.tensor(&lora_b(name), mode)?)?);
         ops::low_rank(&mode.tape, &out, &x, (&down, &up), adapters.scale())
     }
 
-    fn norm(&self, x: &Tensor, name: &str, mode: &Mode) -> Result<Tensor> {
+    fn layer_norm(&self, x: &Tensor, name: &str, epsilon: f64, mode: &Mode) -> Result<Tensor> {
         let (weight, bias) = (self.tensor(&format!("{name}.weight"), mode)?, self.bias(name, mode)?);
-        ops::layer_norm(&mode.tape, x, &weight, bias.as_ref(), self.config.layer_norm_eps)
+        ops::layer_norm(&mode.tape, x, &weight, bias.as_ref(), epsilon)
     }
 
-    fn classify(&self, batch: &Batch, mode: &Mode) -> Result<Tensor> {
-        let layers = self.config.num_hidden_layers;
-        let mut seen = match self.config.pooling {
-            Pooling::Cls => self.encode(batch, mode, Reach::FirstTokens)?,
-            Pooling::Mean => ops::mean_rows(&mode.tape, &self.encode(batch, mode, Reach::AllTokens)?, &batch.layout)?,
-        };
-        if self.config.architecture.drops_before_pooler() {
-            seen = ops::dropout(&mode.tape, &seen, mode.dropout(layers, 2))?;
-        }
-        let mut pooled = self.linear(&seen, self.names.pooler, mode)?;
-        pooled = match self.config.head_act {
-            Some(kind) => ops::activation(&mode.tape, &pooled, kind)?,
-            None => ops::tanh(&mode.tape, &pooled)?,
-        };
-        if let Some(norm) = self.names.pooler_norm {
-            pooled = self.norm(&pooled, norm, mode)?;
-        }
-        let pooled = ops::dropout(&mode.tape, &pooled, mode.dropout(layers, 1))?;
-        self.linear(&pooled, self.names.classifier, mode)
-    }
-
-    fn encode(&self, batch: &Batch, mode: &Mode, reach: Reach) -> Result<Tensor> {
-        match &self.names.encoder {
-            EncoderNames::Bert(names) => Bert { network: self, names, mode }.encode(batch, reach),
-            EncoderNames::ModernBert(names) => ModernBert::new(self, names, batch, mode)?.encode(batch, reach),
-        }
-    }
-
-    /// The table of words, or of those that the batch uses, and the batch's indices into it.
-    fn words(&self, batch: &Batch, mode: &Mode) -> Result<(Tensor, Indices)> {
-        let mut indices = batch.indices.clone();
-        let table = match &mode.words {
-            Some((used, rows)) => {
+    /// The rows of the table of words for a batch's tokens: the table, or those of its rows that the batch uses, and the
+    /// indices into it.
+    fn words(&self, batch: &Batch, mode: &Mode) -> Result<(Tensor, Vec<u32>)> {
+        let words = &batch.indices.words;
+        match (&mode.words, self.anatomy.words) {
+            (Some((used, rows)), _) => {
                 let place = |word: &u32| rows.binary_search(word).map_or(u32::MAX, |place| place as u32);
-                indices.words = indices.words.iter().map(place).collect();
-                used.as_tensor().clone()
+                Ok((used.as_tensor().clone(), words.iter().map(place).collect()))
             }
-            None => self.tensor(self.names.words, mode)?,
-        };
-        Ok((table, indices))
-    }
-
-    /// Norm and dropout of the embeddings.
-    fn embedded(&self, embeddings: &Tensor, mode: &Mode) -> Result<Tensor> {
-        let out = self.norm(embeddings, self.names.embeddings_norm, mode)?;
-        ops::dropout(&mode.tape, &out, mode.dropout(self.config.num_hidden_layers, 0))
-    }
-
-    /// How far a layer reaches: up to the last one, everything is wanted.
-    fn reach_of(&self, index: usize, reach: Reach) -> Reach {
-        if index + 1 == self.config.num_hidden_layers { reach } else { Reach::AllTokens }
-    }
-}
-
-/// For which tokens the last layer's output is wanted.
-#[derive(Clone, Copy)]
-enum Reach {
-    AllTokens,
-    FirstTokens,
-}
-
-impl Reach {
-    /// The rows whose output is wanted, and how they lie.
-    fn targets(self, hidden: &Tensor, layout: &Layout, mode: &Mode) -> Result<(Tensor, Layout)> {
-        match self {
-            Self::AllTokens => Ok((hidden.clone(), layout.clone())),
-            Self::FirstTokens => {
-                let starts = ops::pick_rows(&mode.tape, hidden, layout.starts())?;
-                Ok((starts, Layout::packed(&vec![1; layout.sequences()])))
-            }
+            (None, Some(name)) => Ok((self.tensor(name, mode)?, words.clone())),
+            (None, None) => bail!("the network has no table of words"),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! Activations are matrices `[tokens, width]`: all sequences of a batch below each other (see
 //! [`super::batch::Layout`]), so weights are never broadcast.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 use candle_transformers::models::bert::HiddenAct;
 
 use super::batch::Layout;
@@ -13,6 +13,7 @@ use activation::Activation;
 
 mod activation;
 mod attention;
+mod binary_cross_entropy;
 mod composed;
 mod cross_entropy;
 pub(crate) mod dropout;
@@ -26,6 +27,7 @@ mod residual;
 mod rotary;
 mod rows;
 mod simd;
+mod squared_error;
 mod tape;
 mod values;
 
@@ -210,6 +212,29 @@ pub(crate) fn cross_entropy(tape: &Tape, logits: &Tensor, labels: &[u32], loss: 
         tape.apply1(cross_entropy::CrossEntropy { labels: labels.to_vec(), loss: loss.clone() }, logits)
     } else {
         composed::cross_entropy(logits, labels, loss)
+    }
+}
+
+/// `torch.nn.BCEWithLogitsLoss` with another divisor: the sum over the logits `[rows, labels]` of −log σ(x) for the labels in
+/// a row's set and −log(1 − σ(x)) for the others, over `divisor`; a scalar.
+pub(crate) fn binary_cross_entropy(tape: &Tape, logits: &Tensor, sets: &[Vec<u32>], divisor: f64) -> Result<Tensor> {
+    let hot = binary_cross_entropy::hot(sets, logits.dims2()?)?;
+    if logits.device().is_cpu() {
+        tape.apply1(binary_cross_entropy::BinaryCrossEntropy { hot, divisor }, logits)
+    } else {
+        composed::binary_cross_entropy(logits, hot, divisor)
+    }
+}
+
+/// The sum of the squared differences between `outputs` `[rows, 1]` and the values, over `divisor`; a scalar.
+pub(crate) fn squared_error(tape: &Tape, outputs: &Tensor, values: &[f32], divisor: f64) -> Result<Tensor> {
+    if outputs.dims2()? != (values.len(), 1) {
+        bail!("squared error: outputs {:?} do not fit {} values", outputs.shape(), values.len());
+    }
+    if outputs.device().is_cpu() {
+        tape.apply1(squared_error::SquaredError { values: values.to_vec(), divisor }, outputs)
+    } else {
+        composed::squared_error(outputs, values, divisor)
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use fedtune_client::model::ModelSpec;
+use fedtune_client::model::{ModelSpec, Objective};
 use fedtune_config::job::{Lora, Precision, Trainable};
 use serde_json::{Value, json};
 
@@ -20,6 +20,7 @@ pub(crate) fn labels() -> Vec<String> {
 
 pub(crate) fn spec() -> ModelSpec {
     ModelSpec {
+        objective: Objective::Class,
         labels: labels(),
         trainable: Trainable::Full,
         lora: Lora::default(),

@@ -134,3 +134,15 @@ pub(super) fn cross_entropy(logits: &Tensor, labels: &[u32], loss: &Loss) -> Res
     }
     terms.sum_all()? * (-1.0 / loss.divisor(labels))
 }
+
+pub(super) fn binary_cross_entropy(logits: &Tensor, hot: Vec<f32>, divisor: f64) -> Result<Tensor> {
+    let hot = Tensor::from_vec(hot, logits.shape(), logits.device())?;
+    // log(1 + exp(x)) = max(x, 0) + log(1 + exp(−|x|))
+    let softplus = (logits.relu()? + (logits.abs()?.neg()?.exp()? + 1.0)?.log()?)?;
+    (softplus - logits.mul(&hot)?)?.sum_all()? / divisor
+}
+
+pub(super) fn squared_error(outputs: &Tensor, values: &[f32], divisor: f64) -> Result<Tensor> {
+    let values = Tensor::new(values, outputs.device())?.reshape(outputs.shape())?;
+    (outputs - values)?.sqr()?.sum_all()? / divisor
+}

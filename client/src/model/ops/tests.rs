@@ -364,3 +364,32 @@ fn nothing_is_computed_for_frozen_arguments() {
     .unwrap();
     assert!(!all.track_op());
 }
+
+#[test]
+fn binary_cross_entropy_agrees_and_is_pytorchs() {
+    let arguments = [random(&[4, 3], 1)];
+    let sets = [vec![0, 2], vec![], vec![1, 1], vec![0, 1, 2]];
+    let hot = || vec![1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0];
+    compare(
+        "binary cross-entropy",
+        &arguments,
+        |t| super::binary_cross_entropy(&Tape::default(), &t[0], &sets, 12.0),
+        |t| composed::binary_cross_entropy(&t[0], hot(), 12.0),
+    );
+    // torch.nn.BCEWithLogitsLoss()(tensor([[0.5, -200.0], [200.0, 1.0]]), tensor([[1.0, 0.0], [0.0, 1.0]]))
+    let logits = Tensor::new(&[[0.5f32, -200.0], [200.0, 1.0]], &Device::Cpu).unwrap();
+    let loss = super::binary_cross_entropy(&Tape::default(), &logits, &[vec![0], vec![1]], 4.0).unwrap();
+    assert!((loss.to_scalar::<f32>().unwrap() - 50.196_835).abs() < 1e-4);
+    assert!(super::binary_cross_entropy(&Tape::default(), &logits, &[vec![2], vec![]], 4.0).is_err());
+    assert!(super::binary_cross_entropy(&Tape::default(), &logits, &[vec![]], 4.0).is_err());
+}
+
+#[test]
+fn squared_error_agrees() {
+    let values = [0.5, -1.0, 3.0, 0.0];
+    let of = |outputs: &Tensor| super::squared_error(&Tape::default(), outputs, &values, 4.0);
+    compare("squared error", &[random(&[4, 1], 1)], |t| of(&t[0]), |t| composed::squared_error(&t[0], &values, 4.0));
+    let outputs = Tensor::new(&[[0.0f32], [0.0], [0.0], [0.0]], &Device::Cpu).unwrap();
+    assert_eq!(of(&outputs).unwrap().to_scalar::<f32>().unwrap(), 10.25 / 4.0);
+    assert!(of(&outputs.narrow(0, 0, 3).unwrap()).is_err());
+}
