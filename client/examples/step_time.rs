@@ -1,14 +1,16 @@
 //! Seconds per training step, and the most memory it takes, as one JSON object: what `tests/bench/speed_vs_pytorch.py` runs
-//! beside PyTorch. Every sequence has the full length, so the numbers compare with those of other frameworks on the same
-//! shapes.
+//! beside PyTorch. Every sequence has the full length, and every image one size, so the numbers compare with those of other
+//! frameworks on the same shapes.
 
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context;
+use candle_core::Tensor;
 use clap::Parser;
 use fedtune_client::finetune::{Optimizer, gradient_norm};
 use fedtune_client::model::batch::Tokens;
+use fedtune_client::model::network::Input;
 use fedtune_client::model::{DropoutStream, Loss, ModelSpec, Network, Objective, Targets};
 use fedtune_config::job::{Lora, Precision, Trainable, Training};
 use fedtune_config::site::Device;
@@ -23,12 +25,15 @@ struct Arguments {
     /// Folder of the model
     #[arg(long)]
     model: PathBuf,
-    /// Sequences of a batch
+    /// Sequences or images of a batch
     #[arg(long, default_value_t = 16)]
     batch: usize,
     /// Tokens of a sequence
     #[arg(long, default_value_t = 128)]
     length: usize,
+    /// Pixels of a side of an image, for a model that takes images
+    #[arg(long)]
+    images: Option<usize>,
     /// Threads
     #[arg(long, default_value_t = 2)]
     threads: usize,
@@ -64,15 +69,10 @@ fn main() -> anyhow::Result<()> {
         max_length: arguments.length,
     };
     let network = Network::load(&arguments.model, &spec, &device)?;
-    let vocabulary = network.config().vocabulary().context("the model takes no text")? as u64;
-    let sequences: Vec<Tokens> = (0..arguments.batch as u64)
-        .map(|row| Tokens {
-            words: (0..arguments.length as u64)
-                .map(|i| ((row * 7919 + i * 104_729 + 17) * 31 % vocabulary) as u32)
-                .collect(),
-            types: vec![0; arguments.length],
-        })
-        .collect();
+    let batch = match arguments.images {
+        Some(size) => images(arguments.batch, size)?,
+        None => texts(&network, &arguments)?,
+    };
     let classes = Targets::Classes((0..arguments.batch as u32).map(|row| row % 5).collect());
     let mut optimizer = Optimizer::new(&Training::default());
     let mut times = Vec::new();
@@ -80,8 +80,8 @@ fn main() -> anyhow::Result<()> {
     for step in 0..arguments.steps + 2 {
         let stream = DropoutStream { probability, seed: 1, round: 1, step: step as u64 };
         let started = Instant::now();
-        let batch = network.batch(&sequences.iter().collect::<Vec<_>>());
         let pass = network.gradients(&batch, &classes, &Loss::default(), Some(stream))?;
+        network.track(&pass)?;
         let norm = gradient_norm(&pass.gradients)?;
         optimizer.step(network.parameters(), &pass.gradients, 5e-5, (1.0 / (norm + 1e-6)).min(1.0))?;
         if step >= 2 {
@@ -91,6 +91,25 @@ fn main() -> anyhow::Result<()> {
     }
     println!("{}", json!({ "seconds": times, "loss": loss, "peak_mb": peak_megabytes() }));
     Ok(())
+}
+
+fn texts(network: &Network, arguments: &Arguments) -> anyhow::Result<Input> {
+    let vocabulary = network.config().vocabulary().context("the model takes no text")? as u64;
+    let sequences: Vec<Tokens> = (0..arguments.batch as u64)
+        .map(|row| Tokens {
+            words: (0..arguments.length as u64)
+                .map(|i| ((row * 7919 + i * 104_729 + 17) * 31 % vocabulary) as u32)
+                .collect(),
+            types: vec![0; arguments.length],
+        })
+        .collect();
+    Ok(network.batch(&sequences.iter().collect::<Vec<_>>()))
+}
+
+/// Values from -1 to 1 that differ from place to place.
+fn images(count: usize, size: usize) -> anyhow::Result<Input> {
+    let values: Vec<f32> = (0..count * 3 * size * size).map(|i| (i * 7919 % 2003) as f32 / 1001.0 - 1.0).collect();
+    Ok(Input::Images(Tensor::from_vec(values, (count, 3, size, size), &candle_core::Device::Cpu)?))
 }
 
 /// The most memory this process has held, where the system tells.

@@ -196,7 +196,7 @@ impl<'a> Trainer<'a> {
         let targets = Targets::Classes(batch.rows.iter().map(|row| self.rows.label(*row as usize) as u32).collect());
         let weight = targets.weight(network.objective(), &self.loss, network.outputs());
         let loss = Loss { divisor: Some(weight), ..self.loss.clone() };
-        let mut whole = Pass { loss: 0.0, gradients: Default::default() };
+        let mut whole = Pass { loss: 0.0, gradients: Default::default(), statistics: Default::default() };
         for (part, place) in order::parts(batch.rows.len(), self.training).enumerate() {
             let (rows, tokens) = (&batch.rows[place.clone()], &batch.tokens[place.clone()]);
             let thinned: Vec<_> = rows
@@ -214,6 +214,7 @@ impl<'a> Trainer<'a> {
                 step: (step * self.training.accumulate.max(1) + part) as u64,
             };
             let pass = network.gradients(&network.batch(&sequences), &targets.part(place), &loss, Some(dropout))?;
+            network.track(&pass)?;
             whole.loss += pass.loss;
             if part == 0 {
                 whole.gradients = pass.gradients;

@@ -31,7 +31,7 @@ impl Pulls {
     pub(super) fn new(training: &Training, classifier: &Classifier) -> Result<Self, FinetuneError> {
         let mut pulls = Vec::new();
         if training.proximal > 0.0 {
-            let trained = classifier.network().parameters().iter().filter(|(_, parameter)| parameter.trained);
+            let trained = classifier.network().parameters().iter().filter(|(_, parameter)| parameter.learns());
             let anchors = trained
                 .map(|(name, parameter)| Ok((name.clone(), parameter.var.as_detached_tensor().copy()?)))
                 .collect::<Result<_, Error>>()?;

@@ -66,7 +66,7 @@ impl Adapters {
             "lora_alpha": alpha,
             "lora_dropout": dropout,
             "target_modules": targets,
-            "modules_to_save": anatomy.beside_adapters,
+            "modules_to_save": Some(&anatomy.beside_adapters).filter(|parts| !parts.is_empty()),
             "bias": "none",
             "fan_in_fan_out": false,
             "init_lora_weights": true,

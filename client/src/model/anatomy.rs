@@ -1,7 +1,11 @@
 //! The tensors of a model: canonical names (those of transformers' class for it), shapes, and what they are for. Every
 //! architecture states its own; loading, freezing, adapters, weight decay and export read nothing else.
 
+pub(super) mod decoder;
 mod encoder;
+mod resnet;
+pub(super) mod table;
+mod vit;
 
 use fedtune_config::job::Trainable;
 
@@ -9,6 +13,8 @@ use super::config::Config;
 use super::error::ModelError;
 use super::objective::Objective;
 pub(super) use encoder::{BertNames, Function, ModernBertNames, Names};
+pub(super) use resnet::{ConvNorm, ResNetNames, Residual};
+pub(super) use vit::VitNames;
 
 /// Where in the model a tensor stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +25,8 @@ pub enum Place {
     Layer(usize),
     /// Above the last layer; may be new.
     Head,
+    /// Above the last layer of a model that says words, which it knows already: never new, and frozen beside adapters.
+    Output,
     /// The last tensors, whose shape depends on the labels; new unless the file's labels are those asked for.
     Classifier,
 }
@@ -32,6 +40,8 @@ pub enum Role {
     Bias,
     /// The scale of a norm.
     Norm,
+    /// A running mean or variance: part of the state like what is trained, but changed by a step and not by a gradient.
+    Statistic,
 }
 
 impl Role {
@@ -76,6 +86,9 @@ pub(super) struct Dense {
 #[derive(Debug)]
 pub(super) struct Anatomy {
     pub(super) tensors: Vec<TensorSpec>,
+    /// What nothing is computed with, and an export copies as it is where the base model has it: canonical names, each with
+    /// those that it may have in a base model's file.
+    pub(super) carried: Vec<(String, Vec<String>)>,
     /// Layers between embeddings and head.
     pub(super) layers: usize,
     pub(super) dense: Vec<Dense>,
@@ -89,6 +102,20 @@ pub(super) struct Anatomy {
     pub(super) class: String,
     /// Standard deviation of new weights.
     pub(super) deviation: f64,
+}
+
+/// Fails for what cannot be said of an image as a whole.
+fn check_images(objective: Objective) -> Result<(), ModelError> {
+    match objective {
+        Objective::Class | Objective::Sets | Objective::Value => Ok(()),
+        Objective::Tokens => Err(ModelError::Objective {
+            task: "token-classification",
+            takes: "an encoder of text (\"bert\", \"distilbert\", \"roberta\", \"xlm-roberta\", \"modernbert\")",
+        }),
+        Objective::NextToken => {
+            Err(ModelError::Objective { task: "causal-lm", takes: "a decoder (\"qwen2\", \"qwen3\", \"llama\")" })
+        }
+    }
 }
 
 /// Stands for every dense layer below the head.
@@ -112,6 +139,10 @@ impl Anatomy {
     pub(super) fn of(config: &Config, objective: Objective, outputs: usize) -> Result<Self, ModelError> {
         match config {
             Config::Encoder(encoder) => encoder::anatomy(encoder, objective, outputs),
+            Config::ResNet(resnet) => resnet::anatomy(resnet, objective, outputs),
+            Config::Vit(vit) => vit::anatomy(vit, objective, outputs),
+            Config::Table(table) => table::anatomy(table, objective, outputs),
+            Config::Decoder(decoder) => decoder::anatomy(decoder, objective),
         }
     }
 
@@ -134,10 +165,10 @@ impl Anatomy {
         let fits = |dense: &Dense, target: &str| {
             dense.stem.strip_suffix(target).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
         };
+        if self.dense.is_empty() {
+            return Err("this architecture has no layers for adapters; set training.trainable to another".into());
+        }
         if let Some(target) = targets.iter().find(|target| !self.dense.iter().any(|dense| fits(dense, target))) {
-            if self.dense.is_empty() {
-                return Err("this architecture has no layers for adapters; set training.trainable to another".into());
-            }
             let parts: Vec<String> = self.parts().into_iter().map(|part| format!("\"{part}\"")).collect();
             let parts = parts.join(", ");
             return Err(format!(
@@ -162,7 +193,7 @@ impl Anatomy {
     /// are layers for the embeddings.
     pub(super) fn depth(&self, place: Place) -> usize {
         match place {
-            Place::Head | Place::Classifier => 0,
+            Place::Head | Place::Output | Place::Classifier => 0,
             Place::Layer(index) => self.layers.saturating_sub(index),
             Place::Embeddings => self.layers + 1,
         }
@@ -172,6 +203,7 @@ impl Anatomy {
     pub(super) fn is_trained(&self, place: Place, trainable: Trainable) -> bool {
         match (trainable, place) {
             (Trainable::Full, _) | (_, Place::Head | Place::Classifier) => true,
+            (Trainable::Head | Trainable::Last(_), Place::Output) => true,
             (Trainable::Last(last), Place::Layer(index)) => index + last >= self.layers,
             _ => false,
         }

@@ -1,6 +1,10 @@
 //! `config.json` of a model, checked before anything is allocated. Each family of architectures has a module of its own.
 
+mod decoder;
 mod encoder;
+mod resnet;
+mod table;
+mod vit;
 
 use std::path::Path;
 
@@ -8,13 +12,25 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::error::ModelError;
+pub use decoder::{Decoder, DecoderConfig, RopeStretch};
 pub use encoder::{Architecture, EncoderConfig, Pooling, Rotary};
+pub use resnet::{ResNetConfig, ResidualKind};
+pub use table::{Column, ColumnKind, TableConfig};
+pub use vit::VitConfig;
 
 /// The sizes and settings of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Config {
     /// A transformer that sees the whole text: BERT and its kin, ModernBERT.
     Encoder(EncoderConfig),
+    /// A residual network of images.
+    ResNet(ResNetConfig),
+    /// A transformer of image patches.
+    Vit(VitConfig),
+    /// Dense layers over the columns of a table.
+    Table(TableConfig),
+    /// A transformer that sees what came before each token: Llama, Qwen.
+    Decoder(DecoderConfig),
 }
 
 /// More layers than any published model has.
@@ -36,6 +52,12 @@ impl Config {
             Some(kind) if let Some(architecture) = Architecture::of(kind) => {
                 EncoderConfig::parse(architecture, &document).map(Self::Encoder)
             }
+            Some("resnet") => ResNetConfig::parse(&document).map(Self::ResNet),
+            Some("vit") => VitConfig::parse(&document).map(Self::Vit),
+            Some(table::MODEL_TYPE) => TableConfig::parse(&document).map(Self::Table),
+            Some(kind) if let Some(decoder) = Decoder::of(kind) => {
+                DecoderConfig::parse(decoder, &document).map(Self::Decoder)
+            }
             _ => {
                 let found = kind.map_or_else(|| "absent".into(), Value::to_string);
                 return Err(ModelError::Architecture { path: path.to_path_buf(), found });
@@ -48,6 +70,8 @@ impl Config {
     pub fn positions(&self) -> Option<usize> {
         match self {
             Self::Encoder(config) => Some(config.positions()),
+            Self::Decoder(config) => Some(config.max_position_embeddings),
+            Self::ResNet(_) | Self::Vit(_) | Self::Table(_) => None,
         }
     }
 
@@ -55,6 +79,8 @@ impl Config {
     pub fn vocabulary(&self) -> Option<usize> {
         match self {
             Self::Encoder(config) => Some(config.vocab_size),
+            Self::Decoder(config) => Some(config.vocab_size),
+            Self::ResNet(_) | Self::Vit(_) | Self::Table(_) => None,
         }
     }
 
@@ -62,6 +88,10 @@ impl Config {
     pub fn layers(&self) -> usize {
         match self {
             Self::Encoder(config) => config.num_hidden_layers,
+            Self::ResNet(config) => config.layers(),
+            Self::Vit(config) => config.num_hidden_layers,
+            Self::Table(config) => config.hidden_sizes.len(),
+            Self::Decoder(config) => config.num_hidden_layers,
         }
     }
 }

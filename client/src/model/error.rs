@@ -67,9 +67,10 @@ pub enum ModelError {
     },
     /// Another architecture.
     #[error(
-        "{}: model_type is {found}; supported: \"bert\", \"distilbert\", \"roberta\", \"xlm-roberta\" and \"modernbert\". \
-         Choose a model of these (for example all-MiniLM-L6-v2, distilbert-base-uncased, roberta-base or \
-         ModernBERT-base)",
+        "{}: model_type is {found}; supported: \"bert\", \"distilbert\", \"roberta\", \"xlm-roberta\" and \"modernbert\" for \
+         texts, \"llama\", \"qwen2\" and \"qwen3\" as language models, \"resnet\" and \"vit\" for images. Choose a model of \
+         these (for example all-MiniLM-L6-v2, roberta-base, ModernBERT-base, Qwen2.5-0.5B, resnet-18 or \
+         vit-base-patch16-224)",
         path.display()
     )]
     Architecture {

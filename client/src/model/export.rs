@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::adapters::PREFIX;
 use super::error::ModelError;
 use super::objective::Objective;
+use super::tensor_file::TensorFile;
 use super::{Classifier, folder, tensor_file};
 
 /// The key of `config.json` under which we keep what transformers has no field for.
@@ -18,19 +19,27 @@ impl Classifier {
     /// any, or else the whole model.
     pub fn export_recipe(&self) -> ExportRecipe {
         let adapters = self.adapter_config();
-        let tensors = self
-            .network
-            .parameters()
-            .iter()
-            .filter(|(_, parameter)| parameter.trained || adapters.is_none())
-            .map(|(name, parameter)| match self.base_names.get(name) {
-                Some(base) if !parameter.trained => {
-                    ExportTensor { name: name.clone(), source: TensorSource::Base(base.clone()) }
-                }
-                _ => ExportTensor { name: self.exported_name(name), source: TensorSource::State(name.clone()) },
-            })
-            .collect();
+        let tensors =
+            self.network.parameters().iter().filter(|(_, parameter)| parameter.trained || adapters.is_none()).map(
+                |(name, parameter)| match self.base_names.get(name) {
+                    Some(base) if !parameter.trained => {
+                        ExportTensor { name: name.clone(), source: TensorSource::Base(base.clone()) }
+                    }
+                    _ => ExportTensor { name: self.exported_name(name), source: TensorSource::State(name.clone()) },
+                },
+            );
+        let carried = self
+            .carried()
+            .map(|(name, base)| ExportTensor { name: name.to_owned(), source: TensorSource::Base(base.to_owned()) });
+        let tensors = tensors.chain(carried).collect();
         ExportRecipe { config_json: self.exported_config(), adapter_config_json: adapters, tensors }
+    }
+
+    /// What a whole model has of the base model's file as it is: names, and those in the file.
+    fn carried(&self) -> impl Iterator<Item = (&str, &str)> {
+        let whole = self.network.adapters().is_none();
+        let carried = self.network.anatomy().carried.iter().filter(move |_| whole);
+        carried.filter_map(|(name, _)| Some((name.as_str(), self.base_names.get(name)?.as_str())))
     }
 
     fn adapter_config(&self) -> Option<String> {
@@ -112,6 +121,10 @@ impl Classifier {
             }
             None => folder::TENSORS,
         };
-        place(file, &|path| tensor_file::write(path, &tensors))
+        let mut carried = Vec::new();
+        for (name, base) in self.carried() {
+            carried.push(TensorFile::open(&self.folder.join(folder::TENSORS))?.copy(base, name)?);
+        }
+        place(file, &|path| tensor_file::write(path, &tensors, &carried))
     }
 }

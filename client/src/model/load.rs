@@ -253,12 +253,17 @@ fn read_network(path: &Path, config: Config, want: &Want<'_>) -> Result<Loaded, 
                 file.read(base, shape)?
             }
             (None, Role::Bias) => vec![0.0; count],
-            (None, Role::Norm) => vec![1.0; count],
+            (None, Role::Norm | Role::Statistic) => vec![1.0; count],
             (None, Role::Weight) => initial::normal(want.seed, name, count, anatomy.deviation),
         };
         let var = Var::from_tensor(&Tensor::from_vec(values, shape.as_slice(), want.device)?)?;
         let (trained, depth) = (anatomy.is_trained(tensor.place, want.trainable), anatomy.depth(tensor.place));
         parameters.insert(name.clone(), Parameter { var, trained, depth, role: tensor.role });
+    }
+    for (name, in_base) in &anatomy.carried {
+        if let Some(base) = in_base.iter().find(|base| file.shape(base).is_some()) {
+            base_names.insert(name.clone(), base.clone());
+        }
     }
     for dense in &adapted {
         let (rank, inputs, outputs) = (settings.rank, dense.inputs, dense.outputs);

@@ -1,8 +1,13 @@
 //! A model as a function of its parameters. Here is what all architectures share; each has a module that computes its
 //! outputs.
 
+mod decoder;
 mod encoder;
+mod resnet;
+mod table;
+mod vit;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -16,8 +21,11 @@ use super::batch::{Batch, Tokens};
 use super::config::Config;
 use super::objective::{Objective, Targets};
 use super::ops::dropout::DropoutStream;
-use super::ops::{self, Loss, Tape};
+use super::ops::{self, Grid, Loss, Normalise, Tape};
+use decoder::Decoder;
 use encoder::Encoder;
+use resnet::ResNet;
+use vit::Vit;
 
 /// One parameter.
 #[derive(Debug, Clone)]
@@ -37,13 +45,18 @@ pub struct Parameter {
 pub enum Input {
     /// Token sequences.
     Text(Batch),
+    /// Images, f32 `[images, channels, height, width]`, on the network's device.
+    Images(Tensor),
+    /// What the columns of a table became, `[rows, inputs]`.
+    Table(Tensor),
 }
 
 impl Input {
-    /// Number of rows: texts.
+    /// Number of rows: texts, images, or rows of a table.
     pub fn len(&self) -> usize {
         match self {
             Self::Text(batch) => batch.len(),
+            Self::Images(inputs) | Self::Table(inputs) => inputs.dims().first().copied().unwrap_or(0),
         }
     }
 
@@ -56,6 +69,13 @@ impl Input {
 impl From<Batch> for Input {
     fn from(batch: Batch) -> Self {
         Self::Text(batch)
+    }
+}
+
+impl Parameter {
+    /// Whether it gets a gradient. A statistic of a batch norm gets none, but is part of the state of what is trained.
+    pub fn learns(&self) -> bool {
+        self.trained && self.role != Role::Statistic
     }
 }
 
@@ -78,8 +98,10 @@ pub enum Gradient {
 pub struct Pass {
     /// The loss.
     pub loss: f64,
-    /// One for each trained parameter.
+    /// One for each parameter that learns.
     pub gradients: BTreeMap<String, Gradient>,
+    /// The running statistics as the batch changes them; see [`Network::track`].
+    pub statistics: BTreeMap<String, Tensor>,
 }
 
 /// A model without what prepares its input.
@@ -117,11 +139,13 @@ struct Mode {
     words: Option<(Var, Vec<u32>)>,
     training: bool,
     tape: Tape,
+    /// The running statistics of batch norms that went by their batch, as it changes them.
+    statistics: RefCell<BTreeMap<String, Tensor>>,
 }
 
 impl Mode {
     fn evaluation() -> Self {
-        Self { dropout: None, words: None, training: false, tape: Tape::default() }
+        Self { dropout: None, words: None, training: false, tape: Tape::default(), statistics: RefCell::default() }
     }
 
     fn dropout(&self, layer: usize, place: u64) -> Option<ops::Dropout> {
@@ -220,6 +244,8 @@ impl Network {
         let mode = Mode::evaluation();
         match &self.config {
             Config::Encoder(config) => Encoder::new(self, config, &mode).hidden_states(batch),
+            Config::Decoder(config) => Decoder::new(self, config, batch, &mode).hidden_states(batch),
+            _ => bail!("a network without tokens has no hidden states of them"),
         }
     }
 
@@ -241,25 +267,57 @@ impl Network {
             }
             _ => None,
         };
-        let mode = Mode { dropout, words, training: true, tape: Tape::new(self.precision) };
+        let tape = Tape::new(self.precision);
+        let mode = Mode { dropout, words, training: true, tape, statistics: RefCell::default() };
         let loss = self.loss(input, targets, loss, &mode)?;
-        let Mode { words, tape, .. } = mode;
+        let Mode { words, tape, statistics, .. } = mode;
         let mut store =
             if self.device.is_cpu() { Store::Fused(tape.backward(&loss)?) } else { Store::Composed(loss.backward()?) };
         let mut gradients = BTreeMap::new();
-        for (name, parameter) in self.parameters.iter().filter(|(_, parameter)| parameter.trained) {
-            let gradient = match &words {
+        for (name, parameter) in self.parameters.iter().filter(|(_, parameter)| parameter.learns()) {
+            let whole = store.remove(&parameter.var);
+            let part = match &words {
                 Some((compact, rows)) if Some(name.as_str()) == self.anatomy.words => {
-                    store.remove(compact).map(|values| Gradient::Rows { rows: rows.clone(), values })
+                    store.remove(compact).map(|values| (rows, values))
                 }
-                _ => store.remove(&parameter.var).map(Gradient::Dense),
+                _ => None,
+            };
+            let gradient = match (whole, part) {
+                (whole, None) => whole.map(Gradient::Dense),
+                (None, Some((rows, values))) => Some(Gradient::Rows { rows: rows.clone(), values }),
+                // The table is the output layer too.
+                (Some(whole), Some((rows, values))) => {
+                    ops::add_rows(&whole, rows, &values)?;
+                    Some(Gradient::Dense(whole))
+                }
             };
             match gradient {
                 Some(gradient) => gradients.insert(name.clone(), gradient),
                 None => bail!("the trained tensor {name} got no gradient"),
             };
         }
-        Ok(Pass { loss: f64::from(loss.to_scalar::<f32>()?), gradients })
+        Ok(Pass { loss: f64::from(loss.to_scalar::<f32>()?), gradients, statistics: statistics.into_inner() })
+    }
+
+    /// Takes over the running statistics that a pass over a training batch found, as a step of training does. A pass
+    /// changes nothing itself.
+    ///
+    /// # Errors
+    /// The pass is of another network, or a failure of the device.
+    pub fn track(&self, pass: &Pass) -> Result<()> {
+        for (name, values) in &pass.statistics {
+            match self.parameters.get(name) {
+                Some(parameter) => parameter.var.set(values)?,
+                None => bail!("statistics of {name}, which the network does not have"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the running statistics out of what is trained: batch norms go by them as they are, and no batch changes them.
+    pub fn freeze_statistics(&mut self) {
+        let statistics = self.parameters.values_mut().filter(|parameter| parameter.role == Role::Statistic);
+        statistics.for_each(|parameter| parameter.trained = false);
     }
 
     /// The loss of a batch, a scalar.
@@ -277,7 +335,7 @@ impl Network {
                 ops::squared_error(&mode.tape, &self.forward(input, None, mode)?, values, divisor)
             }
             (Objective::Tokens | Objective::NextToken, Targets::Tokens(tokens)) => {
-                let Input::Text(batch) = input;
+                let Input::Text(batch) = input else { bail!("targets for tokens, and an input that has none") };
                 let (rows, labels) = batch.counted(tokens, objective == Objective::NextToken)?;
                 ops::cross_entropy(&mode.tape, &self.forward(input, Some(rows), mode)?, &labels, loss)
             }
@@ -289,6 +347,13 @@ impl Network {
     fn forward(&self, input: &Input, tokens: Option<Vec<u32>>, mode: &Mode) -> Result<Tensor> {
         match (&self.config, input) {
             (Config::Encoder(config), Input::Text(batch)) => Encoder::new(self, config, mode).forward(batch, tokens),
+            (Config::Decoder(config), Input::Text(batch)) => {
+                Decoder::new(self, config, batch, mode).forward(batch, tokens)
+            }
+            (Config::ResNet(config), Input::Images(images)) => ResNet { network: self, config, mode }.forward(images),
+            (Config::Vit(config), Input::Images(images)) => Vit { network: self, config, mode }.forward(images),
+            (Config::Table(config), Input::Table(inputs)) => table::forward(self, config, inputs, mode),
+            _ => bail!("an input of another kind than the network was made for"),
         }
     }
 
@@ -358,6 +423,31 @@ impl Network {
         ops::layer_norm(&mode.tape, x, &weight, bias.as_ref(), epsilon)
     }
 
+    /// Batch normalisation of x `[pixels, channels]`, and ReLU where `relu` says so. It goes by the batch in training where
+    /// its statistics are part of what is trained, and by these anywhere else.
+    fn batch_norm(&self, x: &Tensor, name: &str, epsilon: f64, relu: bool, mode: &Mode) -> Result<Tensor> {
+        let names = ["weight", "bias", "running_mean", "running_var"].map(|part| format!("{name}.{part}"));
+        let (Some(mean), Some(variance)) = (self.parameters.get(&names[2]), self.parameters.get(&names[3])) else {
+            bail!("the network has no batch norm {name}");
+        };
+        let (mean, variance, by_batch) = (&mean.var, &variance.var, mode.training && mean.trained);
+        let by = match by_batch {
+            true => Normalise::Batch,
+            false => Normalise::Running(mean, variance),
+        };
+        let affine = (self.tensor(&names[0], mode)?, self.tensor(&names[1], mode)?);
+        let (out, moments) = ops::batch_norm(&mode.tape, x, (&affine.0, &affine.1), by, epsilon, relu)?;
+        if let Some(moments) = moments {
+            let [_, _, mean_name, variance_name] = names;
+            let mut statistics = mode.statistics.borrow_mut();
+            statistics.insert(mean_name, running(mean, moments.mean.clone())?);
+            if let Some(variance_now) = moments.unbiased_variance() {
+                statistics.insert(variance_name, running(variance, variance_now)?);
+            }
+        }
+        Ok(out)
+    }
+
     /// The rows of the table of words for a batch's tokens: the table, or those of its rows that the batch uses, and the
     /// indices into it.
     fn words(&self, batch: &Batch, mode: &Mode) -> Result<(Tensor, Vec<u32>)> {
@@ -371,4 +461,23 @@ impl Network {
             (None, None) => bail!("the network has no table of words"),
         }
     }
+}
+
+/// What a batch weighs in running statistics; transformers leaves PyTorch's default.
+const MOMENTUM: f64 = 0.1;
+
+/// A running statistic behind a batch.
+fn running(before: &Tensor, batch: Vec<f32>) -> Result<Tensor> {
+    let batch = Tensor::from_vec(batch, before.shape(), before.device())?;
+    (before.affine(1.0 - MOMENTUM, 0.0)? + batch.affine(MOMENTUM, 0.0)?)?.detach().copy()
+}
+
+/// Images `[images, channels, height, width]` as the rows of a matrix.
+fn pixels(images: &Tensor, channels: usize) -> Result<(Tensor, Grid)> {
+    let (count, found, height, width) = images.dims4()?;
+    if found != channels {
+        bail!("images of {found} channels for a network of {channels}");
+    }
+    let grid = Grid { images: count, height, width };
+    Ok((images.permute((0, 2, 3, 1))?.contiguous()?.reshape((grid.pixels(), channels))?, grid))
 }

@@ -10,7 +10,7 @@ use super::tensor_file::TensorFile;
 use super::{Classifier, folder};
 
 impl Classifier {
-    /// The trained tensors as the base model's file has them, less the classifier and what the file lacks.
+    /// The tensors that learn, as the base model's file has them, less the classifier and what the file lacks.
     ///
     /// # Errors
     /// The file has changed or can no longer be read.
@@ -20,7 +20,7 @@ impl Classifier {
             |name: &str| tensors.iter().any(|tensor| tensor.place == Place::Classifier && tensor.name == name);
         let mut file = TensorFile::open(&self.folder.join(folder::TENSORS))?;
         let mut pretrained = BTreeMap::new();
-        for (name, parameter) in self.network.parameters().iter().filter(|(_, parameter)| parameter.trained) {
+        for (name, parameter) in self.network.parameters().iter().filter(|(_, parameter)| parameter.learns()) {
             let Some(base) = self.base_names.get(name).filter(|_| !classifier(name)) else { continue };
             let shape = parameter.var.dims();
             let values = file.read(base, shape)?;

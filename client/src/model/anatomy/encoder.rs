@@ -311,6 +311,7 @@ pub(super) fn anatomy(config: &EncoderConfig, objective: Objective, outputs: usi
     beside_adapters.dedup();
     Ok(Anatomy {
         tensors: all.tensors,
+        carried: Vec::new(),
         layers,
         dense,
         default_targets: names.default_targets(),
@@ -323,7 +324,10 @@ pub(super) fn anatomy(config: &EncoderConfig, objective: Objective, outputs: usi
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::model::config::Config;
 
     fn config(architecture: Architecture) -> EncoderConfig {
         let kind = match architecture {
@@ -337,9 +341,10 @@ mod tests {
             "num_attention_heads": 2, "n_heads": 2, "intermediate_size": 16, "hidden_dim": 16,
             "max_position_embeddings": 12}}"#
         );
-        let (crate::model::config::Config::Encoder(config), _) =
-            crate::model::config::Config::parse(std::path::Path::new("config.json"), text.as_bytes()).unwrap();
-        config
+        match Config::parse(Path::new("config.json"), text.as_bytes()).unwrap().0 {
+            Config::Encoder(config) => config,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

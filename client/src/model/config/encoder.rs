@@ -351,11 +351,11 @@ fn default_types() -> usize {
 fn default_epsilon() -> f64 {
     1e-12
 }
-fn default_range() -> f64 {
+pub(super) fn default_range() -> f64 {
     0.02
 }
 
-fn activation<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<HiddenAct, D::Error> {
+pub(super) fn activation<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<HiddenAct, D::Error> {
     let name = String::deserialize(deserializer)?;
     match name.as_str() {
         "gelu" => Ok(HiddenAct::Gelu),

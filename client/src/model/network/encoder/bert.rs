@@ -5,7 +5,7 @@ use candle_core::{DType, Result, Tensor};
 use super::{Encoder, Reach};
 use crate::model::anatomy::BertNames;
 use crate::model::batch::{Batch, Layout};
-use crate::model::ops::{self, Indices, Scope};
+use crate::model::ops::{self, Heads, Indices, Scope};
 
 pub(super) struct Bert<'a> {
     pub(super) encoder: Encoder<'a>,
@@ -50,8 +50,8 @@ impl Bert<'_> {
         let q = linear(&targets, names.query)?;
         let k = linear(hidden, names.key)?;
         let v = linear(hidden, names.value)?;
-        let heads = config.num_attention_heads;
-        let scope = Scope { queries: &queries, keys: layout, window: None };
+        let heads = Heads::equal(config.num_attention_heads);
+        let scope = Scope { queries: &queries, keys: layout, window: None, causal: false };
         let context = ops::attention(&mode.tape, &q, &k, &v, heads, scope, mode.dropout(index, 0))?;
         let context = linear(&context, names.attention_output)?;
         let attended = ops::residual(&mode.tape, &context, &targets, mode.dropout(index, 1))?;

@@ -7,7 +7,7 @@ use super::{Encoder, Reach};
 use crate::model::anatomy::ModernBertNames;
 use crate::model::batch::{Batch, Layout};
 use crate::model::config::Rotary;
-use crate::model::ops::{self, Rotation, Scope};
+use crate::model::ops::{self, Heads, Rotation, Scope};
 
 pub(super) struct ModernBert<'a> {
     encoder: Encoder<'a>,
@@ -57,8 +57,8 @@ impl<'a> ModernBert<'a> {
         let q = ops::rotary(&mode.tape, &part(&asking, 0)?, rotation, &queries)?;
         let k = ops::rotary(&mode.tape, &part(&normed, 1)?, rotation, layout)?;
         let v = part(&normed, 2)?;
-        let heads = config.num_attention_heads;
-        let scope = Scope { queries: &queries, keys: layout, window };
+        let heads = Heads::equal(config.num_attention_heads);
+        let scope = Scope { queries: &queries, keys: layout, window, causal: false };
         let context = ops::attention(&mode.tape, &q, &k, &v, heads, scope, mode.dropout(index, 0))?;
         let context = network.linear(&context, &name(names.attention_output), mode)?;
         let attended = ops::residual(&mode.tape, &context, &targets, mode.dropout(index, 1))?;
