@@ -67,6 +67,7 @@ fn main() -> anyhow::Result<()> {
         dropout: probability,
         seed: 1,
         max_length: arguments.length,
+        template: String::new(),
     };
     let network = Network::load(&arguments.model, &spec, &device)?;
     let batch = match arguments.images {

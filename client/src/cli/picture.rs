@@ -43,7 +43,7 @@ fn draw(evaluation: &Evaluation, labels: &[String]) -> Canvas {
     let widest = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
     let (left, top) = ((widest + 1) * letter, 2 * letter);
     let mut canvas = Canvas::new(left + count * cell, top + count * cell);
-    for (i, row) in evaluation.confusion.chunks(count).enumerate() {
+    for (i, row) in evaluation.confusion().unwrap_or_default().chunks(count).enumerate() {
         let y = top + i * cell;
         let middle = (cell.saturating_sub(letter)) / 2;
         if scale > 0 {
