@@ -11,11 +11,19 @@ use fedtune_client::data::{
 use tempfile::TempDir;
 
 fn columns() -> Columns {
-    Columns { text: "text".into(), label: "label".into(), group: None }
+    Columns::labelled("text", "label")
 }
 
-fn labels(names: &[&str]) -> LabelMap {
-    LabelMap::new(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), &BTreeMap::new()).unwrap()
+fn task(labels: &[String]) -> Task {
+    Task::new(TaskKind::TextClassification, labels.to_vec())
+}
+
+fn reader(labels: &[String], local: &BTreeMap<String, String>) -> Result<TargetReader, DataError> {
+    TargetReader::new(&task(labels), local)
+}
+
+fn labels(names: &[&str]) -> TargetReader {
+    reader(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), &BTreeMap::new()).unwrap()
 }
 
 fn file(name: &str, content: &[u8]) -> (TempDir, PathBuf) {
@@ -146,12 +154,12 @@ fn groups_are_read_and_a_row_without_one_is_left_out() {
 #[test]
 fn local_label_names_are_mapped() {
     let local = BTreeMap::from([("1".to_owned(), "good".to_owned()), ("0".to_owned(), "bad".to_owned())]);
-    let map = LabelMap::new(&["good".into(), "bad".into()], &local).unwrap();
+    let map = reader(&["good".into(), "bad".into()], &local).unwrap();
     let (_folder, path) = file("a.csv", b"text,label\na,1\nb,0\nc,good\n");
     let (rows, _) = data::read(&path, &columns(), &map).unwrap();
     assert_eq!(rows.labels().collect::<Vec<_>>(), [0, 1, 0]);
     let wrong = BTreeMap::from([("1".to_owned(), "great".to_owned())]);
-    let error = LabelMap::new(&["good".into()], &wrong).unwrap_err().to_string();
+    let error = reader(&["good".into()], &wrong).unwrap_err().to_string();
     assert!(error.contains("\"great\"") && error.contains("\"good\""), "{error}");
 }
 
@@ -342,7 +350,7 @@ fn labels_are_found_sorted() {
 fn texts_are_read_without_labels() {
     let (_folder, path) = file("a.csv", b"id,text\n1,a\n2,\n3,c\n");
     let mut found = Vec::new();
-    data::scan(&path, Wanted::text("text"), &mut |line, row| found.push((line, row))).unwrap();
+    data::scan(&path, &columns().unlabelled(), &mut |line, row| found.push((line, row))).unwrap();
     let row = |text: &str| Ok(RawRow { text: text.into(), label: None, group: None });
     assert_eq!(found, [(2, row("a")), (3, Err(Fault::EmptyText)), (4, row("c"))]);
 }
@@ -362,7 +370,7 @@ fn manifest(path: &Path) -> Vec<serde_json::Value> {
 }
 
 /// Every faulty line of a file, and how many rows were used.
-fn faulty_lines(path: &Path, known: &LabelMap) -> (BTreeSet<u64>, BTreeSet<u64>) {
+fn faulty_lines(path: &Path, known: &TargetReader) -> (BTreeSet<u64>, BTreeSet<u64>) {
     let (mut used, mut faulty) = (BTreeSet::new(), BTreeSet::new());
     data::scan(path, columns().wanted(), &mut |line, row| {
         let usable = row.is_ok_and(|row| known.index(&row.label.unwrap_or_default()).is_some());
@@ -414,7 +422,7 @@ fn the_dirty_csv_is_read_as_its_manifest_says() {
 fn the_dirty_jsonl_is_read_as_its_manifest_says() {
     let Some(folder) = dirty() else { return };
     let intents = data::labels_in(&folder.join("clean.csv"), &columns()).unwrap();
-    let known = LabelMap::new(&intents, &BTreeMap::new()).unwrap();
+    let known = reader(&intents, &BTreeMap::new()).unwrap();
     let harmless = ["crlf", "extra_key", "blank_line"];
     let expected: BTreeSet<u64> = manifest(&folder.join("manifest_jsonl.jsonl"))
         .iter()
@@ -428,7 +436,7 @@ fn the_dirty_jsonl_is_read_as_its_manifest_says() {
 fn each_dirty_file_is_used_or_refused_as_expected() {
     let Some(folder) = dirty() else { return };
     let intents = data::labels_in(&folder.join("clean.csv"), &columns()).unwrap();
-    let known = LabelMap::new(&intents, &BTreeMap::new()).unwrap();
+    let known = reader(&intents, &BTreeMap::new()).unwrap();
     let outcome = |name: &str| data::read(&folder.join("files").join(name), &columns(), &known);
     for name in ["bom_crlf", "columns_reversed", "no_final_newline", "one_class", "one_row"] {
         let (rows, report) = outcome(&format!("{name}.csv")).unwrap();
@@ -454,9 +462,9 @@ fn each_dirty_file_is_used_or_refused_as_expected() {
     let (rows, report) = outcome("latin1.csv").unwrap();
     assert_eq!((report.faults["not UTF-8"].first[0].0, report.skipped()), (2, 1), "{report}");
     assert!(!rows.is_empty());
-    let mapped = Columns { text: "sentence".into(), label: "category".into(), group: None };
+    let mapped = Columns::labelled("sentence", "category");
     assert!(data::read(&folder.join("files/header_other_names.csv"), &mapped, &known).is_ok());
     let digits = data::labels_in(&folder.join("files/int_labels.csv"), &columns()).unwrap();
-    let digits = LabelMap::new(&digits, &BTreeMap::new()).unwrap();
+    let digits = reader(&digits, &BTreeMap::new()).unwrap();
     assert_eq!(data::read(&folder.join("files/int_labels.csv"), &columns(), &digits).unwrap().1.skipped(), 0);
 }

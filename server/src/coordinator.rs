@@ -10,7 +10,7 @@ mod snapshot;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fedtune_config::job::{Job, Task, TaskKind, Weighting};
+use fedtune_config::job::{self, Job, TaskKind, Weighting};
 use fedtune_config::server::{Limits, Sessions as SessionTimes};
 use fedtune_proto::digest::{ArtifactRef, Digest};
 use fedtune_proto::evaluation::Form;
@@ -554,7 +554,7 @@ pub async fn missing(artifacts: &Artifacts, wanted: &[ArtifactRef]) -> Result<Ve
 }
 
 /// What an evaluation of a task counts.
-fn form(task: &Task) -> Form {
+fn form(task: &job::Task) -> Form {
     let labels = task.labels.len();
     match task.kind {
         TaskKind::TextClassification => Form::Classes(labels),
