@@ -49,11 +49,7 @@ pub const MAX_TEXT: usize = 64 << 10;
 ///
 /// # Errors
 /// The file as a whole is unusable: see [`DataError`].
-pub fn scan(
-    path: &Path,
-    columns: &Columns,
-    each: &mut dyn FnMut(u64, Result<RawRow, Fault>),
-) -> Result<(), DataError> {
+pub fn scan(path: &Path, columns: &Columns, each: &mut dyn FnMut(u64, Result<RawRow, Fault>)) -> Result<(), DataError> {
     scan_places(path, columns, &mut |place, row| each(place.line, row)).map(|_| ())
 }
 

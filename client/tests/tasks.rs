@@ -40,8 +40,25 @@ fn refused(folder: &Path, arguments: &[&str], code: i32, parts: &[&str]) {
 /// Fine-tunes the tiny model, with more options.
 fn finetune<'a>(folder: &Path, kind: &'a str, file: &'a str, more: &[&'a str]) -> Value {
     let fixed = [
-        "finetune", "--model", "model", "--task", kind, "--train", file, "--test", file, "--out", "tuned", "--epochs", "25",
-        "--learning-rate", "3e-3", "--max-length", "16", "--output", "json",
+        "finetune",
+        "--model",
+        "model",
+        "--task",
+        kind,
+        "--train",
+        file,
+        "--test",
+        file,
+        "--out",
+        "tuned",
+        "--epochs",
+        "25",
+        "--learning-rate",
+        "3e-3",
+        "--max-length",
+        "16",
+        "--output",
+        "json",
     ];
     ok(folder, &[&fixed[..], more].concat())
 }
@@ -103,7 +120,12 @@ fn numbers_are_learnt_and_predicted() {
     assert!(written.starts_with("value\n") && values.len() == 80);
     let squares = values.iter().enumerate().map(|(row, value)| (value - (row % 4) as f64).powi(2));
     assert!((squares.sum::<f64>() / 80.0 - number(&report, "mse")).abs() < 1e-4);
-    refused(folder, &["predict", "--model", "tuned", "--data", "train.csv", "--out", "o.csv", "--scores"], 2, &["--scores"]);
+    refused(
+        folder,
+        &["predict", "--model", "tuned", "--data", "train.csv", "--out", "o.csv", "--scores"],
+        2,
+        &["--scores"],
+    );
     let checked = ok(folder, &["check", "--task", "text-regression", "--train", "train.csv", "--output", "json"]);
     assert_eq!((&checked["train"]["numbers"]["most"], &checked["train"]["labels"]), (&json!(3.0), &json!([])));
 }
@@ -121,7 +143,8 @@ fn sets_of_labels_are_learnt_and_predicted() {
     assert!(written.starts_with("labels,score_a,score_b\n"), "{written}");
     assert!(written.lines().any(|line| line.starts_with("a|b,0.")), "{written}");
     // Lists, and another separator.
-    let listed = sets(80).lines().skip(1).map(|line| {
+    let lines = sets(80);
+    let listed = lines.lines().skip(1).map(|line| {
         let (text, labels) = line.split_once(',').unwrap();
         json!({"text": text, "labels": labels.split_terminator('|').collect::<Vec<_>>()}).to_string() + "\n"
     });
@@ -136,7 +159,16 @@ fn sets_of_labels_are_learnt_and_predicted() {
     assert!(folds["spread"]["micro_f1"]["mean"].is_number() && folds["spread"]["macro_auroc"]["sd"].is_number());
     refused(
         folder,
-        &["check", "--task", "multi-label-classification", "--train", "train.csv", "--model", "model", "--find-label-errors"],
+        &[
+            "check",
+            "--task",
+            "multi-label-classification",
+            "--train",
+            "train.csv",
+            "--model",
+            "model",
+            "--find-label-errors",
+        ],
         2,
         &["--find-label-errors", "multi-label-classification"],
     );
@@ -182,7 +214,12 @@ fn pairs_of_texts_are_told_apart() {
     let with = ok(folder, &[&evaluate[..], &pair].concat());
     assert_eq!(number(&with, "loss"), number(&report, "loss"));
     assert_ne!(number(&ok(folder, &evaluate), "loss"), number(&report, "loss"));
-    refused(folder, &[&evaluate[..], &["--pair-column", "third"]].concat(), 4, &["no column \"third\"", "--pair-column"]);
+    refused(
+        folder,
+        &[&evaluate[..], &["--pair-column", "third"]].concat(),
+        4,
+        &["no column \"third\"", "--pair-column"],
+    );
     refused(folder, &[&evaluate[..], &["--prompt-column", "text"]].concat(), 3, &["task.prompt_column", "no use"]);
 }
 
@@ -206,13 +243,19 @@ fn what_is_no_target_is_left_out_with_its_line() {
     };
     let found = check("text-regression", "numbers.csv", &[]);
     assert_eq!((&found["used"], &found["faults"]["not a finite number"]["count"]), (&json!(2), &json!(3)));
-    assert_eq!(found["faults"]["not a finite number"]["first"][0], json!([3, "found \"high\", expected a finite number"]));
+    assert_eq!(
+        found["faults"]["not a finite number"]["first"][0],
+        json!([3, "found \"high\", expected a finite number"])
+    );
     assert_eq!(found["faults"]["empty label"]["count"], 1);
     let found = check("multi-label-classification", "sets.csv", &["--labels", "a,b"]);
     assert_eq!((&found["used"], &found["unknown_labels"]["z"]["count"]), (&json!(2), &json!(1)));
     let found = check("token-classification", "words.jsonl", &[]);
     assert_eq!((&found["used"], &found["faults"]["wrong type"]["count"]), (&json!(1), &json!(2)));
-    assert_eq!(found["faults"]["labels and words differ in number"]["first"][0], json!([2, "found 2 labels for 1 words"]));
+    assert_eq!(
+        found["faults"]["labels and words differ in number"]["first"][0],
+        json!([2, "found 2 labels for 1 words"])
+    );
     assert_eq!(found["faults"]["blank word"]["first"][0], json!([3, "word 2 is only white space"]));
     let found = check("causal-lm", "answers.csv", &[]);
     assert_eq!((&found["used"], &found["faults"]["empty response"]["count"]), (&json!(2), &json!(2)));

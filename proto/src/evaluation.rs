@@ -470,8 +470,7 @@ mod tests {
 
     #[test]
     fn words_and_tokens_have_means_over_words_and_tokens() {
-        let tags =
-            Tags { confusion: vec![3, 1, 0, 4], entities_right: 2, entities_predicted: 3, entities_actual: 5 };
+        let tags = Tags { confusion: vec![3, 1, 0, 4], entities_right: 2, entities_predicted: 3, entities_actual: 5 };
         let found = Evaluation { examples: 2, loss_sum: 4.0, counts: Counts::Tags(tags) };
         assert!(near(found.measure("loss"), 0.5) && near(found.measure("accuracy"), 7.0 / 8.0));
         assert!(near(found.measure("entity_f1"), 0.5));

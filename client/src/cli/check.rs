@@ -246,7 +246,8 @@ fn findings(found: &Check, kind: TaskKind) -> Vec<String> {
                 out.push(format!("{path}: is the label {label:?} ({rows} rows) meant to be {other:?}?"));
             }
         }
-        if let ([only], true) = (&file.labels.iter().filter(|label| label.rows > 0).collect::<Vec<_>>()[..], one_label) {
+        if let ([only], true) = (&file.labels.iter().filter(|label| label.rows > 0).collect::<Vec<_>>()[..], one_label)
+        {
             out.push(format!("{path}: every row has the label {:?}; training needs two labels or more", only.label));
         }
     }

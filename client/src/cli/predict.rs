@@ -93,7 +93,9 @@ impl Arguments {
             return Err(CliError::Usage(message.into()));
         }
         if (self.scores || self.logits) && !matches!(objective, Objective::Class | Objective::Sets) {
-            return Err(CliError::Usage("--scores and --logits are of the labels of a text, which this model does not give".into()));
+            return Err(CliError::Usage(
+                "--scores and --logits are of the labels of a text, which this model does not give".into(),
+            ));
         }
         let task = self.columns.task_of(objective, classifier.labels())?;
         let columns = Columns::of(&task, &Renamed::default()).unlabelled();

@@ -29,7 +29,13 @@ pub(super) struct Training {
     /// What is learnt, where no job says: text-classification (one label for each text), multi-label-classification (any
     /// number of them), text-regression (a number), token-classification (a label for each word) or causal-lm (the response
     /// to each prompt).
-    #[arg(long, value_name = "KIND", conflicts_with = "job", default_value = "text-classification", hide_default_value = true)]
+    #[arg(
+        long,
+        value_name = "KIND",
+        conflicts_with = "job",
+        default_value = "text-classification",
+        hide_default_value = true
+    )]
     task: TaskKind,
     #[command(flatten)]
     columns: ColumnNames,

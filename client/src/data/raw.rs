@@ -42,7 +42,8 @@ pub(super) fn row(columns: &Columns, values: Values) -> Result<RawRow, Fault> {
         Some(LabelColumn { name, form }) => Some(self::label(name, *form, label)?),
         None => None,
     };
-    let group = columns.group.as_ref().map(|key| self::name(key, present(key, group)?, Fault::EmptyGroup)).transpose()?;
+    let group =
+        columns.group.as_ref().map(|key| self::name(key, present(key, group)?, Fault::EmptyGroup)).transpose()?;
     Ok(RawRow { content, label, group })
 }
 

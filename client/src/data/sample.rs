@@ -72,7 +72,11 @@ mod tests {
     use super::*;
 
     fn rows(labels: &[usize]) -> Rows {
-        let row = |(i, label): (usize, &usize)| Row { content: format!("t{i}").into(), target: Target::Class(*label), ..Row::default() };
+        let row = |(i, label): (usize, &usize)| Row {
+            content: format!("t{i}").into(),
+            target: Target::Class(*label),
+            ..Row::default()
+        };
         labels.iter().enumerate().map(row).collect()
     }
 
@@ -87,13 +91,15 @@ mod tests {
     #[test]
     fn labels_are_cut_and_filled_up() {
         let labels = [vec![0; 20], vec![1; 6], vec![2; 1]].concat();
-        let sample = |per_label, oversample| counts(&Sampling { per_label, oversample }.apply(rows(&labels), 1).unwrap());
+        let sample =
+            |per_label, oversample| counts(&Sampling { per_label, oversample }.apply(rows(&labels), 1).unwrap());
         assert_eq!(sample(None, 1.0), [20, 6, 1]);
         assert_eq!(sample(Some(4), 1.0), [4, 4, 1]);
         assert_eq!(sample(None, 2.5), [20, 15, 2]);
         assert_eq!(sample(None, 5.0), [20, 20, 5]);
         assert_eq!(sample(Some(4), 3.0), [4, 4, 3]);
-        let chosen = |seed| texts(&Sampling { per_label: Some(4), ..Sampling::default() }.apply(rows(&labels), seed).unwrap());
+        let chosen =
+            |seed| texts(&Sampling { per_label: Some(4), ..Sampling::default() }.apply(rows(&labels), seed).unwrap());
         assert_eq!(chosen(1), chosen(1));
         assert_ne!(chosen(1), chosen(2));
     }

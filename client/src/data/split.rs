@@ -78,8 +78,10 @@ pub fn parts(rows: &Rows, shares: &[f64], seed: u64) -> Vec<usize> {
 fn strata(rows: &Rows) -> Vec<usize> {
     let mut often: HashMap<usize, usize> = HashMap::new();
     rows.targets().flat_map(TargetRef::labels).for_each(|label| *often.entry(label).or_default() += 1);
-    let mut values: Vec<f32> =
-        rows.targets().filter_map(|target| if let TargetRef::Value(value) = target { Some(value) } else { None }).collect();
+    let mut values: Vec<f32> = rows
+        .targets()
+        .filter_map(|target| if let TargetRef::Value(value) = target { Some(value) } else { None })
+        .collect();
     values.sort_by(f32::total_cmp);
     let stratum = |target: TargetRef<'_>| match target {
         TargetRef::Class(label) => label,
@@ -173,13 +175,16 @@ mod tests {
 
     #[test]
     fn numbers_are_spread_by_tenths_and_sets_by_their_rarest_label() {
-        let values: Rows = (0..1000u16)
-            .map(|i| row(format!("t{i}"), Target::Value(f32::from(i * 7 % 1000).powi(3))))
+        let values: Rows =
+            (0..1000u16).map(|i| row(format!("t{i}"), Target::Value(f32::from(i * 7 % 1000).powi(3)))).collect();
+        let mut found: Vec<f64> = split(values, 0.2)
+            .1
+            .targets()
+            .map(|target| {
+                let TargetRef::Value(value) = target else { panic!("numbers stay numbers") };
+                f64::from(value).cbrt()
+            })
             .collect();
-        let mut found: Vec<f64> = split(values, 0.2).1.targets().map(|target| {
-            let TargetRef::Value(value) = target else { panic!("numbers stay numbers") };
-            f64::from(value).cbrt()
-        }).collect();
         found.sort_by(f64::total_cmp);
         for (tenth, part) in found.chunks(20).enumerate() {
             let middle = part.iter().sum::<f64>() / part.len() as f64;

@@ -88,7 +88,9 @@ impl TargetRef<'_> {
             Self::Value(value) => u64::from((value + 0.0).to_bits()),
             Self::Set(labels) | Self::Tags(labels) => {
                 let mut hasher = blake3::Hasher::new();
-                labels.iter().for_each(|label| drop(hasher.update(&label.to_le_bytes())));
+                for label in labels {
+                    hasher.update(&label.to_le_bytes());
+                }
                 hash(*hasher.finalize().as_bytes())
             }
             Self::Response(hash) => hash,
@@ -221,7 +223,11 @@ pub(super) enum TargetColumn {
     Values(Vec<f32>),
     Responses(Vec<u64>),
     /// Sets of labels, or the labels of words: where each row's end among all.
-    Lists { sets: bool, ends: Vec<u64>, labels: Vec<u16> },
+    Lists {
+        sets: bool,
+        ends: Vec<u64>,
+        labels: Vec<u16>,
+    },
 }
 
 impl TargetColumn {

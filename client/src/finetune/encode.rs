@@ -5,7 +5,7 @@ use std::borrow::Borrow;
 use super::error::FinetuneError;
 use crate::data::{Content, TargetRef};
 use crate::model::batch::Tokens;
-use crate::model::{Classifier, Encoded, Objective, Text, Targets};
+use crate::model::{Classifier, Encoded, Objective, Targets, Text};
 
 /// The content of a row as the tokenizer takes it.
 pub(crate) fn text(content: &Content) -> Text<'_> {
@@ -43,7 +43,9 @@ pub(super) fn targets<'a>(
     for (target, encoded) in rows.zip(&encoded) {
         match (objective, target) {
             (Objective::Class, TargetRef::Class(label)) => classes.push(label as u32),
-            (Objective::Sets, TargetRef::Set(labels)) => sets.push(labels.iter().map(|label| u32::from(*label)).collect()),
+            (Objective::Sets, TargetRef::Set(labels)) => {
+                sets.push(labels.iter().map(|label| u32::from(*label)).collect())
+            }
             (Objective::Value, TargetRef::Value(value)) => values.push(value),
             (Objective::Tokens, TargetRef::Tags(tags)) => {
                 let tag = |word: u32| tags.get(word as usize).map(|tag| u32::from(*tag));

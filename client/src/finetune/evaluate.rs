@@ -154,11 +154,7 @@ fn run(
 }
 
 /// The outputs for the tokens that count, one after another.
-fn counted(
-    classifier: &Classifier,
-    input: &Input,
-    targets: &[Vec<Option<u32>>],
-) -> Result<Vec<f32>, FinetuneError> {
+fn counted(classifier: &Classifier, input: &Input, targets: &[Vec<Option<u32>>]) -> Result<Vec<f32>, FinetuneError> {
     let network = classifier.network();
     let next = network.objective() == Objective::NextToken;
     let some = targets.iter().any(|row| row.iter().skip(usize::from(next)).any(Option::is_some));

@@ -150,7 +150,10 @@ mod tests {
         add(&mut evaluation, &[2.0, -1.0], TargetRef::Set(&[0]));
         add(&mut evaluation, &[2.0, 0.5], TargetRef::Set(&[1]));
         let Counts::Sets(sets) = &evaluation.counts else { panic!("sets stay sets") };
-        assert_eq!((sets.exact, &sets.right[..], &sets.predicted[..], &sets.actual[..]), (1, &[1, 1][..], &[2, 1][..], &[1, 1][..]));
+        assert_eq!(
+            (sets.exact, &sets.right[..], &sets.predicted[..], &sets.actual[..]),
+            (1, &[1, 1][..], &[2, 1][..], &[1, 1][..])
+        );
         // torch.nn.BCEWithLogitsLoss()(tensor([[2, -1], [2, 0.5]]), tensor([[1., 0], [0, 1]]))
         let softplus = |x: f64| x.exp().ln_1p();
         let expected = (softplus(-2.0) + softplus(-1.0) + softplus(2.0) + softplus(-0.5)) / 4.0;

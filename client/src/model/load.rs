@@ -118,7 +118,16 @@ impl Classifier {
             network.load_adapters(&model.join(folder::ADAPTER_TENSORS), &base_names)?;
             network.merge_adapters()?;
         }
-        Ok(Self { network, tokenizer, labels, template, dropout: 0.0, folder: model.to_path_buf(), base_config, base_names })
+        Ok(Self {
+            network,
+            tokenizer,
+            labels,
+            template,
+            dropout: 0.0,
+            folder: model.to_path_buf(),
+            base_config,
+            base_names,
+        })
     }
 }
 

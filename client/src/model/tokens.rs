@@ -186,8 +186,7 @@ impl TextTokenizer {
             .zip(texts)
             .zip(starts)
             .map(|((encoding, text), start)| {
-                let mut tokens =
-                    Tokens { words: encoding.get_ids().to_vec(), types: encoding.get_type_ids().to_vec() };
+                let mut tokens = Tokens { words: encoding.get_ids().to_vec(), types: encoding.get_type_ids().to_vec() };
                 if tokens.words.is_empty() {
                     return Err(candle_core::Error::Msg("the tokenizer made no token of a text".into()));
                 }

@@ -80,8 +80,12 @@ impl Table {
     /// The file cannot be read, or lacks the label column.
     pub fn read(path: &Path, label_column: Option<&str>) -> Result<Self, SimulateError> {
         let data = |reason: String| SimulateError::Data { path: path.to_path_buf(), reason };
-        let mut table =
-            Self { path: path.to_path_buf(), header: None, rows: Vec::new(), label_column: label_column.map(str::to_owned) };
+        let mut table = Self {
+            path: path.to_path_buf(),
+            header: None,
+            rows: Vec::new(),
+            label_column: label_column.map(str::to_owned),
+        };
         if path.extension().is_some_and(|ending| ending == "jsonl") {
             let text = std::fs::read(path).map_err(|e| data(format!("cannot be read: {e}")))?;
             for line in String::from_utf8_lossy(&text).lines().filter(|line| !line.trim().is_empty()) {
