@@ -73,6 +73,7 @@ fn main() -> anyhow::Result<()> {
         dropout: probability,
         seed: 1,
         max_length: arguments.length,
+        template: String::new(),
     };
     let mut network = Network::load(&arguments.model, &spec, &device)?;
     network.set_recompute(arguments.recompute)?;

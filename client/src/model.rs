@@ -34,7 +34,7 @@ pub use network::{Input, Network};
 pub use objective::{Objective, Targets};
 pub use ops::Loss;
 pub use ops::dropout::DropoutStream;
-pub use tokens::TokenCounter;
+pub use tokens::{Encoded, Text, TokenCounter};
 
 use batch::Tokens;
 use tokens::TextTokenizer;
@@ -58,6 +58,8 @@ pub struct ModelSpec {
     pub seed: u64,
     /// Longest sequence in tokens, special tokens counted.
     pub max_length: usize,
+    /// How prompt and response make one text, where there are such.
+    pub template: String,
 }
 
 impl From<&Job> for ModelSpec {
@@ -65,6 +67,10 @@ impl From<&Job> for ModelSpec {
         Self {
             objective: match job.task.kind {
                 TaskKind::TextClassification => Objective::Class,
+                TaskKind::MultiLabelClassification => Objective::Sets,
+                TaskKind::TextRegression => Objective::Value,
+                TaskKind::TokenClassification => Objective::Tokens,
+                TaskKind::CausalLm => Objective::NextToken,
             },
             labels: job.task.labels.clone(),
             trainable: job.training.trainable,
@@ -73,6 +79,7 @@ impl From<&Job> for ModelSpec {
             dropout: job.training.dropout,
             seed: job.training.seed,
             max_length: job.task.max_length,
+            template: job.task.template.clone().unwrap_or_default(),
         }
     }
 }
@@ -83,6 +90,7 @@ pub struct Classifier {
     network: Network,
     tokenizer: TextTokenizer,
     labels: Vec<String>,
+    template: String,
     dropout: f64,
     folder: PathBuf,
     base_config: Map<String, Value>,
@@ -116,7 +124,22 @@ impl Classifier {
     /// # Errors
     /// The tokenizer fails.
     pub fn tokenize(&self, texts: &[&str]) -> Result<Vec<Tokens>, candle_core::Error> {
-        self.tokenizer.encode(texts)
+        let texts: Vec<Text<'_>> = texts.iter().map(|text| Text::Single(text)).collect();
+        Ok(self.encode(&texts)?.into_iter().map(|encoded| encoded.tokens).collect())
+    }
+
+    /// Tokens of what rows hold, cut at [`Self::max_length`], the longer one of a pair first. An exchange that is not cut
+    /// ends with the model's token for the end of a text, `eos_token_id` of config.json, where it names one.
+    ///
+    /// # Errors
+    /// The tokenizer fails.
+    pub fn encode(&self, texts: &[Text<'_>]) -> Result<Vec<Encoded>, candle_core::Error> {
+        let end = match self.base_config.get("eos_token_id") {
+            Some(Value::Array(several)) => several.first(),
+            one => one,
+        };
+        let end = end.and_then(Value::as_u64).and_then(|end| u32::try_from(end).ok());
+        self.tokenizer.encode(texts, &self.template, end)
     }
 
     /// Names and shapes of the trained tensors, sorted by name.

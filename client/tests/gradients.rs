@@ -41,6 +41,7 @@ fn loaded(architecture: &str, trainable: Trainable, lora: Lora, precision: Preci
         dropout: 0.0,
         seed: 1,
         max_length: 24,
+        template: String::new(),
     };
     Network::load(&fixture(architecture), &spec, &Device::Cpu).unwrap()
 }
@@ -140,6 +141,7 @@ fn every_gradient_of_a_model_of_tables_agrees() {
             dropout: 0.0,
             seed: 1,
             max_length: 24,
+            template: String::new(),
         };
         let network = Network::load(&fixture(folder), &spec, &Device::Cpu).unwrap();
         let reference = reference_of(folder, "gradients.safetensors");

@@ -32,6 +32,7 @@ fn spec(trainable: Trainable) -> ModelSpec {
         dropout: 0.0,
         seed: 1,
         max_length: 24,
+        template: String::new(),
     }
 }
 

@@ -30,6 +30,7 @@ fn spec(trainable: Trainable, lora: Lora, precision: Precision) -> ModelSpec {
         dropout: 0.0,
         seed: 1,
         max_length: 24,
+        template: String::new(),
     }
 }
 

@@ -56,6 +56,18 @@ pub struct Data {
     /// Column with the label, where it differs from the job's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label_column: Option<String>,
+    /// Column with the second text of a pair, where it differs from the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pair_column: Option<String>,
+    /// Column with the words of a row, where it differs from the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_column: Option<String>,
+    /// Column with the prompt, where it differs from the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_column: Option<String>,
+    /// Column with the response, where it differs from the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub response_column: Option<String>,
     /// Column of the training file whose equal values (a subject's number) keep rows on one side of the split.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group_column: Option<String>,
@@ -80,6 +92,10 @@ impl Default for Data {
             test: None,
             text_column: None,
             label_column: None,
+            pair_column: None,
+            tokens_column: None,
+            prompt_column: None,
+            response_column: None,
             group_column: None,
             labels: BTreeMap::new(),
             validation_fraction: 0.0,

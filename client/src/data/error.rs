@@ -30,6 +30,15 @@ pub enum DataError {
         /// The file.
         path: PathBuf,
     },
+    /// Lists in a format that has none.
+    #[error(
+        "{}: a CSV file has no lists, and token classification reads a list of words and a list of labels; give a JSONL file",
+        path.display()
+    )]
+    NeedsLists {
+        /// The file.
+        path: PathBuf,
+    },
     /// Another kind of file under this name.
     #[error("{}: found {found}; expected UTF-8 text. {remedy}", path.display())]
     NotText {
@@ -55,7 +64,7 @@ pub enum DataError {
         line: u64,
         /// The column.
         wanted: String,
-        /// `text`, `label` or `group`.
+        /// `text`, `pair`, `tokens`, `prompt`, `response`, `label` or `group`.
         role: &'static str,
         /// The columns of the file.
         found: Vec<String>,
@@ -167,6 +176,12 @@ pub enum DataError {
         /// What is different.
         found: String,
     },
+    /// Rows chosen by a label where they have none, or several.
+    #[error(
+        "per_label and oversample choose training rows by their label, and the rows of this task do not have one label each; \
+         leave them out"
+    )]
+    Sampling,
     /// data.labels maps to something the job does not know.
     #[error("data.labels: {local:?} is mapped to {target:?}; expected one of the job's labels: {}", list(known))]
     Mapping {
@@ -204,6 +219,27 @@ pub enum Fault {
     EmptyText,
     /// Only white space.
     BlankText,
+    /// A prompt whose response is empty.
+    EmptyResponse,
+    /// A word that is only white space.
+    BlankWord {
+        /// Which one, counted from 1.
+        place: usize,
+    },
+    /// Not as many labels as words.
+    TagCount {
+        /// Words of the row.
+        words: usize,
+        /// Its labels.
+        labels: usize,
+    },
+    /// A label that should be a number.
+    NotANumber {
+        /// What it is.
+        found: String,
+    },
+    /// A list where one label belongs, or one label where a list does.
+    LabelForm,
     /// An empty label.
     EmptyLabel,
     /// An empty group, so that nobody knows on which side of a split the row belongs.
@@ -254,6 +290,11 @@ impl Fault {
             Self::TooLong { .. } => "text too long",
             Self::EmptyText => "empty text",
             Self::BlankText => "text of white space only",
+            Self::EmptyResponse => "empty response",
+            Self::BlankWord { .. } => "blank word",
+            Self::TagCount { .. } => "labels and words differ in number",
+            Self::NotANumber { .. } => "not a finite number",
+            Self::LabelForm => "not the label that the task reads",
             Self::EmptyLabel => "empty label",
             Self::EmptyGroup => "empty group",
             Self::BadJson { .. } => "not valid JSON",
@@ -280,9 +321,17 @@ impl fmt::Display for Fault {
             Self::KeyTwice { key } => write!(out, "the key {key:?} stands twice"),
             Self::WrongType { key, found, expected } => write!(out, "{key:?} is {found}, expected {expected}"),
             Self::UnknownLabel { label } => write!(out, "found {label:?}"),
-            Self::NotUtf8 | Self::Nul | Self::EmptyText | Self::BlankText | Self::EmptyLabel | Self::EmptyGroup => {
-                out.write_str(self.kind())
-            }
+            Self::BlankWord { place } => write!(out, "word {place} is only white space"),
+            Self::TagCount { words, labels } => write!(out, "found {labels} labels for {words} words"),
+            Self::NotANumber { found } => write!(out, "found {found:?}, expected a finite number"),
+            Self::LabelForm => out.write_str("found a list in place of one label, or one label in place of a list"),
+            Self::NotUtf8
+            | Self::Nul
+            | Self::EmptyText
+            | Self::BlankText
+            | Self::EmptyResponse
+            | Self::EmptyLabel
+            | Self::EmptyGroup => out.write_str(self.kind()),
         }
     }
 }

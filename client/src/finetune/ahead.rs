@@ -4,12 +4,13 @@ use std::sync::mpsc::SyncSender;
 
 use fedtune_config::job::Training;
 
+use super::encode::{encode, targets};
 use super::error::FinetuneError;
 use super::fit::Plan;
 use super::order::Batches;
 use crate::data::Rows;
-use crate::model::Classifier;
 use crate::model::batch::Tokens;
+use crate::model::{Classifier, Targets};
 
 /// Batches that may wait until they are computed.
 pub(super) const AHEAD: usize = 4;
@@ -20,6 +21,7 @@ pub(super) struct Batch {
     pub(super) rows: Vec<u32>,
     /// Of each of the rows.
     pub(super) tokens: Vec<Tokens>,
+    pub(super) targets: Targets,
     /// Whether an epoch ends with it.
     pub(super) ends_epoch: bool,
 }
@@ -42,8 +44,12 @@ pub(super) fn send_batches(
             }
             steps += 1;
             let ends_epoch = batches.peek().is_none() || steps == plan.steps;
-            let batch =
-                tokenized(classifier, rows, batch).map(|tokens| Batch { rows: batch.to_vec(), tokens, ends_epoch });
+            let batch = prepared(classifier, rows, batch).map(|(tokens, targets)| Batch {
+                rows: batch.to_vec(),
+                tokens,
+                targets,
+                ends_epoch,
+            });
             let failed = batch.is_err();
             if out.send(batch).is_err() || failed {
                 return;
@@ -52,7 +58,8 @@ pub(super) fn send_batches(
     }
 }
 
-fn tokenized(classifier: &Classifier, rows: &Rows, batch: &[u32]) -> Result<Vec<Tokens>, FinetuneError> {
-    let texts = rows.texts(batch.iter().map(|row| *row as usize))?;
-    Ok(classifier.tokenize(&texts.iter().map(AsRef::as_ref).collect::<Vec<&str>>())?)
+fn prepared(classifier: &Classifier, rows: &Rows, batch: &[u32]) -> Result<(Vec<Tokens>, Targets), FinetuneError> {
+    let places = || batch.iter().map(|row| *row as usize);
+    let encoded = encode(classifier, &rows.contents(places())?)?;
+    targets(classifier.network().objective(), encoded, places().map(|row| rows.target(row)))
 }

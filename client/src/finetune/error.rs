@@ -12,6 +12,11 @@ pub enum FinetuneError {
         /// What the rows are for.
         purpose: &'static str,
     },
+    /// Rows of another kind of task than the model's.
+    #[error(
+        "the rows are of another kind of task than the model was made for; give rows of its kind, or fine-tune a model for theirs"
+    )]
+    OtherTargets,
     /// L2-SP without anything that it could hold.
     #[error(
         "training.l2_sp holds trained tensors near the base model, but with training.trainable = \"{trainable}\" none of \

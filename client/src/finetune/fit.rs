@@ -143,7 +143,6 @@ fn run(
 /// What the steps of one run share.
 struct Trainer<'a> {
     classifier: &'a Classifier,
-    rows: &'a Rows,
     training: &'a Training,
     plan: Plan,
     loss: Loss,
@@ -160,7 +159,6 @@ impl<'a> Trainer<'a> {
     ) -> Result<Self, FinetuneError> {
         Ok(Self {
             classifier,
-            rows,
             training,
             plan,
             loss: loss(rows, classifier.labels().len(), training),
@@ -175,6 +173,10 @@ impl<'a> Trainer<'a> {
         let diverged = |what, value| FinetuneError::Diverged { what, value, step, learning_rate };
         let parameters = self.classifier.network().parameters();
         let mut pass = self.pass(step, batch)?;
+        if pass.gradients.is_empty() {
+            // No token of the batch counts.
+            return Ok((0.0, learning_rate));
+        }
         if !pass.loss.is_finite() {
             return Err(diverged("the loss", pass.loss));
         }
@@ -193,11 +195,16 @@ impl<'a> Trainer<'a> {
     /// Loss and gradients of a batch, part by part.
     fn pass(&self, step: usize, batch: &Batch) -> Result<Pass, FinetuneError> {
         let network = self.classifier.network();
-        let targets = Targets::Classes(batch.rows.iter().map(|row| self.rows.label(*row as usize) as u32).collect());
-        let weight = targets.weight(network.objective(), &self.loss, network.outputs());
+        let weigh = |targets: &Targets| targets.weight(network.objective(), &self.loss, network.outputs());
+        let (targets, weight) = (&batch.targets, weigh(&batch.targets));
         let loss = Loss { divisor: Some(weight), ..self.loss.clone() };
         let mut whole = Pass { loss: 0.0, gradients: Default::default(), statistics: Default::default() };
         for (part, place) in order::parts(batch.rows.len(), self.training).enumerate() {
+            let targets = targets.part(place.clone());
+            // Where tokens count, long prompts can leave none of a part.
+            if weigh(&targets) == 0.0 {
+                continue;
+            }
             let (rows, tokens) = (&batch.rows[place.clone()], &batch.tokens[place.clone()]);
             let thinned: Vec<_> = rows
                 .iter()
@@ -213,10 +220,10 @@ impl<'a> Trainer<'a> {
                 round: self.plan.round,
                 step: (step * self.training.accumulate.max(1) + part) as u64,
             };
-            let pass = network.gradients(&network.batch(&sequences), &targets.part(place), &loss, Some(dropout))?;
+            let pass = network.gradients(&network.batch(&sequences), &targets, &loss, Some(dropout))?;
             network.track(&pass)?;
             whole.loss += pass.loss;
-            if part == 0 {
+            if whole.gradients.is_empty() {
                 whole.gradients = pass.gradients;
             } else {
                 gradients::add(&mut whole.gradients, pass.gradients)?;

@@ -79,7 +79,11 @@ impl Classifier {
                 config.insert(key.into(), json!("float32"));
             }
         }
-        config.insert(OWN_KEY.into(), json!({ "max_length": self.max_length() }));
+        let mut own = json!({ "max_length": self.max_length() });
+        if !self.template.is_empty() {
+            own["template"] = json!(self.template);
+        }
+        config.insert(OWN_KEY.into(), own);
         let mut text = serde_json::to_string_pretty(&config).unwrap_or_default();
         text.push('\n');
         text

@@ -55,6 +55,7 @@ impl Classifier {
             network,
             tokenizer,
             labels: spec.labels.clone(),
+            template: spec.template.clone(),
             dropout: spec.dropout,
             folder: model.to_path_buf(),
             base_config,
@@ -91,7 +92,9 @@ impl Classifier {
         };
         check_labels(&path.display().to_string(), objective, &labels)?;
         let (positions, vocabulary) = text(&config);
-        let own = base_config.get(export::OWN_KEY).and_then(|own| own.get("max_length")).and_then(Value::as_u64);
+        let own = |field: &str| base_config.get(export::OWN_KEY).and_then(|own| own.get(field));
+        let template = own("template").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let own = own("max_length").and_then(Value::as_u64);
         let max_length = match own.map(|own| usize::try_from(own).unwrap_or(usize::MAX)) {
             Some(requested) if requested > positions => {
                 return Err(ModelError::MaxLength { path, requested, positions });
@@ -115,7 +118,16 @@ impl Classifier {
             network.load_adapters(&model.join(folder::ADAPTER_TENSORS), &base_names)?;
             network.merge_adapters()?;
         }
-        Ok(Self { network, tokenizer, labels, dropout: 0.0, folder: model.to_path_buf(), base_config, base_names })
+        Ok(Self {
+            network,
+            tokenizer,
+            labels,
+            template,
+            dropout: 0.0,
+            folder: model.to_path_buf(),
+            base_config,
+            base_names,
+        })
     }
 }
 

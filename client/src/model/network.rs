@@ -287,6 +287,14 @@ impl Network {
         Decoder::new(self, config, batch, &Mode::evaluation()).foreseen(batch, targets)
     }
 
+    /// The outputs for some tokens, by their rows in the batch's layout: `[tokens, outputs]`, in evaluation mode.
+    ///
+    /// # Errors
+    /// As [`Self::logits`].
+    pub fn logits_of(&self, input: &Input, tokens: Vec<u32>) -> Result<Tensor> {
+        self.forward(input, Some(tokens), &Mode::evaluation())
+    }
+
     /// Hidden states of every token after the last layer, `[rows, hidden]`, in evaluation mode.
     ///
     /// # Errors

@@ -28,6 +28,7 @@ pub(crate) fn spec() -> ModelSpec {
         dropout: 0.1,
         seed: 1,
         max_length: 16,
+        template: String::new(),
     }
 }
 

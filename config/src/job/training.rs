@@ -7,6 +7,7 @@ use std::str::FromStr;
 pub use class_weights::ClassWeights;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::task::{Task, TaskKind, unread};
 use super::{range, unit};
 use crate::error::Problems;
 
@@ -254,9 +255,25 @@ impl Training {
 }
 
 impl Training {
-    /// Tells what is wrong with it, for a classifier of so many labels.
-    pub(super) fn validate(&self, p: &mut Problems, labels: usize) {
-        let t = self;
+    /// Refuses what the loss or the batches of this kind of task have no place for.
+    fn check_fit(&self, p: &mut Problems, kind: TaskKind) {
+        let (rows, words) = (kind == TaskKind::TextClassification, kind == TaskKind::TokenClassification);
+        for (field, given, used) in [
+            ("training.label_smoothing", self.label_smoothing != 0.0, rows || words),
+            ("training.focal_gamma", self.focal_gamma != 0.0, rows || words),
+            ("training.class_weights", self.class_weights.is_some(), rows || words),
+            ("training.logit_adjustment", self.logit_adjustment != 0.0, rows),
+            ("training.label_shares", !self.label_shares.is_empty(), rows),
+            ("training.token_dropout", self.token_dropout != 0.0, kind.reads_text()),
+        ] {
+            p.check(!given || used, field, || unread(kind));
+        }
+    }
+
+    /// Tells what is wrong with it for a task.
+    pub(super) fn validate(&self, p: &mut Problems, task: &Task) {
+        let (t, labels) = (self, task.labels.len());
+        self.check_fit(p, task.kind);
         p.check(
             t.learning_rate.is_finite() && t.learning_rate > 0.0 && t.learning_rate <= 10.0,
             "training.learning_rate",
@@ -282,12 +299,12 @@ impl Training {
         ] {
             p.check(found.is_finite() && found >= 0.0, field, || format!("found {found}; expected 0 (off) or more"));
         }
-        if let Some(weights) = &t.class_weights {
+        if let Some(weights) = t.class_weights.as_ref().filter(|_| task.kind.has_labels()) {
             weights.validate(p, labels, t.logit_adjustment);
         }
         unit(p, "training.token_dropout", t.token_dropout, false);
         unit(p, "training.logit_adjustment", t.logit_adjustment, true);
-        if !t.label_shares.is_empty() {
+        if !t.label_shares.is_empty() && task.kind == TaskKind::TextClassification {
             let shares = t.label_shares.len();
             p.check(shares == labels, "training.label_shares", || {
                 format!("found {shares} numbers; expected one for each of the {labels} labels")
