@@ -155,7 +155,10 @@ fn sets_of_labels_are_learnt_and_predicted() {
         assert_eq!(number(&ok(folder, &arguments), "micro_f1"), number(&report, "micro_f1"), "{file:?}");
     }
     let folds = ["cross-validate", "--model", "model", "--task", "multi-label-classification", "--train", "train.csv"];
-    let folds = ok(folder, &[&folds[..], &["--folds", "2", "--epochs", "1", "--output", "json"]].concat());
+    let folds = ok(
+        folder,
+        &[&folds[..], &["--folds", "2", "--epochs", "1", "--max-length", "16", "--output", "json"]].concat(),
+    );
     assert!(folds["spread"]["micro_f1"]["mean"].is_number() && folds["spread"]["macro_auroc"]["sd"].is_number());
     refused(
         folder,
@@ -261,4 +264,65 @@ fn what_is_no_target_is_left_out_with_its_line() {
     assert_eq!((&found["used"], &found["faults"]["empty response"]["count"]), (&json!(2), &json!(2)));
     // The same prompt has two responses, and no text of them is shown.
     assert_eq!((&found["conflicts"]["count"], &found["conflicts"]["listed"][0]["label"]), (&json!(1), &json!("")));
+}
+
+#[test]
+fn responses_are_learnt_and_prompts_are_not() {
+    let folder = tiny_model::folder_of("qwen2");
+    let folder = folder.path();
+    // The first word says the response; those after it cannot be guessed.
+    let row = |row: usize| {
+        json!({"prompt": format!("w{}{}", 5 + row % 2, words(row)), "response": format!("w{} w9", 7 + row % 2)})
+            .to_string()
+            + "\n"
+    };
+    std::fs::write(folder.join("train.jsonl"), (0..60).map(row).collect::<String>()).unwrap();
+    let tune = |out: &str, more: &[&str]| {
+        let fixed = [
+            "finetune",
+            "--model",
+            ".",
+            "--task",
+            "causal-lm",
+            "--train",
+            "train.jsonl",
+            "--test",
+            "train.jsonl",
+            "--out",
+            out,
+            "--epochs",
+            "15",
+            "--learning-rate",
+            "1e-2",
+            "--max-length",
+            "16",
+            "--output",
+            "json",
+        ];
+        ok(folder, &[&fixed[..], more].concat())
+    };
+    let report = tune("tuned", &["--validation", "0.2"]);
+    // Two words, and what the tokenizer and the model put behind them.
+    let counted = report["evaluation"]["counted"].as_u64().unwrap();
+    assert!((120..=240).contains(&counted), "{report}");
+    assert!(number(&report, "accuracy") > 0.9 && number(&report, "loss") < 0.3, "{report}");
+    assert!((number(&report, "perplexity") - number(&report, "loss").exp()).abs() < 1e-9);
+    assert_eq!(report["confusion"], Value::Null);
+    let again = ok(folder, &["evaluate", "--model", "tuned", "--data", "train.jsonl", "--output", "json"]);
+    assert!((number(&again, "loss") - number(&report, "loss")).abs() < 1e-6);
+    let written: Value = serde_json::from_slice(&std::fs::read(folder.join("tuned/config.json")).unwrap()).unwrap();
+    assert_eq!(written["fedtune"]["template"], "{prompt}\n{response}");
+    refused(
+        folder,
+        &["predict", "--model", "tuned", "--data", "train.jsonl", "--out", "o.csv"],
+        2,
+        &["continues texts"],
+    );
+    // A prompt that leaves no room for its response counts for nothing, and stops nothing.
+    let long = json!({"prompt": vec!["w5"; 40].join(" "), "response": "w7"}).to_string();
+    std::fs::write(folder.join("long.jsonl"), long).unwrap();
+    let cut = ok(folder, &["evaluate", "--model", "tuned", "--data", "long.jsonl", "--output", "json"]);
+    assert_eq!((&cut["evaluation"]["counted"], &cut["evaluation"]["loss"]), (&json!(0), &json!(0.0)));
+    std::fs::copy(folder.join("long.jsonl"), folder.join("train.jsonl")).unwrap();
+    assert_eq!(tune("other", &[])["train_loss"], 0.0);
 }
