@@ -11,12 +11,9 @@ use super::metrics::{self, Evaluation, predicted};
 use super::progress::{Observer, Progress};
 use super::scores::Scores;
 use crate::data::{Content, Rows, Target, TargetRef};
-use crate::model::network::Input;
+use crate::model::network::{Input, Network};
 use crate::model::ops::read_values;
 use crate::model::{Classifier, Objective, Targets};
-
-/// Most outputs of a batch that is only scored: 256 MiB. A generative model gives one for each token and word it knows.
-const MOST_OUTPUTS: usize = 1 << 26;
 
 /// What a model says of a row.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,7 +49,7 @@ pub fn predict(
         }
         // Any label does to find the words that are not cut off.
         let any = encoded.iter().map(|encoded| encoded.marks.iter().map(|mark| mark.map(|_| 0)).collect());
-        let outputs = counted(classifier, &input, &any.collect::<Vec<_>>())?;
+        let outputs = counted(network, &input, &any.collect::<Vec<_>>())?;
         let mut outputs = outputs.chunks_exact(network.outputs().max(1));
         for (content, encoded) in contents[places].iter().zip(&encoded) {
             let words = if let Content::Words(words) = content { words.len() } else { 0 };
@@ -122,10 +119,6 @@ fn run(
     }
     let network = classifier.network();
     let (objective, outputs) = (network.objective(), network.outputs().max(1));
-    let batch_size = match objective {
-        Objective::NextToken => batch_size.min(MOST_OUTPUTS / outputs.saturating_mul(classifier.max_length()).max(1)),
-        _ => batch_size,
-    };
     let mut evaluation = Evaluation::new(metrics::form(classifier));
     each_batch(rows.len(), batch_size, observer, |places| {
         let encoded = encode(classifier, &rows.contents(places.clone())?)?;
@@ -138,15 +131,18 @@ fn run(
             }
             return Ok(());
         };
-        let logits = counted(classifier, &input, &tokens)?;
+        let Input::Text(batch) = &input else { return Err(FinetuneError::OtherTargets) };
+        if objective == Objective::NextToken {
+            let counts = tokens.iter().any(|row| row.iter().skip(1).any(Option::is_some));
+            let foreseen = if counts { network.foreseen(batch, &tokens)? } else { Vec::new() };
+            metrics::add_foreseen(&mut evaluation, tokens.len(), &foreseen);
+            return Ok(());
+        }
+        let logits = counted(network, &input, &tokens)?;
         let mut logits = logits.chunks_exact(outputs);
         for row in &tokens {
-            let first = usize::from(objective == Objective::NextToken);
-            let counted = row.iter().skip(first).flatten().map(|label| *label as usize).zip(logits.by_ref());
-            match objective {
-                Objective::NextToken => metrics::add_tokens(&mut evaluation, counted),
-                _ => metrics::add_words(&mut evaluation, classifier.labels(), counted),
-            }
+            let counted = row.iter().flatten().map(|label| *label as usize).zip(logits.by_ref());
+            metrics::add_words(&mut evaluation, classifier.labels(), counted);
         }
         Ok(())
     })?;
@@ -154,15 +150,12 @@ fn run(
 }
 
 /// The outputs for the tokens that count, one after another.
-fn counted(classifier: &Classifier, input: &Input, targets: &[Vec<Option<u32>>]) -> Result<Vec<f32>, FinetuneError> {
-    let network = classifier.network();
-    let next = network.objective() == Objective::NextToken;
-    let some = targets.iter().any(|row| row.iter().skip(usize::from(next)).any(Option::is_some));
+fn counted(network: &Network, input: &Input, targets: &[Vec<Option<u32>>]) -> Result<Vec<f32>, FinetuneError> {
     let Input::Text(batch) = input else { return Err(FinetuneError::OtherTargets) };
-    if !some {
+    if targets.iter().flatten().all(Option::is_none) {
         return Ok(Vec::new());
     }
-    let (rows, _) = batch.counted(targets, next)?;
+    let (rows, _) = batch.counted(targets, false)?;
     let logits: Tensor = network.logits_of(input, rows)?.to_device(&Device::Cpu)?.contiguous()?;
     Ok(read_values(&logits, |values| Ok(values.to_vec()))?)
 }

@@ -5,6 +5,7 @@ pub use fedtune_proto::evaluation::{Counts, Evaluation, Form, LabelScore};
 
 use super::entities::entities;
 use crate::data::TargetRef;
+use crate::model::network::Foreseen;
 use crate::model::ops::row_loss;
 use crate::model::{Classifier, Objective};
 
@@ -88,15 +89,13 @@ pub(super) fn add_words<'a>(
     evaluation.examples += 1;
 }
 
-/// Counts the tokens of a row that count: for each the token and the outputs that should have led to it.
-pub(super) fn add_tokens<'a>(evaluation: &mut Evaluation, tokens: impl Iterator<Item = (usize, &'a [f32])>) {
+/// Counts the tokens of so many rows that count.
+pub(super) fn add_foreseen(evaluation: &mut Evaluation, rows: usize, tokens: &[Foreseen]) {
     let Counts::Tokens(sums) = &mut evaluation.counts else { return };
-    for (token, logits) in tokens.filter(|(token, logits)| *token < logits.len()) {
-        sums.counted += 1;
-        sums.right += u64::from(predicted(logits) == token);
-        evaluation.loss_sum += row_loss(logits, token);
-    }
-    evaluation.examples += 1;
+    sums.counted += tokens.len() as u64;
+    sums.right += tokens.iter().filter(|token| token.first).count() as u64;
+    evaluation.loss_sum += tokens.iter().map(|token| token.loss).sum::<f64>();
+    evaluation.examples += rows as u64;
 }
 
 /// The index of the largest logit, the first among equals.
