@@ -320,8 +320,11 @@ fn embeddings_agree() {
     assert!(super::embed(&Tape::default(), tensors[0], tensors[1], tensors[2], outside).is_err());
 }
 
+/// Side, stride and padding of a window.
+type Sides = (usize, usize, usize);
+
 /// Windows of every kind that networks use, over images that they fit with and without a rest.
-const WINDOWS: [((usize, usize, usize), (usize, usize)); 7] = [
+const WINDOWS: [(Sides, (usize, usize)); 7] = [
     ((1, 1, 0), (3, 4)),
     ((1, 2, 0), (5, 4)),
     ((3, 1, 1), (5, 6)),
@@ -331,11 +334,7 @@ const WINDOWS: [((usize, usize, usize), (usize, usize)); 7] = [
     ((4, 4, 0), (8, 12)),
 ];
 
-fn over(
-    images: usize,
-    (side, stride, padding): (usize, usize, usize),
-    (height, width): (usize, usize),
-) -> (Window, Grid) {
+fn over(images: usize, (side, stride, padding): Sides, (height, width): (usize, usize)) -> (Window, Grid) {
     (Window { side, stride, padding }, Grid { images, height, width })
 }
 
