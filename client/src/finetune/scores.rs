@@ -177,7 +177,8 @@ mod tests {
         // spearmanr([1, 2, 3, 4, 5], [5, 6, 7, 8, 7]) of scipy's documentation.
         let found = spearman(&[1.0, 2.0, 3.0, 4.0, 5.0], &[5.0, 6.0, 7.0, 8.0, 7.0]);
         assert!(found.is_some_and(|found| (found - 0.820_782_681_668_123_1).abs() < 1e-12), "{found:?}");
-        assert_eq!(spearman(&[1.0, 10.0, 100.0], &[-3.0, -2.0, 0.0]), Some(1.0));
+        let found = spearman(&[1.0, 10.0, 100.0], &[-3.0, -2.0, 0.0]);
+        assert!(found.is_some_and(|found| (found - 1.0).abs() < 1e-12), "{found:?}");
         assert_eq!(spearman(&[1.0, 1.0], &[1.0, 2.0]), None);
     }
 
