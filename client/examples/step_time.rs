@@ -67,7 +67,7 @@ fn main() -> anyhow::Result<()> {
     let spec = ModelSpec {
         objective: if arguments.causal { Objective::NextToken } else { Objective::Class },
         labels: (0..if arguments.causal { 0 } else { 5 }).map(|label: u32| label.to_string()).collect(),
-        trainable: arguments.trainable,
+        trainable: arguments.trainable.clone(),
         lora: Lora { rank: arguments.rank, ..Lora::default() },
         precision: if arguments.bf16 { Precision::Bf16 } else { Precision::F32 },
         dropout: probability,

@@ -73,7 +73,7 @@ impl From<&Job> for ModelSpec {
                 TaskKind::CausalLm => Objective::NextToken,
             },
             labels: job.task.labels.clone(),
-            trainable: job.training.trainable,
+            trainable: job.training.trainable.clone(),
             lora: job.training.lora.clone().unwrap_or_default(),
             precision: job.training.precision,
             dropout: job.training.dropout,
@@ -102,6 +102,14 @@ impl Classifier {
     /// The network.
     pub fn network(&self) -> &Network {
         &self.network
+    }
+
+    /// See [`Network::set_recompute`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_recompute(&mut self, recompute: bool) -> Result<(), ModelError> {
+        self.network.set_recompute(recompute)
     }
 
     /// The labels, in the order of the outputs.

@@ -11,7 +11,7 @@ use candle_core::Device;
 use fedtune_client::data::{self, Columns, DataError, Rows, Sampling, TargetReader};
 use fedtune_client::finetune::{self, EarlyStopping, FinetuneError, Plan, Progress, Silent};
 use fedtune_client::model::{Classifier, ModelSpec};
-use fedtune_config::job::{ClassWeights, Metric, Optimizer, Schedule, Task, TaskKind, Trainable, Training};
+use fedtune_config::job::{ClassWeights, Eda, Metric, Optimizer, Schedule, Task, TaskKind, Trainable, Training};
 use tempfile::NamedTempFile;
 
 fn rows(count: usize) -> Rows {
@@ -247,6 +247,8 @@ fn every_setting_changes_what_is_learnt_and_repeats_bit_for_bit() {
         Training { label_smoothing: 0.1, ..training.clone() },
         Training { focal_gamma: 2.0, ..training.clone() },
         Training { class_weights: Some(ClassWeights::List(vec![1.0, 2.0, 3.0])), ..training.clone() },
+        Training { eda: Some(Eda::default()), ..training.clone() },
+        Training { probe: 0.5, ..training.clone() },
     ] {
         let found = run(&changed);
         assert!(found != first, "{changed:?}");
@@ -351,6 +353,90 @@ fn l2_sp_without_anything_pretrained_says_so() {
     let training = Training { l2_sp: 0.1, trainable: Trainable::Head, ..plain() };
     let error = finetune::fit(&mut classifier, &rows(30), &training, plan(1), &mut Silent).unwrap_err();
     assert!(error.to_string().contains("training.trainable = \"head\""), "{error}");
+}
+
+#[test]
+fn while_probing_the_head_alone_moves_and_then_everything() {
+    let head = |name: &str| name.starts_with("classifier") || name.contains("pooler");
+    for training in [plain(), Training { proximal: 0.1, recompute: true, accumulate: 2, ..plain() }] {
+        let probing = Training { probe: 0.5, ..training.clone() };
+        let run = |training: &Training, first_step, steps| {
+            let mut classifier = loaded(tiny_model::folder().path(), ModelSpec { dropout: 0.0, ..tiny_model::spec() });
+            let plan = Plan { first_step, steps, total_steps: 8, round: 2 };
+            finetune::fit(&mut classifier, &rows(30), training, plan, &mut Silent).unwrap();
+            tensors(&classifier)
+        };
+        let (start, probed, whole) = (run(&probing, 0, 0), run(&probing, 0, 4), run(&probing, 0, 5));
+        let plain = run(&training, 0, 1);
+        for (name, before) in &start {
+            // The state has them all, whether they move or not.
+            assert_eq!(probed[name] != *before, head(name), "{name} after the probe");
+            // What is added to every score of a row alike has no gradient but for rounding.
+            assert!(&whole[name] != before || name.ends_with("key.bias"), "{name} one step later");
+            // The head's first step is the one it takes with everything else.
+            assert_eq!(
+                run(&probing, 0, 1)[name],
+                if head(name) { plain[name].clone() } else { before.clone() },
+                "{name}"
+            );
+        }
+        // Steps are those of the job: a later round begins behind the probe.
+        assert_eq!(run(&probing, 4, 2), run(&training, 4, 2));
+    }
+}
+
+#[test]
+fn a_probe_needs_a_head_that_is_trained() {
+    let trainable: Trainable = "bert.encoder.*".parse().unwrap();
+    let folder = tiny_model::folder();
+    let training = Training { probe: 0.1, trainable: trainable.clone(), ..plain() };
+    let finetune = |folder: &Path| {
+        // The base model has the classifier already, so it may stay as it is.
+        let mut classifier = loaded(folder, ModelSpec { trainable: trainable.clone(), ..tiny_model::spec() });
+        finetune::fit(&mut classifier, &rows(30), &training, plan(1), &mut Silent)
+    };
+    let first = loaded(folder.path(), tiny_model::spec());
+    let saved = tempfile::tempdir().unwrap();
+    first.save(saved.path()).unwrap();
+    let error = finetune(saved.path()).unwrap_err().to_string();
+    assert!(error.contains("\"bert.encoder.*\" names no tensor of it"), "{error}");
+}
+
+#[test]
+fn patterns_choose_what_is_trained() {
+    let folder = tiny_model::folder();
+    let load = |patterns: &str| {
+        let trainable = patterns.parse().unwrap();
+        Classifier::load(folder.path(), &ModelSpec { trainable, ..tiny_model::spec() }, &Device::Cpu)
+    };
+    let mut classifier = load("bert.encoder.layer.1.*, *pooler*,classifier.*").unwrap();
+    let names: Vec<String> = classifier.state_tensors().into_iter().map(|(name, _)| name).collect();
+    let last = loaded(folder.path(), ModelSpec { trainable: Trainable::Last(1), ..tiny_model::spec() });
+    assert_eq!(names, last.state_tensors().into_iter().map(|(name, _)| name).collect::<Vec<_>>());
+
+    // Single tensors, and none of the norms and biases around them.
+    let mut some = load("bert.embeddings.position*,*.query.weight,bert.pooler.dense.[wb]*,classifier.*").unwrap();
+    let before = tensors(&some);
+    assert_eq!(before.len(), 1 + 2 + 2 + 2);
+    finetune::fit(&mut some, &rows(30), &plain(), plan(2), &mut Silent).unwrap();
+    tensors(&some).iter().for_each(|(name, after)| assert_ne!(&before[name], after, "{name}"));
+    finetune::fit(&mut classifier, &rows(30), &plain(), plan(2), &mut Silent).unwrap();
+
+    let error = load("bert.encoder.layr.1.*,classifier.*").unwrap_err().to_string();
+    assert!(error.contains("\"bert.encoder.layr.1.*\"") && error.contains("bert.encoder.layer."), "{error}");
+    let error = load("bert.encoder.*").unwrap_err().to_string();
+    assert!(error.contains("begins at random") && error.contains("training.trainable"), "{error}");
+}
+
+#[test]
+fn layers_computed_again_train_to_the_same_bits() {
+    let run = |recompute| {
+        let mut classifier = classifier();
+        let training = Training { recompute, ..training() };
+        finetune::fit(&mut classifier, &rows(30), &training, plan(6), &mut Silent).unwrap();
+        state(&classifier)
+    };
+    assert!(run(true) == run(false));
 }
 
 #[test]

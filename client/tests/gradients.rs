@@ -184,7 +184,7 @@ fn gradients_agree_where_only_a_part_is_trained() {
         let counts =
             [(Trainable::Head, 4), (Trainable::Last(1), 4 + layer + last), (Trainable::Last(2), 4 + 2 * layer + last)];
         for (trainable, count) in counts {
-            let network = network_of(architecture, trainable);
+            let network = network_of(architecture, trainable.clone());
             let pass = pass(&network, &reference);
             assert_eq!(pass.gradients.len(), count, "{architecture} {trainable}");
             assert_gradients(&network, &pass, &reference);
@@ -310,7 +310,7 @@ fn five_steps_agree() {
 fn one_step_moves_every_trained_tensor_and_no_other() {
     let reference = reference("gradients.safetensors");
     for trainable in [Trainable::Full, Trainable::Head, Trainable::Last(1), Trainable::Lora] {
-        let network = network(trainable);
+        let network = network(trainable.clone());
         let copies: HashMap<String, Vec<f64>> =
             network.parameters().iter().map(|(name, p)| (name.clone(), values(p.var.as_tensor()))).collect();
         let pass = pass(&network, &reference);
@@ -330,7 +330,7 @@ fn one_step_moves_every_trained_tensor_and_no_other() {
 fn layers_computed_again_give_the_same_bits() {
     for architecture in ARCHITECTURES.into_iter().chain(OF_TOKENS) {
         for trainable in [Trainable::Full, Trainable::Head, Trainable::Last(1), Trainable::Lora] {
-            let mut network = network_of(architecture, trainable);
+            let mut network = network_of(architecture, trainable.clone());
             let reference = reference_of(architecture, "gradients.safetensors");
             let sequences = sequences(&reference);
             let batch = network.batch(&sequences.iter().collect::<Vec<_>>());

@@ -134,7 +134,7 @@ fn gradients_agree_where_only_a_part_is_trained() {
         for (trainable, count) in
             [(Trainable::Head, top), (Trainable::Last(1), top + layer), (Trainable::Last(2), top + 2 * layer)]
         {
-            let network = network(architecture, trainable);
+            let network = network(architecture, trainable.clone());
             let pass = pass(&network, &reference);
             assert_eq!(pass.gradients.len(), count, "{architecture} {trainable}");
             assert_gradients(&network, &pass, &reference, &[]);
@@ -171,7 +171,7 @@ fn every_gradient_of_adapters_agrees() {
 fn one_step_moves_every_trained_tensor_and_no_other() {
     for architecture in ARCHITECTURES {
         for trainable in [Trainable::Full, Trainable::Head, Trainable::Last(1), Trainable::Lora] {
-            let network = network(architecture, trainable);
+            let network = network(architecture, trainable.clone());
             let copies: HashMap<String, Vec<f64>> =
                 network.parameters().iter().map(|(name, p)| (name.clone(), values(p.var.as_tensor()))).collect();
             let pass = pass(&network, &reference(architecture));
@@ -242,7 +242,7 @@ fn parts_of_a_batch_add_up_to_the_whole() {
 fn layers_computed_again_give_the_same_bits() {
     for architecture in ARCHITECTURES {
         for trainable in [Trainable::Full, Trainable::Head, Trainable::Last(1), Trainable::Lora] {
-            let mut network = network(architecture, trainable);
+            let mut network = network(architecture, trainable.clone());
             let reference = reference(architecture);
             let run = |network: &Network| {
                 let stream = DropoutStream { probability: 0.2, seed: 7, round: 2, step: 1 };

@@ -168,7 +168,7 @@ fn gradients_agree_where_only_a_part_is_trained() {
     for (architecture, layer) in [("vit", 16), ("vit-plain", 13)] {
         let reference = reference(architecture, "gradients.safetensors");
         for (trainable, count) in [(Trainable::Head, 2), (Trainable::Last(1), 2 + layer + 2)] {
-            let network = network(architecture, trainable);
+            let network = network(architecture, trainable.clone());
             let pass = pass(&network, architecture);
             assert_eq!(pass.gradients.len(), count, "{architecture} {trainable}");
             assert_gradients(architecture, &network, &pass, &reference);
@@ -217,7 +217,7 @@ fn gradients_in_bf16_are_near_and_repeat_bit_for_bit() {
 fn layers_computed_again_give_the_same_bits() {
     for architecture in VITS {
         for trainable in [Trainable::Full, Trainable::Head, Trainable::Last(1), Trainable::Lora] {
-            let mut network = network(architecture, trainable);
+            let mut network = network(architecture, trainable.clone());
             let run = |network: &Network| {
                 let Pass { loss, gradients, .. } = pass(network, architecture);
                 let gradient = |(name, gradient)| match gradient {

@@ -12,7 +12,8 @@ use crate::units::Span;
 pub use evaluation::{Evaluation, Evaluator, Metric};
 pub use task::{PROMPT, RESPONSE, Task, TaskKind};
 pub use training::{
-    ClassWeights, LocalWork, Lora, Optimizer, Precision, Schedule, Trainable, Training, suggested_learning_rate,
+    Alteration, ClassWeights, Eda, LocalWork, Lora, Optimizer, Precision, Schedule, Trainable, Training,
+    suggested_learning_rate,
 };
 
 mod evaluation;

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use fedtune_config::job::Lora;
+use fedtune_config::job::{Eda, Lora};
 use fedtune_config::{ConfigError, Document, Job, ServerConfig, SiteConfig, examples, parse};
 use proptest::prelude::*;
 
@@ -48,6 +48,7 @@ fn examples_parse_and_state_the_true_defaults() {
                 "steps",
                 "label_shares",
                 "class_weights",
+                "eda",
                 "lora",
                 "pair",
                 "label_sep",
@@ -62,6 +63,13 @@ fn examples_parse_and_state_the_true_defaults() {
     let adapters = examples::JOB.lines().find_map(|line| line.strip_prefix("# lora = ")).unwrap();
     let job: Job = read(&job_with("training", &format!("trainable = \"lora\"\nlora = {adapters}"))).unwrap();
     assert_eq!(job.training.lora, Some(Lora::default()));
+    let eda = examples::JOB.lines().find_map(|line| line.strip_prefix("# eda = ")).unwrap();
+    let job: Job = read(&job_with("training", &format!("eda = {eda}"))).unwrap();
+    assert_eq!(job.training.eda, Some(Eda::default()));
+    let patterns = "trainable = [\"bert.encoder.layer.5.*\", \"classifier.*\"]";
+    let job: Job = read(&job_with("training", patterns)).unwrap();
+    assert_eq!(job.training.trainable, "bert.encoder.layer.5.*,classifier.*".parse().unwrap());
+    assert_eq!(job, read(&job.to_toml()).unwrap());
     let site: SiteConfig = read(examples::SITE).unwrap();
     assert_eq!(
         site,
@@ -180,6 +188,8 @@ fn what_a_kind_of_task_makes_no_use_of_is_refused() {
             "[training]\nlogit_adjustment = 1.0",
             vec!["training.logit_adjustment", "no use"],
         ),
+        ("text-regression", "", "[training]\neda = {}", vec!["training.eda", "no use"]),
+        ("causal-lm", "", "[training]\nprobe = 0.1", vec!["training.probe", "no use"]),
         ("causal-lm", "label_column = \"label\"", "", vec!["task.label_column", "no use"]),
         ("causal-lm", "template = \"{response} {prompt}\"", "", vec!["task.template", "{response} once after it"]),
         ("causal-lm", "response_column = \"prompt\"", "", vec!["task.response_column", "task.prompt_column too"]),
@@ -204,6 +214,18 @@ fn every_fault_of_a_job_names_line_field_found_and_allowed() {
         ("training", "lora = { rank = 4 }", 8, vec!["training.lora", "\"lora\""]),
         ("training", "trainable = \"lora\"\nlora = { rank = 0 }", 9, vec!["training.lora.rank", "found 0"]),
         ("training", "trainable = \"lora\"\nlora = { alpha = -1.0 }", 9, vec!["training.lora.alpha", "found -1"]),
+        ("training", "trainable = []", 8, vec!["training.trainable", "found 0 patterns"]),
+        ("training", "trainable = [\"a.[\"]", 8, vec!["training.trainable", "\"a.[\"", "expected a name"]),
+        ("training", "trainable = [\"\"]", 8, vec!["training.trainable", "empty"]),
+        ("training", "trainable = 3", 8, vec!["training.trainable", "a list of patterns"]),
+        ("training", "probe = 1.0", 8, vec!["training.probe", "less than 1"]),
+        ("training", "trainable = \"head\"\nprobe = 0.2", 9, vec!["training.probe", "\"head\""]),
+        ("training", "recompute = 1", 8, vec!["training.recompute", "boolean"]),
+        ("training", "eda = { probability = 1.5 }", 8, vec!["training.eda.probability", "0 to 1"]),
+        ("training", "eda = { probability = 0.0 }", 8, vec!["training.eda.probability", "leave training.eda out"]),
+        ("training", "eda = { share = 1.0 }", 8, vec!["training.eda.share", "less than 1"]),
+        ("training", "eda = { operations = [] }", 8, vec!["training.eda.operations", "each once"]),
+        ("training", "eda = { operations = [\"swop\"] }", 8, vec!["training.eda.operations", "`swap`"]),
         ("training", "optimizer = \"adam\"", 8, vec!["training.optimizer", "did you mean `adamw`"]),
         ("training", "momentum = 0.9", 8, vec!["training.momentum", "training.optimizer = \"sgd\""]),
         ("training", "optimizer = \"sgd\"\nmomentum = 1.0", 9, vec!["training.momentum", "less than 1"]),

@@ -57,7 +57,12 @@ impl CliError {
             _ => Exit::Model,
         };
         match self {
-            Self::Config(_) | Self::Finetune(FinetuneError::NothingPretrained { .. }) => Exit::Configuration,
+            Self::Config(_)
+            | Self::Finetune(
+                FinetuneError::NothingPretrained { .. }
+                | FinetuneError::NothingToProbe { .. }
+                | FinetuneError::Model(ModelError::Recompute),
+            ) => Exit::Configuration,
             Self::Data(_) | Self::Findings(_) => Exit::Data,
             Self::Model(error) => model(error),
             Self::Device(_) => Exit::Device,

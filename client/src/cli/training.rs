@@ -39,7 +39,7 @@ pub(super) struct Training {
     task: TaskKind,
     #[command(flatten)]
     columns: ColumnNames,
-    /// What is trained, in place of the job's: full, head, last-N or lora.
+    /// What is trained, in place of the job's: full, head, last-N, lora, or patterns of tensors' names with commas between.
     #[arg(long, value_name = "PART")]
     trainable: Option<Trainable>,
     /// Peak learning rate, in place of the job's.
@@ -112,9 +112,9 @@ impl Training {
         };
         self.columns.apply(&mut job.task);
         job.model.path = model.to_path_buf();
-        if let Some(trainable) = self.trainable {
-            job.training.trainable = trainable;
-            job.training.lora = job.training.lora.filter(|_| trainable == Trainable::Lora);
+        if let Some(trainable) = &self.trainable {
+            job.training.trainable = trainable.clone();
+            job.training.lora = job.training.lora.filter(|_| *trainable == Trainable::Lora);
             job.training.learning_rate = match trainable {
                 Trainable::Head if self.job.is_none() => HEAD_LEARNING_RATE,
                 Trainable::Lora if self.job.is_none() => LORA_LEARNING_RATE,

@@ -1,14 +1,16 @@
 //! Reading and tokenising the next batches while one is computed.
 
+use std::borrow::Cow;
 use std::sync::mpsc::SyncSender;
 
 use fedtune_config::job::Training;
 
+use super::augment;
 use super::encode::{encode, targets};
 use super::error::FinetuneError;
 use super::fit::Plan;
 use super::order::Batches;
-use crate::data::Rows;
+use crate::data::{Content, Rows};
 use crate::model::batch::Tokens;
 use crate::model::{Classifier, Targets};
 
@@ -44,7 +46,9 @@ pub(super) fn send_batches(
             }
             steps += 1;
             let ends_epoch = batches.peek().is_none() || steps == plan.steps;
-            let batch = prepared(classifier, rows, batch).map(|(tokens, targets)| Batch {
+            let alter =
+                |row: &u32, content| augment::alter(content, training, plan.round, steps as u64 - 1, u64::from(*row));
+            let batch = prepared(classifier, rows, batch, alter).map(|(tokens, targets)| Batch {
                 rows: batch.to_vec(),
                 tokens,
                 targets,
@@ -58,8 +62,16 @@ pub(super) fn send_batches(
     }
 }
 
-fn prepared(classifier: &Classifier, rows: &Rows, batch: &[u32]) -> Result<(Vec<Tokens>, Targets), FinetuneError> {
+/// Tokens and targets of the rows of a batch, whose contents `alter` may change.
+fn prepared<'a>(
+    classifier: &Classifier,
+    rows: &'a Rows,
+    batch: &[u32],
+    alter: impl Fn(&u32, Cow<'a, Content>) -> Cow<'a, Content>,
+) -> Result<(Vec<Tokens>, Targets), FinetuneError> {
     let places = || batch.iter().map(|row| *row as usize);
-    let encoded = encode(classifier, &rows.contents(places())?)?;
+    let contents: Vec<_> =
+        batch.iter().zip(rows.contents(places())?).map(|(row, content)| alter(row, content)).collect();
+    let encoded = encode(classifier, &contents)?;
     targets(classifier.network().objective(), encoded, places().map(|row| rows.target(row)))
 }

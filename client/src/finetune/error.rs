@@ -26,6 +26,15 @@ pub enum FinetuneError {
         /// What is trained.
         trainable: String,
     },
+    /// Probing without a head to train.
+    #[error(
+        "training.probe trains the head alone at first, but training.trainable = \"{trainable}\" names no tensor of it; \
+         name some (such as \"classifier.*\"), or leave training.probe out"
+    )]
+    NothingToProbe {
+        /// What is trained.
+        trainable: String,
+    },
     /// More folds than there are rows to put into them.
     #[error(
         "the rows can be put into {found} folds, found {folds}; rows of one text or one group stay together. Ask for fewer \

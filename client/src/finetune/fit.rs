@@ -62,6 +62,7 @@ pub fn fit(
     plan: Plan,
     observer: &mut dyn Observer,
 ) -> Result<FitReport, FinetuneError> {
+    classifier.set_recompute(training.recompute)?;
     run(classifier, rows, training, plan, None, observer)
 }
 
@@ -78,6 +79,7 @@ pub fn fit_best(
     stopping: EarlyStopping<'_>,
     observer: &mut dyn Observer,
 ) -> Result<FitReport, FinetuneError> {
+    classifier.set_recompute(training.recompute)?;
     run(classifier, rows, training, plan, Some(stopping), observer)
 }
 
@@ -157,6 +159,10 @@ impl<'a> Trainer<'a> {
         training: &'a Training,
         plan: Plan,
     ) -> Result<Self, FinetuneError> {
+        let mut parameters = classifier.network().parameters().values();
+        if training.probe > 0.0 && !parameters.any(|parameter| parameter.learns() && parameter.moves(true)) {
+            return Err(FinetuneError::NothingToProbe { trainable: training.trainable.to_string() });
+        }
         Ok(Self {
             classifier,
             training,
@@ -169,10 +175,12 @@ impl<'a> Trainer<'a> {
 
     /// Trains on the rows of a batch. Gives their loss and the learning rate.
     fn step(&mut self, step: usize, batch: &Batch) -> Result<(f64, f64), FinetuneError> {
-        let learning_rate = schedule::learning_rate(self.training, self.plan.first_step + step, self.plan.total_steps);
+        let (global, total) = (self.plan.first_step + step, self.plan.total_steps);
+        let learning_rate = schedule::learning_rate(self.training, global, total);
+        let probing = schedule::probing(self.training, global, total);
         let diverged = |what, value| FinetuneError::Diverged { what, value, step, learning_rate };
         let parameters = self.classifier.network().parameters();
-        let mut pass = self.pass(step, batch)?;
+        let mut pass = self.pass(step, batch, probing)?;
         if pass.gradients.is_empty() {
             // No token of the batch counts.
             return Ok((0.0, learning_rate));
@@ -180,7 +188,7 @@ impl<'a> Trainer<'a> {
         if !pass.loss.is_finite() {
             return Err(diverged("the loss", pass.loss));
         }
-        self.pulls.add(parameters, &mut pass.gradients)?;
+        self.pulls.add(parameters, &mut pass.gradients, probing)?;
         let norm = gradient_norm(&pass.gradients)?;
         if !norm.is_finite() {
             return Err(diverged("the gradient's norm", norm));
@@ -193,7 +201,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// Loss and gradients of a batch, part by part.
-    fn pass(&self, step: usize, batch: &Batch) -> Result<Pass, FinetuneError> {
+    fn pass(&self, step: usize, batch: &Batch, probing: bool) -> Result<Pass, FinetuneError> {
         let network = self.classifier.network();
         let weigh = |targets: &Targets| targets.weight(network.objective(), &self.loss, network.outputs());
         let (targets, weight) = (&batch.targets, weigh(&batch.targets));
@@ -220,7 +228,8 @@ impl<'a> Trainer<'a> {
                 round: self.plan.round,
                 step: (step * self.training.accumulate.max(1) + part) as u64,
             };
-            let pass = network.gradients(&network.batch(&sequences), &targets, &loss, Some(dropout))?;
+            let input = network.batch(&sequences);
+            let pass = network.gradients_while(probing, &input, &targets, &loss, Some(dropout))?;
             network.track(&pass)?;
             whole.loss += pass.loss;
             if whole.gradients.is_empty() {

@@ -20,7 +20,8 @@ pub struct Optimizer {
     rule: Rule,
     weight_decay: f64,
     layer_decay: f64,
-    steps: i32,
+    /// How often each parameter was changed; what waits at first begins at its own first step.
+    steps: BTreeMap<String, i32>,
 }
 
 #[derive(Debug)]
@@ -39,7 +40,7 @@ impl Optimizer {
             job::Optimizer::Sgd => Rule::Momentum { momentum: training.momentum, velocity: Moments::default() },
         };
         let Training { weight_decay, layer_decay, .. } = *training;
-        Self { rule, weight_decay, layer_decay, steps: 0 }
+        Self { rule, weight_decay, layer_decay, steps: BTreeMap::new() }
     }
 
     /// Changes every parameter that has a gradient; gradients are multiplied by `scale` first.
@@ -53,15 +54,16 @@ impl Optimizer {
         learning_rate: f64,
         scale: f64,
     ) -> Result<()> {
-        self.steps += 1;
         for (name, gradient) in gradients {
             let Some(parameter) = parameters.get(name) else { bail!("a gradient for {name}, which is no parameter") };
             let rate = learning_rate * self.layer_decay.powi(parameter.depth as i32);
             let decay = if parameter.role.decays() { self.weight_decay } else { 0.0 };
             let change = Change { scale, keep: 1.0 - rate * decay, rate };
+            let steps = self.steps.entry(name.clone()).or_default();
+            *steps += 1;
             match &mut self.rule {
                 Rule::AdamW(moments) => {
-                    moments.update(name, parameter, gradient, adamw::Kernel::new(change, self.steps))?;
+                    moments.update(name, parameter, gradient, adamw::Kernel::new(change, *steps))?;
                 }
                 Rule::Momentum { momentum, velocity } => {
                     velocity.update(name, parameter, gradient, sgd::Momentum { change, momentum: *momentum })?;
@@ -270,6 +272,23 @@ mod tests {
             for (found, expected) in values(&parameters, name).into_iter().zip(expected) {
                 assert!((found - expected).abs() < 2e-6, "{training:?}: {found} for {expected}");
             }
+        }
+    }
+
+    #[test]
+    fn a_parameter_that_joins_later_begins_at_its_own_first_step() {
+        for training in trainings() {
+            let run = |before: usize| {
+                let mut both = parameters("late", &[0.5, -1.0, 2.0], 3);
+                both.extend(parameters("early", &[1.0], 1));
+                let mut optimizer = Optimizer::new(&training);
+                for _ in 0..before {
+                    optimizer.step(&both, &dense("early", &[0.3], 1), 0.1, 1.0).unwrap();
+                }
+                optimizer.step(&both, &dense("late", &[0.1, -0.2, 0.3], 3), 0.1, 1.0).unwrap();
+                values(&both, "late")
+            };
+            assert_eq!(run(0), run(5), "{training:?}");
         }
     }
 

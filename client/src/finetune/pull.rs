@@ -47,7 +47,7 @@ impl Pulls {
         Ok(Self(pulls))
     }
 
-    /// Adds the gradients of the terms.
+    /// Adds the gradients of the terms; while `probing` those of what moves.
     ///
     /// # Errors
     /// A failure of the device.
@@ -55,10 +55,14 @@ impl Pulls {
         &self,
         parameters: &BTreeMap<String, Parameter>,
         gradients: &mut BTreeMap<String, Gradient>,
+        probing: bool,
     ) -> Result<(), Error> {
         for Pull { strength, anchors } in &self.0 {
             for (name, anchor) in anchors {
                 let (Some(gradient), Some(parameter)) = (gradients.get_mut(name), parameters.get(name)) else {
+                    if parameters.get(name).is_some_and(|parameter| !parameter.moves(probing)) {
+                        continue;
+                    }
                     bail!("the trained tensor {name} has no gradient");
                 };
                 let values = parameter.var.as_detached_tensor();
@@ -136,12 +140,14 @@ mod tests {
         let all = tensor(&[[0.0, 0.0], [10.0, 20.0], [0.0, 0.0]]);
         for gradient in [Gradient::Rows { rows: vec![1], values: used.clone() }, Gradient::Dense(all)] {
             let mut gradients = BTreeMap::from([("words".to_owned(), gradient)]);
-            pulls.add(&parameters, &mut gradients).unwrap();
+            pulls.add(&parameters, &mut gradients, false).unwrap();
             let Gradient::Dense(sum) = &gradients["words"] else { panic!("a pull is dense") };
             assert_eq!(sum.to_vec2::<f32>().unwrap(), [[0.0, 1.0], [11.0, 20.0], [0.0, -2.0]]);
         }
-        assert!(pulls.add(&parameters, &mut BTreeMap::new()).is_err());
+        assert!(pulls.add(&parameters, &mut BTreeMap::new(), false).is_err());
+        // At depth 0 it moves in any case.
+        assert!(pulls.add(&parameters, &mut BTreeMap::new(), true).is_err());
         let outside = Gradient::Rows { rows: vec![3], values: used };
-        assert!(pulls.add(&parameters, &mut BTreeMap::from([("words".to_owned(), outside)])).is_err());
+        assert!(pulls.add(&parameters, &mut BTreeMap::from([("words".to_owned(), outside)]), false).is_err());
     }
 }

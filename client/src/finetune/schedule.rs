@@ -8,6 +8,12 @@ pub fn learning_rate(training: &Training, step: usize, total: usize) -> f64 {
     training.learning_rate * factor(training.schedule, step, warmup, total)
 }
 
+/// Whether a step (counted from 0) of `total` steps is one of `training.probe`, in which the head alone is trained (Kumar et
+/// al. 2022, 2202.10054).
+pub fn probing(training: &Training, step: usize, total: usize) -> bool {
+    step < (training.probe * total as f64).ceil() as usize
+}
+
 /// From 0 to 1: how much of the peak.
 fn factor(schedule: Schedule, step: usize, warmup: usize, total: usize) -> f64 {
     if step < warmup {
@@ -46,6 +52,15 @@ mod tests {
             assert!((learning_rate(&cosine, step, 10) - expected).abs() < 1e-9, "cosine at {step}");
         }
         assert!((learning_rate(&training(Schedule::Constant, 0.2), 9, 10) - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn probing_is_a_share_of_the_steps_of_all_rounds() {
+        let found = |probe, total| {
+            let training = Training { probe, ..Training::default() };
+            (0..total).filter(|step| probing(&training, *step, total)).count()
+        };
+        assert_eq!([found(0.0, 10), found(0.2, 10), found(0.25, 10), found(0.9, 10)], [0, 2, 3, 9]);
     }
 
     proptest! {

@@ -7,6 +7,8 @@ mod resnet;
 pub(super) mod table;
 mod vit;
 
+use std::borrow::Cow;
+
 use fedtune_config::job::Trainable;
 
 use super::config::Config;
@@ -68,6 +70,15 @@ impl TensorSpec {
     pub(super) fn is_head(&self) -> bool {
         matches!(self.place, Place::Head | Place::Classifier)
     }
+
+    /// The name by which it is chosen to be trained: a running statistic goes with the weight of its norm, since one
+    /// without the other would be of two models.
+    fn chosen_as(&self) -> Cow<'_, str> {
+        match (self.role, self.name.rsplit_once('.')) {
+            (Role::Statistic, Some((norm, _))) => format!("{norm}.weight").into(),
+            _ => self.name.as_str().into(),
+        }
+    }
 }
 
 /// A dense layer that an adapter can stand beside.
@@ -118,6 +129,9 @@ fn check_images(objective: Objective) -> Result<(), ModelError> {
     }
 }
 
+/// How many names are told where a pattern fits none.
+const NEAR: usize = 3;
+
 /// Stands for every dense layer below the head.
 const ALL_LINEAR: &str = "all-linear";
 
@@ -129,6 +143,14 @@ pub(super) fn lora_a(stem: &str) -> String {
 /// The name of an adapter's matrix `B` `[out, rank]`.
 pub(super) fn lora_b(stem: &str) -> String {
     format!("{stem}.lora_B.weight")
+}
+
+/// How far a name is from what a pattern means to fit: by that end of the name which is nearer.
+fn distance(pattern: &str, name: &str) -> usize {
+    let length = pattern.len().min(name.len());
+    let ends = [name.get(..length), name.get(name.len() - length..)];
+    let distances = ends.into_iter().flatten().map(|end| strsim::damerau_levenshtein(pattern, end));
+    distances.min().unwrap_or(usize::MAX)
 }
 
 impl Anatomy {
@@ -199,13 +221,35 @@ impl Anatomy {
         }
     }
 
-    /// Whether the tensors of a place are trained; adapters apart.
-    pub(super) fn is_trained(&self, place: Place, trainable: Trainable) -> bool {
-        match (trainable, place) {
+    /// Whether a tensor is trained; adapters apart.
+    pub(super) fn is_trained(&self, tensor: &TensorSpec, trainable: &Trainable) -> bool {
+        match (trainable, tensor.place) {
+            (Trainable::Named(patterns), _) => {
+                let name = tensor.chosen_as();
+                patterns.iter().any(|pattern| pattern.matches(&name))
+            }
             (Trainable::Full, _) | (_, Place::Head | Place::Classifier) => true,
             (Trainable::Head | Trainable::Last(_), Place::Output) => true,
             (Trainable::Last(last), Place::Layer(index)) => index + last >= self.layers,
             _ => false,
         }
+    }
+
+    /// Tells of a pattern that fits no tensor, with the names that are nearest.
+    pub(super) fn check_patterns(&self, trainable: &Trainable) -> Result<(), ModelError> {
+        let Trainable::Named(patterns) = trainable else { return Ok(()) };
+        let names: Vec<&str> = self
+            .tensors
+            .iter()
+            .filter(|tensor| tensor.role != Role::Statistic)
+            .map(|tensor| tensor.name.as_str())
+            .collect();
+        let Some(pattern) = patterns.iter().find(|pattern| !names.iter().any(|name| pattern.matches(name))) else {
+            return Ok(());
+        };
+        let mut near: Vec<(usize, &str)> = names.iter().map(|name| (distance(pattern.as_str(), name), *name)).collect();
+        near.sort_unstable();
+        let near = near.iter().take(NEAR).map(|(_, name)| (*name).to_owned()).collect();
+        Err(ModelError::Pattern { pattern: pattern.to_string(), near })
     }
 }

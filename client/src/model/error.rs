@@ -226,6 +226,26 @@ pub enum ModelError {
         /// What is there.
         layers: usize,
     },
+    /// A pattern that no tensor fits.
+    #[error(
+        "training.trainable holds the pattern {pattern:?}, which the name of no tensor of this model fits; the nearest are \
+         {}. `*` stands for any characters", near.join(", ")
+    )]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// Names that there are.
+        near: Vec<String>,
+    },
+    /// A new tensor that is to stay as it is.
+    #[error(
+        "the tensor {name} is not in the base model, so it begins at random, but no pattern of training.trainable fits it; \
+         add one that does"
+    )]
+    NewAndFrozen {
+        /// The tensor.
+        name: String,
+    },
     /// Labels that cannot be used.
     #[error("{place}: {message}")]
     Labels {

@@ -25,7 +25,7 @@ struct Want<'a> {
     keep_classifier: bool,
     /// Whether the head may be new.
     may_initialise: bool,
-    trainable: Trainable,
+    trainable: &'a Trainable,
     lora: &'a Lora,
     precision: Precision,
     seed: u64,
@@ -107,14 +107,14 @@ impl Classifier {
             outputs: outputs(objective, labels.len(), &config),
             keep_classifier: lora.is_none(),
             may_initialise: lora.is_some(),
-            trainable: if lora.is_some() { Trainable::Lora } else { Trainable::Full },
+            trainable: if lora.is_some() { &Trainable::Lora } else { &Trainable::Full },
             lora: &lora.unwrap_or_default(),
             precision: Precision::F32,
             seed: 0,
             device,
         };
         let (mut network, base_names) = read_network(&source.join(folder::TENSORS), config, &want)?;
-        if want.trainable == Trainable::Lora {
+        if *want.trainable == Trainable::Lora {
             network.load_adapters(&model.join(folder::ADAPTER_TENSORS), &base_names)?;
             network.merge_adapters()?;
         }
@@ -155,7 +155,7 @@ impl<'a> Want<'a> {
             outputs: outputs(spec.objective, spec.labels.len(), config),
             keep_classifier: fits && objective_in(document) == spec.objective,
             may_initialise: true,
-            trainable: spec.trainable,
+            trainable: &spec.trainable,
             lora: &spec.lora,
             precision: spec.precision,
             seed: spec.seed,
@@ -228,7 +228,8 @@ fn read_network(path: &Path, config: Config, want: &Want<'_>) -> Result<Loaded, 
         Trainable::Lora => anatomy.lora_layers(&settings.targets).map_err(|message| ModelError::Targets { message })?,
         _ => Vec::new(),
     };
-    if let Trainable::Last(requested) = want.trainable
+    anatomy.check_patterns(want.trainable)?;
+    if let Trainable::Last(requested) = *want.trainable
         && requested > anatomy.layers
     {
         return Err(ModelError::Layers { requested, layers: anatomy.layers });
@@ -247,6 +248,10 @@ fn read_network(path: &Path, config: Config, want: &Want<'_>) -> Result<Loaded, 
                     let (name, expected) = (base.clone(), tensor.shape.clone());
                     return Err(ModelError::TensorShape { path, name, found, expected });
                 }
+            }
+            // What is new is in no base model, so that it must be in the state.
+            None if want.may_initialise && tensor.is_head() && !anatomy.is_trained(tensor, want.trainable) => {
+                return Err(ModelError::NewAndFrozen { name: tensor.name.clone() });
             }
             None if want.may_initialise && tensor.is_head() => {}
             None => {
@@ -269,7 +274,7 @@ fn read_network(path: &Path, config: Config, want: &Want<'_>) -> Result<Loaded, 
             (None, Role::Weight) => initial::normal(want.seed, name, count, anatomy.deviation),
         };
         let var = Var::from_tensor(&Tensor::from_vec(values, shape.as_slice(), want.device)?)?;
-        let (trained, depth) = (anatomy.is_trained(tensor.place, want.trainable), anatomy.depth(tensor.place));
+        let (trained, depth) = (anatomy.is_trained(tensor, want.trainable), anatomy.depth(tensor.place));
         parameters.insert(name.clone(), Parameter { var, trained, depth, role: tensor.role });
     }
     for (name, in_base) in &anatomy.carried {
@@ -289,7 +294,7 @@ fn read_network(path: &Path, config: Config, want: &Want<'_>) -> Result<Loaded, 
         }
     }
     let stems = adapted.into_iter().map(|dense| dense.stem.clone()).collect();
-    let adapters = (want.trainable == Trainable::Lora).then(|| Adapters::new(settings, stems));
+    let adapters = (*want.trainable == Trainable::Lora).then(|| Adapters::new(settings, stems));
     let kind = (anatomy, want.objective, want.outputs);
     Ok((Network::new(config, kind, adapters, parameters, want.device.clone(), want.precision), base_names))
 }

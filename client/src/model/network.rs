@@ -78,6 +78,11 @@ impl Parameter {
     pub fn learns(&self) -> bool {
         self.trained && self.role != Role::Statistic
     }
+
+    /// Whether it may change in a step; while `probing` only the head does.
+    pub fn moves(&self, probing: bool) -> bool {
+        self.trained && (!probing || self.depth == 0)
+    }
 }
 
 /// The gradient of one parameter.
@@ -149,6 +154,8 @@ struct Mode {
     /// The word rows of a training batch in place of the whole table, so that their gradient is small.
     words: Option<(Var, Vec<u32>)>,
     training: bool,
+    /// Whether the head alone is trained.
+    probing: bool,
     /// Whether layers are computed again in the backward pass, and nothing but their inputs is kept until then.
     recompute: bool,
     tape: Tape,
@@ -162,6 +169,7 @@ impl Mode {
             dropout: None,
             words: None,
             training: false,
+            probing: false,
             recompute: false,
             tape: Tape::default(),
             statistics: RefCell::default(),
@@ -170,7 +178,8 @@ impl Mode {
 
     /// For a layer by itself: the same dropout and precision, on a tape of its own.
     fn of_layer(&self, training: bool) -> Self {
-        Self { dropout: self.dropout, training, tape: Tape::new(self.tape.precision()), ..Self::evaluation() }
+        let (Self { dropout, probing, .. }, tape) = (self, Tape::new(self.tape.precision()));
+        Self { dropout: *dropout, training, probing: *probing, tape, ..Self::evaluation() }
     }
 
     fn dropout(&self, layer: usize, place: u64) -> Option<ops::Dropout> {
@@ -320,14 +329,30 @@ impl Network {
         loss: &Loss,
         dropout: Option<DropoutStream>,
     ) -> Result<Pass> {
+        self.gradients_while(false, input, targets, loss, dropout)
+    }
+
+    /// As [`Self::gradients`], but while `probing` the gradients of the trained part of the head alone: nothing goes back
+    /// through what is below it.
+    ///
+    /// # Errors
+    /// As [`Self::gradients`].
+    pub fn gradients_while(
+        &self,
+        probing: bool,
+        input: &Input,
+        targets: &Targets,
+        loss: &Loss,
+        dropout: Option<DropoutStream>,
+    ) -> Result<Pass> {
         let words = match (input, self.anatomy.words.and_then(|name| self.parameters.get(name))) {
-            (Input::Text(batch), Some(table)) if table.trained && self.device.is_cpu() => {
+            (Input::Text(batch), Some(table)) if table.moves(probing) && self.device.is_cpu() => {
                 Some(self.used_words(batch, &table.var)?)
             }
             _ => None,
         };
         let (tape, recompute) = (Tape::new(self.precision), self.recompute);
-        let mode = Mode { dropout, words, training: true, recompute, tape, statistics: RefCell::default() };
+        let mode = Mode { dropout, words, training: true, probing, recompute, tape, statistics: RefCell::default() };
         let loss = self.loss(input, targets, loss, &mode)?;
         let layers = mode.of_layer(true);
         let Mode { words, tape, statistics, .. } = mode;
@@ -341,7 +366,8 @@ impl Network {
             Store::Composed(loss.backward()?)
         };
         let mut gradients = BTreeMap::new();
-        for (name, parameter) in self.parameters.iter().filter(|(_, parameter)| parameter.learns()) {
+        let learning = |parameter: &Parameter| parameter.learns() && parameter.moves(probing);
+        for (name, parameter) in self.parameters.iter().filter(|(_, parameter)| learning(parameter)) {
             let whole = store.remove(&parameter.var);
             let part = match &words {
                 Some((compact, rows)) if Some(name.as_str()) == self.anatomy.words => {
@@ -427,7 +453,7 @@ impl Network {
         run: impl Fn(&Mode, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let depth = self.anatomy.layers.saturating_sub(number);
-        let trains = |parameter: &Parameter| parameter.trained && parameter.depth == depth;
+        let trains = |parameter: &Parameter| parameter.moves(mode.probing) && parameter.depth == depth;
         if !mode.recompute || !(hidden.track_op() || self.parameters.values().any(trains)) {
             return run(mode, hidden);
         }
@@ -477,8 +503,8 @@ impl Network {
 
     fn tensor(&self, name: &str, mode: &Mode) -> Result<Tensor> {
         match self.parameters.get(name) {
-            Some(Parameter { var, trained: true, .. }) if mode.training => Ok(var.as_tensor().clone()),
-            Some(Parameter { var, .. }) => Ok(var.as_detached_tensor()),
+            Some(parameter) if mode.training && parameter.moves(mode.probing) => Ok(parameter.var.as_tensor().clone()),
+            Some(parameter) => Ok(parameter.var.as_detached_tensor()),
             None => bail!("the network has no tensor {name}"),
         }
     }
@@ -539,7 +565,8 @@ impl Network {
         let (Some(mean), Some(variance)) = (self.parameters.get(&names[2]), self.parameters.get(&names[3])) else {
             bail!("the network has no batch norm {name}");
         };
-        let (mean, variance, by_batch) = (&mean.var, &variance.var, mode.training && mean.trained);
+        let by_batch = mode.training && mean.moves(mode.probing);
+        let (mean, variance) = (&mean.var, &variance.var);
         let by = match by_batch {
             true => Normalise::Batch,
             false => Normalise::Running(mean, variance),

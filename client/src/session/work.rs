@@ -52,7 +52,12 @@ impl WorkError {
                 | Self::Data(_)
                 | Self::NoData(_)
                 | Self::Malformed(_)
-                | Self::Finetune(FinetuneError::NothingPretrained { .. } | FinetuneError::OtherTargets)
+                | Self::Finetune(
+                    FinetuneError::NothingPretrained { .. }
+                        | FinetuneError::NothingToProbe { .. }
+                        | FinetuneError::OtherTargets
+                        | FinetuneError::Model(ModelError::Recompute)
+                )
         )
     }
 

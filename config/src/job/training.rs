@@ -1,72 +1,19 @@
 //! `[training]`: what a site trains, and how.
 
-use std::fmt;
 use std::path::Path;
-use std::str::FromStr;
 
 pub use class_weights::ClassWeights;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+pub use eda::{Alteration, Eda};
+use serde::{Deserialize, Serialize};
+pub use trainable::Trainable;
 
 use super::task::{Task, TaskKind, unread};
 use super::{range, unit};
 use crate::error::Problems;
 
 mod class_weights;
-
-/// Which tensors are trained; the others stay as they are in the base model and are never sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trainable {
-    /// Every tensor.
-    Full,
-    /// Pooler and classifier only.
-    Head,
-    /// Pooler, classifier and the last so many encoder layers.
-    Last(usize),
-    /// Pooler, classifier and low-rank adapters beside some dense layers; see [`Lora`].
-    Lora,
-}
-
-impl fmt::Display for Trainable {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Full => out.write_str("full"),
-            Self::Head => out.write_str("head"),
-            Self::Last(layers) => write!(out, "last-{layers}"),
-            Self::Lora => out.write_str("lora"),
-        }
-    }
-}
-
-impl FromStr for Trainable {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "full" => Ok(Self::Full),
-            "head" => Ok(Self::Head),
-            "lora" => Ok(Self::Lora),
-            _ => text
-                .strip_prefix("last-")
-                .and_then(|layers| layers.parse().ok())
-                .filter(|layers| *layers > 0)
-                .map(Self::Last)
-                .ok_or_else(|| {
-                    format!("found {text:?}; expected \"full\", \"head\", \"lora\" or \"last-N\" with N of at least 1")
-                }),
-        }
-    }
-}
-
-impl Serialize for Trainable {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Trainable {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-    }
-}
+mod eda;
+mod trainable;
 
 /// The numbers that the products of dense layers are made of. Weights, sums, and everything else are f32 in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -177,6 +124,9 @@ pub struct Training {
     pub focal_gamma: f64,
     /// Probability that a token of a training text is left out, drawn anew each time the text is used.
     pub token_dropout: f64,
+    /// How words of a training text are moved about, drawn anew each time the text is used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eda: Option<Eda>,
     /// How far a site's loss allows for the labels it happens to have: this times the logarithm of each label's share is
     /// added to the logits in training. 0 is plain cross-entropy; 1 allows for them in full.
     pub logit_adjustment: f64,
@@ -189,6 +139,12 @@ pub struct Training {
     pub seed: u64,
     /// What the products of dense layers are made of.
     pub precision: Precision,
+    /// Share of the job's global steps, the first ones, in which the head alone is trained and everything else waits
+    /// (linear probing, then fine-tuning; Kumar et al. 2022, 2202.10054). 0 is none.
+    pub probe: f64,
+    /// Whether training keeps nothing of a layer of a transformer but its input, and computes the layer again in the
+    /// backward pass: the same bits for less memory and more time.
+    pub recompute: bool,
     /// The adapters, for `trainable = "lora"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora: Option<Lora>,
@@ -218,10 +174,13 @@ impl Default for Training {
             class_weights: None,
             focal_gamma: 0.0,
             token_dropout: 0.0,
+            eda: None,
             logit_adjustment: 0.0,
             label_shares: Vec::new(),
             seed: 42,
             precision: Precision::F32,
+            probe: 0.0,
+            recompute: false,
             lora: None,
         }
     }
@@ -265,6 +224,9 @@ impl Training {
             ("training.logit_adjustment", self.logit_adjustment != 0.0, rows),
             ("training.label_shares", !self.label_shares.is_empty(), rows),
             ("training.token_dropout", self.token_dropout != 0.0, kind.reads_text()),
+            ("training.eda", self.eda.is_some(), kind.reads_text() && kind.has_labels()),
+            // Its output layer is not new, and often is the table of words.
+            ("training.probe", self.probe != 0.0, kind != TaskKind::CausalLm),
         ] {
             p.check(!given || used, field, || unread(kind));
         }
@@ -303,6 +265,16 @@ impl Training {
             weights.validate(p, labels, t.logit_adjustment);
         }
         unit(p, "training.token_dropout", t.token_dropout, false);
+        if let Some(eda) = &t.eda {
+            eda.validate(p);
+        }
+        t.trainable.validate(p);
+        unit(p, "training.probe", t.probe, false);
+        p.check(t.probe == 0.0 || t.trainable != Trainable::Head, "training.probe", || {
+            "stands beside training.trainable = \"head\", with which nothing but the head is trained at any time; leave \
+             this out, or train more"
+                .into()
+        });
         unit(p, "training.logit_adjustment", t.logit_adjustment, true);
         if !t.label_shares.is_empty() && task.kind == TaskKind::TextClassification {
             let shares = t.label_shares.len();
