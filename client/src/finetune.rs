@@ -2,11 +2,12 @@
 //!
 //! Read in this order: [`fit`] (the loop), [`schedule`], `order` (batches), `encode` (rows to tokens and targets), `ahead` (which
 //! does so in the background), `augment`, `loss`, `pull` (proximal terms),
-//! `optimizer`, [`evaluate`], [`metrics`], `entities` and [`scores`], `early_stopping`, [`cross`] (cross-validation), [`confident`] (wrong
+//! `optimizer`, [`evaluate`], [`metrics`], `entities` and [`scores`], `early_stopping`, `checkpoint`, [`cross`] (cross-validation), [`confident`] (wrong
 //! labels).
 
 mod ahead;
 mod augment;
+mod checkpoint;
 pub mod confident;
 pub mod cross;
 mod early_stopping;
@@ -25,12 +26,13 @@ mod pull;
 pub mod schedule;
 pub mod scores;
 
+pub use checkpoint::Checkpoints;
 pub use cross::{CrossValidation, cross_validate};
 pub use early_stopping::{EarlyStopping, EpochScores};
 pub(crate) use encode::text;
 pub use error::FinetuneError;
 pub use evaluate::{Prediction, evaluate, evaluate_scores, predict};
-pub use fit::{FitReport, Plan, fit, fit_best};
+pub use fit::{FitReport, Plan, fit, fit_best, fit_saved};
 pub use gradients::gradient_norm;
 pub use metrics::{Evaluation, LabelScore};
 pub use optimizer::Optimizer;

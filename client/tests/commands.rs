@@ -125,6 +125,40 @@ fn held_out_rows_end_training_and_choose_the_epoch() {
 }
 
 #[test]
+fn a_killed_run_goes_on_when_the_same_command_is_given_again() {
+    let folder = place();
+    let run = |out: &'static str, saved: &'static str| {
+        let mut arguments = FINETUNE.to_vec();
+        arguments[10] = out;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fedtune-client"));
+        command.args(arguments).args(["--epochs", "40", "--checkpoint", saved, "--checkpoint-steps", "3"]);
+        command.current_dir(folder.path()).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        command
+    };
+    let whole = run("whole", "unused").output().unwrap();
+    assert_eq!(last_json(&whole)["resumed_steps"], 0, "{}", errors(&whole));
+    let checkpoint = |saved: &str| folder.path().join(saved).join("checkpoint.safetensors");
+    assert!(!checkpoint("unused").exists());
+
+    let mut killed = run("killed", "saved").spawn().unwrap();
+    while !checkpoint("saved").exists() {
+        assert!(killed.try_wait().unwrap().is_none(), "it ended before its first checkpoint");
+        std::thread::yield_now();
+    }
+    killed.kill().unwrap();
+    assert!(!killed.wait().unwrap().success(), "it ended before it was killed");
+    let resumed = run("killed", "saved").output().unwrap();
+    let report = last_json(&resumed);
+    assert!(report["resumed_steps"].as_u64() >= Some(3) && report["steps"] == 320, "{report}");
+    let bytes = |out: &str| std::fs::read(folder.path().join(out).join("model.safetensors")).unwrap();
+    assert!(bytes("whole") == bytes("killed"));
+    assert!(!checkpoint("saved").exists());
+
+    let refused = client(&[&FINETUNE[..], &["--checkpoint", "c", "--validation", "0.2"]].concat(), folder.path());
+    assert_eq!(code(&refused), 2);
+}
+
+#[test]
 fn without_a_job_labels_come_from_the_file() {
     let folder = place();
     // The default of 128 tokens is more than this model has positions.

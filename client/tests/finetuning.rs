@@ -9,8 +9,9 @@ use std::path::Path;
 
 use candle_core::Device;
 use fedtune_client::data::{self, Columns, DataError, Rows, Sampling, TargetReader};
-use fedtune_client::finetune::{self, EarlyStopping, FinetuneError, Plan, Progress, Silent};
+use fedtune_client::finetune::{self, Checkpoints, EarlyStopping, FinetuneError, FitReport, Plan, Progress, Silent};
 use fedtune_client::model::{Classifier, ModelSpec};
+use fedtune_config::Job;
 use fedtune_config::job::{ClassWeights, Eda, Metric, Optimizer, Schedule, Task, TaskKind, Trainable, Training};
 use tempfile::NamedTempFile;
 
@@ -390,15 +391,9 @@ fn a_probe_needs_a_head_that_is_trained() {
     let trainable: Trainable = "bert.encoder.*".parse().unwrap();
     let folder = tiny_model::folder();
     let training = Training { probe: 0.1, trainable: trainable.clone(), ..plain() };
-    let finetune = |folder: &Path| {
-        // The base model has the classifier already, so it may stay as it is.
-        let mut classifier = loaded(folder, ModelSpec { trainable: trainable.clone(), ..tiny_model::spec() });
-        finetune::fit(&mut classifier, &rows(30), &training, plan(1), &mut Silent)
-    };
-    let first = loaded(folder.path(), tiny_model::spec());
-    let saved = tempfile::tempdir().unwrap();
-    first.save(saved.path()).unwrap();
-    let error = finetune(saved.path()).unwrap_err().to_string();
+    // The base model has the classifier already, so it may stay as it is.
+    let mut classifier = loaded(folder.path(), ModelSpec { trainable, ..tiny_model::spec() });
+    let error = finetune::fit(&mut classifier, &rows(30), &training, plan(1), &mut Silent).unwrap_err().to_string();
     assert!(error.contains("\"bert.encoder.*\" names no tensor of it"), "{error}");
 }
 
@@ -422,9 +417,12 @@ fn patterns_choose_what_is_trained() {
     tensors(&some).iter().for_each(|(name, after)| assert_ne!(&before[name], after, "{name}"));
     finetune::fit(&mut classifier, &rows(30), &plain(), plan(2), &mut Silent).unwrap();
 
-    let error = load("bert.encoder.layr.1.*,classifier.*").unwrap_err().to_string();
+    let error = load("bert.encoder.layr.1.*,classifier.*").map(drop).unwrap_err().to_string();
     assert!(error.contains("\"bert.encoder.layr.1.*\"") && error.contains("bert.encoder.layer."), "{error}");
-    let error = load("bert.encoder.*").unwrap_err().to_string();
+    // For other labels the classifier is new.
+    let labels = ["one", "other"].map(String::from).to_vec();
+    let spec = ModelSpec { labels, trainable: "bert.encoder.*".parse().unwrap(), ..tiny_model::spec() };
+    let error = Classifier::load(folder.path(), &spec, &Device::Cpu).map(drop).unwrap_err().to_string();
     assert!(error.contains("begins at random") && error.contains("training.trainable"), "{error}");
 }
 
@@ -437,6 +435,85 @@ fn layers_computed_again_train_to_the_same_bits() {
         state(&classifier)
     };
     assert!(run(true) == run(false));
+}
+
+/// The steps of a run that is checkpointed in a folder and told to stop behind one of them; 0 is never.
+fn checkpointed(
+    folder: &Path,
+    job: &Job,
+    model: &Path,
+    rows: &Rows,
+    stop: usize,
+) -> Result<(Vec<u8>, FitReport), FinetuneError> {
+    let checkpoints = Checkpoints::new(folder, 2, job, model, rows)?;
+    let mut classifier = Classifier::load(model, &ModelSpec::from(job), &Device::Cpu).unwrap();
+    let mut observer = |progress: Progress| match progress.step == stop {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    };
+    let report = finetune::fit_saved(&mut classifier, rows, &job.training, plan(9), &checkpoints, &mut observer)?;
+    Ok((state(&classifier), report))
+}
+
+fn job(model: &Path, training: Training) -> Job {
+    let mut job = Job::classify("tiny", model, tiny_model::labels());
+    (job.task.max_length, job.training) = (16, training);
+    job
+}
+
+#[test]
+fn a_run_that_was_stopped_goes_on_to_the_same_bits() {
+    let (model, rows) = (tiny_model::folder(), rows(30));
+    let every = Training { proximal: 0.1, l2_sp: 0.01, eda: Some(Eda::default()), token_dropout: 0.1, ..training() };
+    let sgd = Training { optimizer: Optimizer::Sgd, probe: 0.5, accumulate: 2, ..training() };
+    for training in [every, Training { momentum: 0.9, ..sgd.clone() }, sgd] {
+        let job = job(model.path(), training);
+        let run = |folder: &Path, stop| checkpointed(folder, &job, model.path(), &rows, stop);
+        let (whole, report) = run(tempfile::tempdir().unwrap().path(), 0).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        // Behind a checkpoint; between two, so that a step is done again; and before another one is due.
+        for (stop, from) in [(2, 0), (5, 2), (5, 4)] {
+            let error = run(folder.path(), stop).unwrap_err();
+            assert!(matches!(error, FinetuneError::Cancelled { .. }), "{error} from {from}");
+        }
+        let (resumed, later) = run(folder.path(), 0).unwrap();
+        assert_eq!((later.steps, later.resumed_steps, later.examples), (9, 4, report.examples));
+        assert_eq!(later.train_loss.to_bits(), report.train_loss.to_bits());
+        assert!(resumed == whole, "{:?}", job.training);
+        // Nothing is left to do behind the last one.
+        assert_eq!(run(folder.path(), 0).unwrap().1.resumed_steps, 8);
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_run_or_a_damaged_one_is_refused() {
+    let (model, folder, rows) = (tiny_model::folder(), tempfile::tempdir().unwrap(), rows(30));
+    let first = job(model.path(), training());
+    checkpointed(folder.path(), &first, model.path(), &rows, 4).unwrap_err();
+    let file = folder.path().join("checkpoint.safetensors");
+    let refused = |job: &Job, model: &Path, rows: &Rows, words: &str| {
+        let error = checkpointed(folder.path(), job, model, rows, 0).unwrap_err().to_string();
+        assert!(error.contains(words) && error.contains("remove it"), "{error}");
+    };
+    refused(&job(model.path(), Training { seed: 9, ..training() }), model.path(), &rows, "another job");
+    refused(&first, model.path(), &self::rows(31), "other training rows");
+    let other = tiny_model::folder();
+    tiny_model::edit_tensors(&other.path().join("model.safetensors"), |tensors| {
+        tensors.values_mut().for_each(|tensor| *tensor = (&*tensor * 2.0).unwrap());
+    });
+    refused(&first, other.path(), &rows, "another base model");
+    // The same model in another place is the same run.
+    let copy = tiny_model::folder();
+    checkpointed(folder.path(), &first, copy.path(), &rows, 5).unwrap_err();
+
+    let whole = std::fs::read(&file).unwrap();
+    for damaged in [&whole[..whole.len() - 1], &whole[..5], b"", b"\xff\xff\xff\xff\xff\xff\xff\xff{}"] {
+        std::fs::write(&file, damaged).unwrap();
+        refused(&first, model.path(), &rows, "no whole checkpoint");
+    }
+    std::fs::write(&file, &whole).unwrap();
+    tiny_model::edit_tensors(&file, |tensors| drop(tensors.remove("state.classifier.bias")));
+    refused(&first, model.path(), &rows, "no whole checkpoint");
 }
 
 #[test]

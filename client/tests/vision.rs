@@ -260,7 +260,7 @@ fn five_steps_agree() {
 #[test]
 fn a_state_has_the_statistics_of_what_is_trained() {
     for (trainable, expected) in [(Trainable::Full, 26), (Trainable::Last(1), 4), (Trainable::Head, 0)] {
-        let network = network("resnet-basic", trainable);
+        let network = network("resnet-basic", trainable.clone());
         let found = network.state_tensors().iter().filter(|(name, _)| is_statistic(name)).count();
         assert_eq!(found, expected, "{trainable}");
     }

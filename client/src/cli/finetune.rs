@@ -11,7 +11,7 @@ use super::progress::Display;
 use super::training::{Training, duplicates, treat};
 use super::{CliError, Output, prepare_out, processor, table};
 use crate::data::{self, TargetReader};
-use crate::finetune::{self, EarlyStopping, Plan};
+use crate::finetune::{self, Checkpoints, EarlyStopping, Plan};
 use crate::model::{Classifier, ModelSpec};
 
 const EXAMPLES: &str = "\
@@ -24,6 +24,9 @@ Examples:
 
   Until three epochs in a row bring nothing new on a tenth of the rows:
     fedtune-client finetune --model all-MiniLM-L6-v2 --train train.csv --validation 0.1 --patience 3 --out tuned
+
+  So that it can be interrupted, and go on when the same command is given again:
+    fedtune-client finetune --model all-MiniLM-L6-v2 --train train.csv --checkpoint saved --checkpoint-steps 50 --out tuned
 
   The similarity of two sentences, a number:
     fedtune-client finetune --model all-MiniLM-L6-v2 --task text-regression --pair-column text_pair --train sts.csv --out tuned
@@ -55,6 +58,13 @@ pub(super) struct Arguments {
     /// With --validation: end after so many epochs without a better one; 0 never ends early.
     #[arg(long, value_name = "EPOCHS", default_value_t = 0, requires = "validation")]
     patience: usize,
+    /// Folder for checkpoints. The same command, given again after it was interrupted, goes on from the last one and comes to
+    /// the same bits; it is removed when the model is written.
+    #[arg(long, value_name = "DIR", conflicts_with = "validation")]
+    checkpoint: Option<PathBuf>,
+    /// With --checkpoint: steps between two of them.
+    #[arg(long, value_name = "N", default_value_t = 100, requires = "checkpoint", value_parser = clap::value_parser!(u32).range(1..))]
+    checkpoint_steps: u32,
     #[command(flatten)]
     training: Training,
     /// Training rows whose text (but for case and white space) and label stand in an earlier row: keep or remove.
@@ -97,12 +107,22 @@ impl Arguments {
 
         let steps = job.training.steps_per_round(rows.len()).saturating_mul(job.rounds.count as usize);
         let plan = Plan { first_step: 0, steps, total_steps: steps, round: 1 };
-        let mut display = Display::new("training");
-        let fit = match stopping {
-            Some(stopping) => finetune::fit_best(&mut classifier, &rows, &job.training, plan, stopping, &mut display)?,
-            None => finetune::fit(&mut classifier, &rows, &job.training, plan, &mut display)?,
+        let checkpoints = match &self.checkpoint {
+            Some(folder) => Some(Checkpoints::new(folder, self.checkpoint_steps as usize, &job, &self.model, &rows)?),
+            None => None,
+        };
+        let (training, mut display) = (&job.training, Display::new("training"));
+        let fit = match (stopping, &checkpoints) {
+            (Some(stopping), _) => finetune::fit_best(&mut classifier, &rows, training, plan, stopping, &mut display)?,
+            (None, Some(checkpoints)) => {
+                finetune::fit_saved(&mut classifier, &rows, training, plan, checkpoints, &mut display)?
+            }
+            (None, None) => finetune::fit(&mut classifier, &rows, training, plan, &mut display)?,
         };
         classifier.save(&self.out)?;
+        if let Some(checkpoints) = checkpoints {
+            checkpoints.remove()?;
+        }
         let evaluation = match &test {
             Some((rows, _)) => {
                 Some(finetune::evaluate_scores(&classifier, rows, batch_size, &mut Display::new("evaluating"))?)
@@ -124,6 +144,9 @@ impl Arguments {
                         table::measures(best),
                         best.examples
                     );
+                }
+                if fit.resumed_steps > 0 {
+                    println!("went on behind step {}, from a checkpoint", fit.resumed_steps);
                 }
                 println!(
                     "{} steps on {} rows in {:.1} s ({:.1} rows/s), mean training loss {:.4}\nwritten to {}",
@@ -150,6 +173,7 @@ impl Arguments {
                     "train_seconds": fit.seconds,
                     "train_examples": fit.examples,
                     "steps": fit.steps,
+                    "resumed_steps": fit.resumed_steps,
                 });
                 println!("{document}");
             }

@@ -1,6 +1,7 @@
 //! Reading and tokenising the next batches while one is computed.
 
 use std::borrow::Cow;
+use std::ops::ControlFlow;
 use std::sync::mpsc::SyncSender;
 
 use fedtune_config::job::Training;
@@ -9,7 +10,7 @@ use super::augment;
 use super::encode::{encode, targets};
 use super::error::FinetuneError;
 use super::fit::Plan;
-use super::order::Batches;
+use super::order;
 use crate::data::{Content, Rows};
 use crate::model::batch::Tokens;
 use crate::model::{Classifier, Targets};
@@ -28,38 +29,36 @@ pub(super) struct Batch {
     pub(super) ends_epoch: bool,
 }
 
-/// Sends the batches of all steps in turn, and ends early after an error or when nobody wants more. `rows` are not empty.
+/// Sends the batches of the steps of a plan behind those that are `done`, in turn, and ends early after an error or when
+/// nobody wants more. `rows` are not empty.
 pub(super) fn send_batches(
     classifier: &Classifier,
     rows: &Rows,
     training: &Training,
     plan: Plan,
+    done: usize,
     out: &SyncSender<Result<Batch, FinetuneError>>,
 ) {
-    let mut steps = 0;
-    for epoch in 0.. {
-        let batches = Batches::of(rows.len(), |row| rows.length(row), training, plan.round, epoch);
-        let mut batches = batches.iter().peekable();
-        while let Some(batch) = batches.next() {
-            if steps == plan.steps {
-                return;
-            }
-            steps += 1;
-            let ends_epoch = batches.peek().is_none() || steps == plan.steps;
-            let alter =
-                |row: &u32, content| augment::alter(content, training, plan.round, steps as u64 - 1, u64::from(*row));
-            let batch = prepared(classifier, rows, batch, alter).map(|(tokens, targets)| Batch {
-                rows: batch.to_vec(),
-                tokens,
-                targets,
-                ends_epoch,
-            });
-            let failed = batch.is_err();
-            if out.send(batch).is_err() || failed {
-                return;
-            }
+    order::each_step(rows, training, plan.round, |step, batch, ends| {
+        if step >= plan.steps {
+            return ControlFlow::Break(());
         }
-    }
+        if step < done {
+            return ControlFlow::Continue(());
+        }
+        let alter = |row: &u32, content| augment::alter(content, training, plan.round, step as u64, u64::from(*row));
+        let batch = prepared(classifier, rows, batch, alter).map(|(tokens, targets)| Batch {
+            rows: batch.to_vec(),
+            tokens,
+            targets,
+            ends_epoch: ends || step + 1 == plan.steps,
+        });
+        let failed = batch.is_err();
+        match out.send(batch) {
+            Ok(()) if !failed => ControlFlow::Continue(()),
+            _ => ControlFlow::Break(()),
+        }
+    });
 }
 
 /// Tokens and targets of the rows of a batch, whose contents `alter` may change.

@@ -1,5 +1,7 @@
 //! Why fine-tuning ended early.
 
+use std::path::PathBuf;
+
 use crate::data::DataError;
 use crate::model::ModelError;
 
@@ -45,6 +47,14 @@ pub enum FinetuneError {
         found: usize,
         /// Folds asked for.
         folds: usize,
+    },
+    /// A checkpoint that cannot be used or written.
+    #[error("{} {message}", path.display())]
+    Checkpoint {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was found, and what to do next.
+        message: String,
     },
     /// The observer asked to stop.
     #[error("cancelled after step {step}")]

@@ -8,6 +8,7 @@ use std::time::Instant;
 use fedtune_config::job::Training;
 
 use super::ahead::{AHEAD, Batch, send_batches};
+use super::checkpoint::{Checkpoints, Position};
 use super::early_stopping::{EarlyStopping, EpochScores};
 use super::error::FinetuneError;
 use super::gradients::{self, gradient_norm};
@@ -38,11 +39,13 @@ pub struct Plan {
 pub struct FitReport {
     /// Optimiser steps.
     pub steps: usize,
+    /// How many of them an earlier run had done, from whose checkpoint this one went on.
+    pub resumed_steps: usize,
     /// Distinct rows trained on.
     pub examples: u64,
     /// Mean loss over the steps, without the terms of `proximal` and `l2_sp`.
     pub train_loss: f64,
-    /// Wall time.
+    /// Wall time of this run.
     pub seconds: f64,
     /// Rows trained on a second, each time a row is used.
     pub rows_per_second: f64,
@@ -63,7 +66,25 @@ pub fn fit(
     observer: &mut dyn Observer,
 ) -> Result<FitReport, FinetuneError> {
     classifier.set_recompute(training.recompute)?;
-    run(classifier, rows, training, plan, None, observer)
+    run(classifier, rows, training, plan, Extras::default(), observer)
+}
+
+/// As [`fit`], but writes checkpoints, and goes on from the one that is there. The bits are those of a run that nothing
+/// disturbed. The classifier is as it was when that run began.
+///
+/// # Errors
+/// As [`fit`]; also when the checkpoint is damaged, or of another run, or cannot be written.
+pub fn fit_saved(
+    classifier: &mut Classifier,
+    rows: &Rows,
+    training: &Training,
+    plan: Plan,
+    checkpoints: &Checkpoints,
+    observer: &mut dyn Observer,
+) -> Result<FitReport, FinetuneError> {
+    classifier.set_recompute(training.recompute)?;
+    let extras = Extras { checkpoints: Some(checkpoints), ..Extras::default() };
+    run(classifier, rows, training, plan, extras, observer)
 }
 
 /// As [`fit`], but scores the model after every epoch, ends when it has not become better for some time, and leaves it as
@@ -80,7 +101,14 @@ pub fn fit_best(
     observer: &mut dyn Observer,
 ) -> Result<FitReport, FinetuneError> {
     classifier.set_recompute(training.recompute)?;
-    run(classifier, rows, training, plan, Some(stopping), observer)
+    run(classifier, rows, training, plan, Extras { stopping: Some(stopping), ..Extras::default() }, observer)
+}
+
+/// What a run may do between its steps.
+#[derive(Default)]
+struct Extras<'a> {
+    stopping: Option<EarlyStopping<'a>>,
+    checkpoints: Option<&'a Checkpoints>,
 }
 
 fn run(
@@ -88,7 +116,7 @@ fn run(
     rows: &Rows,
     training: &Training,
     plan: Plan,
-    mut stopping: Option<EarlyStopping<'_>>,
+    Extras { mut stopping, checkpoints }: Extras<'_>,
     observer: &mut dyn Observer,
 ) -> Result<FitReport, FinetuneError> {
     if rows.is_empty() {
@@ -96,12 +124,24 @@ fn run(
     }
     let started = Instant::now();
     let mut trainer = Trainer::new(classifier, rows, training, plan)?;
-    let (mut steps, mut loss_sum, mut used) = (0, 0.0, 0usize);
+    // Behind the making of the trainer, whose anchors are where the run began.
+    let done = match checkpoints {
+        Some(checkpoints) => checkpoints.resume(classifier, &mut trainer.optimizer, plan.steps)?,
+        None => Position::default(),
+    };
+    let (Position { mut steps, mut loss_sum }, mut used) = (done, 0usize);
     // A row that is repeated to weigh more is still one example.
     let mut seen = vec![false; rows.origins()];
+    order::each_step(rows, training, plan.round, |step, batch, _| {
+        if step >= done.steps {
+            return ControlFlow::Break(());
+        }
+        batch.iter().for_each(|row| seen[rows.origin(*row as usize)] = true);
+        ControlFlow::Continue(())
+    });
     thread::scope(|scope| {
         let (out, batches) = sync_channel(AHEAD);
-        scope.spawn(move || send_batches(classifier, rows, training, plan, &out));
+        scope.spawn(move || send_batches(classifier, rows, training, plan, done.steps, &out));
         for batch in batches {
             let batch = batch?;
             let (loss, learning_rate) = trainer.step(steps, &batch)?;
@@ -109,6 +149,11 @@ fn run(
             loss_sum += loss;
             used += batch.rows.len();
             batch.rows.iter().for_each(|row| seen[rows.origin(*row as usize)] = true);
+            if let Some(checkpoints) = checkpoints
+                && checkpoints.due(steps)
+            {
+                checkpoints.save(classifier, &trainer.optimizer, Position { steps, loss_sum })?;
+            }
             let progress = Progress {
                 step: steps,
                 steps: plan.steps,
@@ -134,6 +179,7 @@ fn run(
     let seconds = started.elapsed().as_secs_f64();
     Ok(FitReport {
         steps,
+        resumed_steps: done.steps,
         examples: seen.into_iter().filter(|seen| *seen).count() as u64,
         train_loss: if steps == 0 { 0.0 } else { loss_sum / steps as f64 },
         seconds,

@@ -75,6 +75,48 @@ impl Optimizer {
     }
 }
 
+/// To store it and to go on.
+impl Optimizer {
+    /// How many numbers it keeps for each value of a parameter.
+    pub(super) fn kept(&self) -> usize {
+        match self.rule {
+            Rule::AdamW(_) => 2,
+            Rule::Momentum { .. } => 1,
+            Rule::Plain(_) => 0,
+        }
+    }
+
+    /// Every parameter that was changed, how often, and [`Self::kept`] lists of numbers for it.
+    pub(super) fn numbers(&self) -> Result<Vec<(&str, i32, Vec<Vec<f32>>)>> {
+        let of = |(name, steps): (&'_ String, &i32)| {
+            let numbers = match &self.rule {
+                Rule::AdamW(moments) => moments.numbers(name)?,
+                Rule::Momentum { velocity, .. } => velocity.numbers(name)?,
+                Rule::Plain(nothing) => nothing.numbers(name)?,
+            };
+            Ok((*steps, numbers))
+        };
+        self.steps.iter().map(|entry| of(entry).map(|(steps, numbers)| (entry.0.as_str(), steps, numbers))).collect()
+    }
+
+    /// Takes back what [`Self::numbers`] gave for a parameter.
+    pub(super) fn restore(
+        &mut self,
+        name: &str,
+        parameter: &Parameter,
+        steps: i32,
+        numbers: Vec<Vec<f32>>,
+    ) -> Result<()> {
+        match &mut self.rule {
+            Rule::AdamW(moments) => moments.restore(name, parameter, numbers)?,
+            Rule::Momentum { velocity, .. } => velocity.restore(name, parameter, numbers)?,
+            Rule::Plain(nothing) => nothing.restore(name, parameter, numbers)?,
+        }
+        self.steps.insert(name.to_owned(), steps);
+        Ok(())
+    }
+}
+
 /// What every rule multiplies by.
 #[derive(Debug, Clone, Copy)]
 struct Change {
@@ -106,6 +148,33 @@ enum Numbers<const N: usize> {
 }
 
 impl<const N: usize> Moments<N> {
+    fn numbers(&self, name: &str) -> Result<Vec<Vec<f32>>> {
+        match self.0.get(name) {
+            Some(Numbers::Processor(numbers)) => Ok(numbers.to_vec()),
+            Some(Numbers::Device(numbers)) => numbers.iter().map(|values| values.flatten_all()?.to_vec1()).collect(),
+            None => bail!("the optimiser has no numbers for {name}"),
+        }
+    }
+
+    fn restore(&mut self, name: &str, parameter: &Parameter, numbers: Vec<Vec<f32>>) -> Result<()> {
+        let (count, var) = (parameter.var.elem_count(), &parameter.var);
+        let fits = numbers.iter().all(|values| values.len() == count);
+        let Some(numbers) = <[Vec<f32>; N]>::try_from(numbers).ok().filter(|_| fits) else {
+            bail!("numbers that do not fit {name}");
+        };
+        let mut restored = Numbers::zeros(var.as_tensor())?;
+        match &mut restored {
+            Numbers::Processor(kept) => *kept = numbers,
+            Numbers::Device(kept) => {
+                for (kept, values) in kept.iter_mut().zip(numbers) {
+                    *kept = Tensor::from_vec(values, var.shape(), var.device())?;
+                }
+            }
+        }
+        self.0.insert(name.to_owned(), restored);
+        Ok(())
+    }
+
     fn update(&mut self, name: &str, parameter: &Parameter, gradient: &Gradient, kernel: impl Kernel<N>) -> Result<()> {
         let tensor = parameter.var.as_tensor();
         if !self.0.contains_key(name) {

@@ -1,10 +1,12 @@
 //! Which rows come together in a step, and in what order.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use fedtune_config::job::Training;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
+
+use crate::data::Rows;
 
 /// Most batches among which rows of like length are sought, as in transformers' `LengthGroupedSampler`.
 const NEIGHBOURS: usize = 50;
@@ -50,6 +52,27 @@ impl Batches {
             &self.rows[start..(start + self.size).min(self.rows.len())]
         };
         (0..self.rows.len().div_ceil(self.size)).map(batch)
+    }
+}
+
+/// Calls `step` with the number of each step, counted from 0, its rows, and whether an epoch ends with it, until it breaks.
+/// There is at least one row.
+pub(super) fn each_step(
+    rows: &Rows,
+    training: &Training,
+    round: u32,
+    mut step: impl FnMut(usize, &[u32], bool) -> ControlFlow<()>,
+) {
+    let mut steps = 0;
+    for epoch in 0.. {
+        let batches = Batches::of(rows.len(), |row| rows.length(row), training, round, epoch);
+        let mut batches = batches.iter().peekable();
+        while let Some(batch) = batches.next() {
+            if step(steps, batch, batches.peek().is_none()).is_break() {
+                return;
+            }
+            steps += 1;
+        }
     }
 }
 

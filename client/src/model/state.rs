@@ -88,7 +88,7 @@ impl Network {
     }
 
     /// The trained tensors.
-    pub(super) fn state(&self) -> Result<Vec<Named>, ModelError> {
+    pub(crate) fn state(&self) -> Result<Vec<Named>, ModelError> {
         self.values(|parameter| parameter.trained)
     }
 

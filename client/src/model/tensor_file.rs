@@ -1,5 +1,6 @@
 //! Reading and writing safetensors files, tensor by tensor, with everything checked.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -70,6 +71,11 @@ impl TensorFile {
         let mut names = self.header.offset_keys();
         names.sort();
         names
+    }
+
+    /// What the header says beside its tensors, by its key.
+    pub(crate) fn note(&self, key: &str) -> Option<&str> {
+        self.header.metadata().as_ref()?.get(key).map(String::as_str)
     }
 
     /// The shape of a tensor; `None` when it is absent.
@@ -158,6 +164,17 @@ pub(crate) fn check_finite(place: &str, name: &str, values: &[f32]) -> Result<()
 
 /// Writes f32 tensors, and others as they were read.
 pub(crate) fn write(path: &Path, tensors: &[Named], copied: &[Copied]) -> Result<(), ModelError> {
+    // Readers outside this project look for the framework's name.
+    write_noted(path, tensors, copied, HashMap::from([("format".to_owned(), "pt".to_owned())]))
+}
+
+/// The same, with what the header is to say beside its tensors.
+pub(crate) fn write_noted(
+    path: &Path,
+    tensors: &[Named],
+    copied: &[Copied],
+    notes: HashMap<String, String>,
+) -> Result<(), ModelError> {
     let failed = |e: safetensors::SafeTensorError| ModelError::Write {
         path: path.to_path_buf(),
         source: match e {
@@ -173,9 +190,7 @@ pub(crate) fn write(path: &Path, tensors: &[Named], copied: &[Copied]) -> Result
         .map(|(name, dtype, shape, bytes)| Ok((name.as_str(), TensorView::new(dtype, shape.clone(), bytes)?)))
         .collect::<Result<Vec<_>, _>>()
         .map_err(failed)?;
-    // Readers outside this project look for the framework's name.
-    let format = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(views, Some(format), path).map_err(failed)
+    safetensors::serialize_to_file(views, Some(notes), path).map_err(failed)
 }
 
 #[cfg(test)]
