@@ -13,6 +13,7 @@ mod progress;
 mod run;
 mod table;
 mod training;
+mod tune;
 
 use std::path::Path;
 
@@ -40,6 +41,7 @@ enum Command {
     Merge(merge::Arguments),
     Predict(predict::Arguments),
     Run(run::Arguments),
+    Tune(tune::Arguments),
 }
 
 impl Cli {
@@ -56,6 +58,7 @@ impl Cli {
             Command::Merge(arguments) => arguments.run(),
             Command::Predict(arguments) => arguments.run(),
             Command::Run(arguments) => arguments.run(),
+            Command::Tune(arguments) => arguments.run(),
         }
     }
 }

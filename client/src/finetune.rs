@@ -2,7 +2,7 @@
 //!
 //! Read in this order: [`fit`] (the loop), [`schedule`], `order` (batches), `encode` (rows to tokens and targets), `ahead` (which
 //! does so in the background), `augment`, `loss`, `pull` (proximal terms),
-//! `optimizer`, [`evaluate`], [`metrics`], `entities` and [`scores`], `early_stopping`, `checkpoint`, [`cross`] (cross-validation), [`confident`] (wrong
+//! `optimizer`, [`evaluate`], [`metrics`], `entities` and [`scores`], `early_stopping`, `checkpoint`, [`cross`] (cross-validation), [`tune`], [`confident`] (wrong
 //! labels).
 
 mod ahead;
@@ -25,6 +25,7 @@ mod progress;
 mod pull;
 pub mod schedule;
 pub mod scores;
+pub mod tune;
 
 pub use checkpoint::Checkpoints;
 pub use cross::{CrossValidation, cross_validate};

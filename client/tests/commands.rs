@@ -159,6 +159,67 @@ fn a_killed_run_goes_on_when_the_same_command_is_given_again() {
 }
 
 #[test]
+fn tuning_finds_settings_that_learn_and_writes_their_job() {
+    let folder = place();
+    let tune = ["tune", "--model", "model", "--train", "train.csv", "--job", "job.toml", "--out", "best.toml"];
+    let run = |more: &[&str]| client(&[&tune[..], more].concat(), folder.path());
+    // Rates of which most are far too small to learn anything.
+    let ranges = ["--learning-rates", "1e-7..1e-2", "--batch-sizes", "8,16", "--ranks", "2,4"];
+    let ranges =
+        [&ranges[..], &["--trainables", "full", "bert.pooler.*,classifier.*", "lora", "--output", "json"]].concat();
+    let found = run(&ranges);
+    assert_eq!(code(&found), 0, "{}", errors(&found));
+    let report = last_json(&found);
+    let trials = report["trials"].as_array().unwrap();
+    let rungs = |count: usize| trials.iter().filter(|trial| trial["rungs"].as_array().unwrap().len() >= count).count();
+    assert_eq!((trials.len(), rungs(1), rungs(2), rungs(3)), (9, 9, 3, 1), "{report}");
+    let best = &trials[report["best_trial"].as_u64().unwrap() as usize - 1];
+    let accuracy = |trial: &Value, rung: usize| trial["rungs"][rung]["evaluation"]["accuracy"].as_f64().unwrap();
+    // Those that went on were no worse than those that did not.
+    let least = trials.iter().filter(|trial| !trial["rungs"][1].is_null()).map(|trial| accuracy(trial, 0));
+    let least = least.fold(f64::INFINITY, f64::min);
+    let others = trials.iter().filter(|trial| trial["rungs"][1].is_null()).map(|trial| accuracy(trial, 0));
+    assert!(others.fold(0.0, f64::max) <= least, "{report}");
+    assert!(best["rungs"][2]["steps"].as_u64() > best["rungs"][0]["steps"].as_u64(), "{report}");
+    for trial in trials {
+        assert_eq!(trial["trainable"] == "lora", !trial["rank"].is_null(), "{report}");
+    }
+    assert_eq!(last_json(&run(&ranges))["trials"], report["trials"], "the same seed, the same trials");
+    let text = String::from_utf8(run(&ranges[..ranges.len() - 2]).stdout).unwrap();
+    assert!(text.contains("(best)") && text.contains("after") && text.lines().count() == 12, "{text}");
+
+    // The job that was written trains to what the last rung said.
+    let job = std::fs::read_to_string(folder.path().join("best.toml")).unwrap();
+    assert!(job.starts_with("# Trial "), "{job}");
+    let arguments = ["finetune", "--model", "model", "--train", "train.csv", "--job", "best.toml", "--out", "tuned"];
+    let tuned = client(&[&arguments[..], &["--validation", "0.2", "--output", "json"]].concat(), folder.path());
+    assert_eq!(code(&tuned), 0, "{}", errors(&tuned));
+    let last = last_json(&tuned);
+    let epochs = last["validation"].as_array().unwrap();
+    assert_eq!(epochs[epochs.len() - 1]["accuracy"].as_f64(), Some(accuracy(best, 2)), "{last} {report}");
+
+    for (more, expected, words) in [
+        (&["--trials", "8"][..], 2, "at least 9"),
+        (&["--learning-rates", "1e-2..1e-3"], 2, "the smaller first"),
+        (&["--learning-rates", "0..1"], 2, "above 0"),
+        (&["--batch-sizes", "64"], 2, "rows to train on"),
+        (&["--ranks", "4"], 2, "--trainables lora"),
+        (&["--learning-rates", "1e-3", "--batch-sizes", "8"], 2, "1 different settings"),
+        (&["--trainables", "bert.encodr.*"], 5, "bert.encoder."),
+        (&["--out", "job.toml"], 2, "which is read"),
+        (&["--out", "no/best.toml"], 9, "cannot write"),
+    ] {
+        let arguments = match more[0] {
+            "--out" => [&tune[..7], more].concat(),
+            _ => [&tune[..], more].concat(),
+        };
+        let output = client(&arguments, folder.path());
+        assert_eq!(code(&output), expected, "{more:?} {}", errors(&output));
+        assert!(errors(&output).contains(words), "{more:?} {}", errors(&output));
+    }
+}
+
+#[test]
 fn without_a_job_labels_come_from_the_file() {
     let folder = place();
     // The default of 128 tokens is more than this model has positions.

@@ -73,6 +73,7 @@ impl CliError {
                 | FinetuneError::TooFewForFolds { .. }
                 | FinetuneError::Data(_),
             ) => Exit::Data,
+            Self::Finetune(FinetuneError::TooFewSettings { .. }) => Exit::Usage,
             Self::Finetune(FinetuneError::Checkpoint { .. }) => Exit::Storage,
             Self::Finetune(FinetuneError::Cancelled { .. }) => Exit::Interrupted,
             Self::Finetune(FinetuneError::Diverged { .. }) => Exit::JobFailed,

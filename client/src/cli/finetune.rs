@@ -182,7 +182,8 @@ impl Arguments {
     }
 }
 
-fn fraction(text: &str) -> Result<f64, String> {
+/// Reads a share of rows to hold out.
+pub(super) fn fraction(text: &str) -> Result<f64, String> {
     let found = text.parse::<f64>().ok().filter(|fraction| *fraction > 0.0 && *fraction < 0.9);
     found.ok_or_else(|| "expected a number above 0 and less than 0.9".into())
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use fedtune_config::Job;
-use fedtune_config::job::{Task, TaskKind, Trainable};
+use fedtune_config::job::{Task, TaskKind, Trainable, suggested_learning_rate};
 use fedtune_config::site::{Duplicates, OVERSAMPLE_MAX};
 
 use super::CliError;
@@ -62,6 +62,15 @@ pub(super) struct Training {
     seed: Option<u64>,
 }
 
+/// A peak learning rate where nobody chose one.
+pub(super) fn suited_rate(trainable: &Trainable, model: &Path) -> f64 {
+    match trainable {
+        Trainable::Head => HEAD_LEARNING_RATE,
+        Trainable::Lora => LORA_LEARNING_RATE,
+        _ => suggested_learning_rate(model),
+    }
+}
+
 fn learning_rate(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(rate) if rate > 0.0 && rate <= 10.0 => Ok(rate),
@@ -115,11 +124,9 @@ impl Training {
         if let Some(trainable) = &self.trainable {
             job.training.trainable = trainable.clone();
             job.training.lora = job.training.lora.filter(|_| *trainable == Trainable::Lora);
-            job.training.learning_rate = match trainable {
-                Trainable::Head if self.job.is_none() => HEAD_LEARNING_RATE,
-                Trainable::Lora if self.job.is_none() => LORA_LEARNING_RATE,
-                _ => job.training.learning_rate,
-            };
+            if self.job.is_none() {
+                job.training.learning_rate = suited_rate(trainable, model);
+            }
         }
         if let Some(rate) = self.learning_rate {
             job.training.learning_rate = rate;

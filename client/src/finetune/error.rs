@@ -48,6 +48,16 @@ pub enum FinetuneError {
         /// Folds asked for.
         folds: usize,
     },
+    /// More trials than there are settings to try.
+    #[error(
+        "the ranges hold {found} different settings, fewer than {trials} trials; ask for fewer trials, or give wider ranges"
+    )]
+    TooFewSettings {
+        /// Settings that were found.
+        found: usize,
+        /// Trials asked for.
+        trials: usize,
+    },
     /// A checkpoint that cannot be used or written.
     #[error("{} {message}", path.display())]
     Checkpoint {
