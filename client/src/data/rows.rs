@@ -66,7 +66,7 @@ struct Index {
 #[derive(Debug)]
 enum Contents {
     Held(Vec<Content>),
-    InFile { starts: Vec<u64>, file: Source },
+    InFile { starts: Vec<u64>, file: Box<Source> },
 }
 
 impl Default for Contents {
@@ -347,7 +347,7 @@ impl Gathering {
         }
         if self.held_bytes > self.most {
             let starts = std::mem::take(&mut self.starts);
-            self.index.contents = Contents::InFile { starts, file };
+            self.index.contents = Contents::InFile { starts, file: Box::new(file) };
             return Ok(Rows { index: Arc::new(self.index), chosen: None });
         }
         Ok(self.held())
