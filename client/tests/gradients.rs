@@ -192,6 +192,43 @@ fn gradients_agree_where_only_a_part_is_trained() {
     }
 }
 
+#[test]
+fn every_tensor_trained_alone_has_the_gradient_it_has_with_all_others() {
+    for architecture in ARCHITECTURES.into_iter().chain(OF_TOKENS) {
+        let reference = reference_of(architecture, "gradients.safetensors");
+        for name in network_of(architecture, Trainable::Full).parameters().keys() {
+            let network = network_of(architecture, name.parse().unwrap());
+            let pass = pass(&network, &reference);
+            assert_eq!(pass.gradients.keys().collect::<Vec<_>>(), [name], "{architecture}");
+            assert_gradients(&network, &pass, &reference);
+        }
+    }
+}
+
+#[test]
+fn while_probing_the_head_has_the_gradient_it_has_when_it_is_trained_alone() {
+    for architecture in ARCHITECTURES.into_iter().chain(OF_TOKENS) {
+        let reference = reference_of(architecture, "gradients.safetensors");
+        let head = pass(&network_of(architecture, Trainable::Head), &reference);
+        for trainable in [Trainable::Full, Trainable::Last(1), Trainable::Lora] {
+            let mut network = network_of(architecture, trainable.clone());
+            let sequences = sequences(&reference);
+            let batch = network.batch(&sequences.iter().collect::<Vec<_>>());
+            for recompute in [false, true] {
+                network.set_recompute(recompute).unwrap();
+                let probed =
+                    network.gradients_while(true, &batch, &labels(&reference), &Loss::default(), None).unwrap();
+                let names: Vec<_> = probed.gradients.keys().collect();
+                assert_eq!(names, head.gradients.keys().collect::<Vec<_>>(), "{architecture} {trainable}");
+                for (name, gradient) in &head.gradients {
+                    let dims = network.parameters()[name].var.dims();
+                    assert_eq!(dense(&probed.gradients[name], dims), dense(gradient, dims), "{architecture} {name}");
+                }
+            }
+        }
+    }
+}
+
 /// Adapters as peft saved them, in the network they belong to.
 fn with_adapters(architecture: &str) -> Network {
     let targets = saved_targets(architecture);
