@@ -445,13 +445,13 @@ fn checkpointed(
     rows: &Rows,
     stop: usize,
 ) -> Result<(Vec<u8>, FitReport), FinetuneError> {
-    let checkpoints = Checkpoints::new(folder, 2, job, model, rows)?;
+    let checkpoints = Checkpoints::new(folder, 2, job, model, rows, None)?;
     let mut classifier = Classifier::load(model, &ModelSpec::from(job), &Device::Cpu).unwrap();
     let mut observer = |progress: Progress| match progress.step == stop {
         true => ControlFlow::Break(()),
         false => ControlFlow::Continue(()),
     };
-    let report = finetune::fit_saved(&mut classifier, rows, &job.training, plan(9), &checkpoints, &mut observer)?;
+    let report = finetune::fit_saved(&mut classifier, rows, &job.training, plan(9), None, &checkpoints, &mut observer)?;
     Ok((state(&classifier), report))
 }
 
@@ -482,6 +482,38 @@ fn a_run_that_was_stopped_goes_on_to_the_same_bits() {
         assert!(resumed == whole, "{:?}", job.training);
         // Nothing is left to do behind the last one.
         assert_eq!(run(folder.path(), 0).unwrap().1.resumed_steps, 8);
+    }
+}
+
+#[test]
+fn early_stopping_goes_on_from_a_checkpoint_too() {
+    let (model, rows, validation) = (tiny_model::folder(), rows(30), rows(12));
+    let job = job(model.path(), training());
+    // No epoch is better than the first by ten, so the run ends behind the third, at step 12, a checkpoint.
+    for (min_delta, last) in [(0.0, 20), (10.0, 12)] {
+        let run = |folder: &Path, stop, patience| {
+            let stopping = EarlyStopping::new(&validation, 8, patience, (Metric::Loss, min_delta)).unwrap();
+            let checkpoints = Checkpoints::new(folder, 2, &job, model.path(), &rows, Some(&stopping))?;
+            let mut classifier = Classifier::load(model.path(), &ModelSpec::from(&job), &Device::Cpu).unwrap();
+            let mut observer = |progress: Progress| match progress.step == stop {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            };
+            let (training, stopping) = (&job.training, Some(stopping));
+            let report =
+                finetune::fit_saved(&mut classifier, &rows, training, plan(20), stopping, &checkpoints, &mut observer)?;
+            Ok::<_, FinetuneError>((state(&classifier), report.steps, report.validation))
+        };
+        let whole = run(tempfile::tempdir().unwrap().path(), 0, 2).unwrap();
+        assert_eq!(whole.1, last);
+        let folder = tempfile::tempdir().unwrap();
+        // Behind an epoch that was scored, between two, and where the run ended.
+        for stop in [4, 7, last] {
+            assert!(matches!(run(folder.path(), stop, 2), Err(FinetuneError::Cancelled { .. })), "{stop}");
+        }
+        assert!(run(folder.path(), 0, 2).unwrap() == whole, "{last}");
+        let error = run(folder.path(), 0, 3).unwrap_err().to_string();
+        assert!(error.contains("another patience"), "{error}");
     }
 }
 

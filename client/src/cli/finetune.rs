@@ -60,7 +60,7 @@ pub(super) struct Arguments {
     patience: usize,
     /// Folder for checkpoints. The same command, given again after it was interrupted, goes on from the last one and comes to
     /// the same bits; it is removed when the model is written.
-    #[arg(long, value_name = "DIR", conflicts_with = "validation")]
+    #[arg(long, value_name = "DIR")]
     checkpoint: Option<PathBuf>,
     /// With --checkpoint: steps between two of them.
     #[arg(long, value_name = "N", default_value_t = 100, requires = "checkpoint", value_parser = clap::value_parser!(u32).range(1..))]
@@ -108,14 +108,19 @@ impl Arguments {
         let steps = job.training.steps_per_round(rows.len()).saturating_mul(job.rounds.count as usize);
         let plan = Plan { first_step: 0, steps, total_steps: steps, round: 1 };
         let checkpoints = match &self.checkpoint {
-            Some(folder) => Some(Checkpoints::new(folder, self.checkpoint_steps as usize, &job, &self.model, &rows)?),
+            Some(folder) => {
+                let every = self.checkpoint_steps as usize;
+                Some(Checkpoints::new(folder, every, &job, &self.model, &rows, stopping.as_ref())?)
+            }
             None => None,
         };
         let (training, mut display) = (&job.training, Display::new("training"));
-        let fit = match (stopping, &checkpoints) {
-            (Some(stopping), _) => finetune::fit_best(&mut classifier, &rows, training, plan, stopping, &mut display)?,
-            (None, Some(checkpoints)) => {
-                finetune::fit_saved(&mut classifier, &rows, training, plan, checkpoints, &mut display)?
+        let fit = match (&checkpoints, stopping) {
+            (Some(checkpoints), stopping) => {
+                finetune::fit_saved(&mut classifier, &rows, training, plan, stopping, checkpoints, &mut display)?
+            }
+            (None, Some(stopping)) => {
+                finetune::fit_best(&mut classifier, &rows, training, plan, stopping, &mut display)?
             }
             (None, None) => finetune::fit(&mut classifier, &rows, training, plan, &mut display)?,
         };

@@ -9,7 +9,9 @@ use fedtune_config::Job;
 use fedtune_proto::digest::Digest;
 use serde::{Deserialize, Serialize};
 
+use super::early_stopping::EarlyStopping;
 use super::error::FinetuneError;
+use super::metrics::Evaluation;
 use super::optimizer::Optimizer;
 use crate::data::Rows;
 use crate::model::Classifier;
@@ -34,10 +36,11 @@ struct Identity {
     job: String,
     model: String,
     data: String,
+    validation: Option<String>,
 }
 
 impl Identity {
-    fn of(job: &Job, model: &Path, rows: &Rows) -> Result<Self, FinetuneError> {
+    fn of(job: &Job, model: &Path, rows: &Rows, stopping: Option<&EarlyStopping<'_>>) -> Result<Self, FinetuneError> {
         // The model's files count, wherever they are.
         let mut job = job.clone();
         job.model.path = PathBuf::from("model");
@@ -47,20 +50,17 @@ impl Identity {
             let (digest, _) = Digest::of_file(&path).map_err(|e| failed(&path, format!("cannot be read: {e}")))?;
             files.update(digest.to_string().as_bytes());
         }
-        let mut data = blake3::Hasher::new();
-        for start in (0..rows.len()).step_by(HASHED_AT_ONCE) {
-            let places = start..(start + HASHED_AT_ONCE).min(rows.len());
-            for (row, content) in places.clone().zip(rows.contents(places)?) {
-                // Escaped and quoted, so that no two rows have one text.
-                data.update(format!("{content:?} {:?}\n", rows.target(row)).as_bytes());
-            }
-        }
+        let validation = match stopping.map(EarlyStopping::rule) {
+            Some((rows, rule)) => Some(format!("{}, {rule}", digest(rows)?)),
+            None => None,
+        };
         Ok(Self {
             version: VERSION,
             program: env!("CARGO_PKG_VERSION").into(),
             job: blake3::hash(job.to_toml().as_bytes()).to_hex().to_string(),
             model: files.finalize().to_hex().to_string(),
-            data: data.finalize().to_hex().to_string(),
+            data: digest(rows)?,
+            validation,
         })
     }
 
@@ -71,6 +71,7 @@ impl Identity {
             (self.job != other.job, "another job: a setting or an option is not what it was"),
             (self.model != other.model, "another base model"),
             (self.data != other.data, "other training rows"),
+            (self.validation != other.validation, "other rows to validate on, or another patience"),
         ]
         .into_iter()
         .find_map(|(differs, what)| differs.then_some(what))
@@ -87,6 +88,10 @@ struct Record {
     loss_sum: u64,
     /// How often the optimiser changed each parameter.
     changed: BTreeMap<String, i32>,
+    /// How the epochs did on validation rows.
+    epochs: Vec<Evaluation>,
+    /// The best of them, counted from 1; 0 for none.
+    best_epoch: usize,
 }
 
 /// Where a run is.
@@ -109,15 +114,26 @@ pub struct Checkpoints {
 
 impl Checkpoints {
     /// In this folder, after every so many steps, for a run of the job on the base model in the folder `model` and on these
-    /// rows. Reads every row.
+    /// rows, with this early stopping. Reads every row.
     ///
     /// # Errors
     /// The model or the rows cannot be read, or nothing can be written into the folder.
-    pub fn new(folder: &Path, every: usize, job: &Job, model: &Path, rows: &Rows) -> Result<Self, FinetuneError> {
+    pub fn new(
+        folder: &Path,
+        every: usize,
+        job: &Job,
+        model: &Path,
+        rows: &Rows,
+        stopping: Option<&EarlyStopping<'_>>,
+    ) -> Result<Self, FinetuneError> {
         let unwritable = |e| failed(folder, format!("cannot be written into: {e}"));
         std::fs::create_dir_all(folder).map_err(unwritable)?;
         tempfile::tempfile_in(folder).map_err(unwritable)?;
-        Ok(Self { folder: folder.to_path_buf(), every: every.max(1), identity: Identity::of(job, model, rows)? })
+        Ok(Self {
+            folder: folder.to_path_buf(),
+            every: every.max(1),
+            identity: Identity::of(job, model, rows, stopping)?,
+        })
     }
 
     /// Whether it is time for one.
@@ -130,6 +146,7 @@ impl Checkpoints {
         &self,
         classifier: &Classifier,
         optimizer: &Optimizer,
+        stopping: Option<&EarlyStopping<'_>>,
         position: Position,
     ) -> Result<(), FinetuneError> {
         let mut tensors = classifier.network().state()?;
@@ -141,8 +158,19 @@ impl Checkpoints {
                 tensors.push(Named { name: number_name(place, name), shape: vec![values.len()], values });
             }
         }
-        let identity = self.identity.clone();
-        let record = Record { identity, step: position.steps, loss_sum: position.loss_sum.to_bits(), changed };
+        let (epochs, best) = (stopping.map(EarlyStopping::epochs), stopping.and_then(EarlyStopping::best));
+        for (name, weights) in best.iter().flat_map(|(_, weights)| weights.iter()) {
+            let (name, shape) = (best_name(name), weights.dims().to_vec());
+            tensors.push(Named { name, shape, values: weights.flatten_all()?.to_vec1()? });
+        }
+        let record = Record {
+            identity: self.identity.clone(),
+            step: position.steps,
+            loss_sum: position.loss_sum.to_bits(),
+            changed,
+            epochs: epochs.unwrap_or_default().to_vec(),
+            best_epoch: best.map_or(0, |(epoch, _)| epoch),
+        };
         let (part, file) = (self.folder.join(PART), self.folder.join(FILE));
         let unwritten = |e: std::io::Error| failed(&file, format!("cannot be written: {e}"));
         let record = serde_json::to_string(&record).map_err(|e| unwritten(e.into()))?;
@@ -159,6 +187,7 @@ impl Checkpoints {
         &self,
         classifier: &Classifier,
         optimizer: &mut Optimizer,
+        stopping: Option<&mut EarlyStopping<'_>>,
         steps: usize,
     ) -> Result<Position, FinetuneError> {
         let path = self.folder.join(FILE);
@@ -194,6 +223,16 @@ impl Checkpoints {
                 .collect::<Result<Vec<_>, _>>()?;
             kept.push((name, parameter, *steps, numbers));
         }
+        let mut best = BTreeMap::new();
+        if record.best_epoch > 0 {
+            for (name, shape) in classifier.state_tensors() {
+                let found = file.read(&best_name(&name), &shape).map_err(|e| damaged(&e))?;
+                best.insert(name, Tensor::from_vec(found, shape, device)?);
+            }
+        }
+        if let Some(stopping) = stopping {
+            stopping.restore(record.epochs, record.best_epoch, best);
+        }
         for (name, values) in values {
             if let Some(parameter) = parameters.get(&name) {
                 parameter.var.set(&values)?;
@@ -218,12 +257,29 @@ impl Checkpoints {
     }
 }
 
+/// Of all contents and targets, in order.
+fn digest(rows: &Rows) -> Result<String, FinetuneError> {
+    let mut hasher = blake3::Hasher::new();
+    for start in (0..rows.len()).step_by(HASHED_AT_ONCE) {
+        let places = start..(start + HASHED_AT_ONCE).min(rows.len());
+        for (row, content) in places.clone().zip(rows.contents(places)?) {
+            // Escaped and quoted, so that no two rows have one text.
+            hasher.update(format!("{content:?} {:?}\n", rows.target(row)).as_bytes());
+        }
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
 fn failed(path: &Path, message: String) -> FinetuneError {
     FinetuneError::Checkpoint { path: path.to_path_buf(), message }
 }
 
 fn state_name(name: &str) -> String {
     format!("state.{name}")
+}
+
+fn best_name(name: &str) -> String {
+    format!("best.{name}")
 }
 
 fn number_name(place: usize, name: &str) -> String {

@@ -70,9 +70,7 @@ impl<'a> EarlyStopping<'a> {
     /// Scores the model; [`ControlFlow::Break`] when it is time to end.
     pub(super) fn epoch_done(&mut self, classifier: &Classifier) -> Result<ControlFlow<()>, FinetuneError> {
         let evaluation = evaluate(classifier, self.rows, self.batch_size, &mut Silent)?;
-        let score = evaluation.measure(self.metric.name()).map_or(f64::NAN, |value| self.metric.score(value));
-        // What is not a number is worse than any.
-        let score = score.max(f64::NEG_INFINITY);
+        let score = self.score(&evaluation);
         self.epochs.push(evaluation);
         let epoch = self.epochs.len();
         if self.best.as_ref().is_none_or(|best| score > best.score + self.min_delta) {
@@ -82,12 +80,44 @@ impl<'a> EarlyStopping<'a> {
                 .collect::<Result<_, candle_core::Error>>()?;
             self.best = Some(Best { epoch, score, weights });
         }
-        let waited = self.best.as_ref().map_or(0, |best| epoch - best.epoch);
-        Ok(if self.patience > 0 && waited >= self.patience {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        })
+        Ok(if self.over() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    }
+
+    /// Whether it is time to end.
+    pub(super) fn over(&self) -> bool {
+        let waited = self.best.as_ref().map_or(0, |best| self.epochs.len() - best.epoch);
+        self.patience > 0 && waited >= self.patience
+    }
+
+    /// Larger is better.
+    fn score(&self, evaluation: &Evaluation) -> f64 {
+        let score = evaluation.measure(self.metric.name()).map_or(f64::NAN, |value| self.metric.score(value));
+        // What is not a number is worse than any.
+        score.max(f64::NEG_INFINITY)
+    }
+
+    /// What it scores on, and the rest of its rule in words.
+    pub(super) fn rule(&self) -> (&'a Rows, String) {
+        let Self { patience, metric, min_delta, .. } = self;
+        (self.rows, format!("patience {patience}, {metric} by {min_delta}"))
+    }
+
+    /// How the epochs so far did.
+    pub(super) fn epochs(&self) -> &[Evaluation] {
+        &self.epochs
+    }
+
+    /// The best epoch so far, counted from 1, and its weights.
+    pub(super) fn best(&self) -> Option<(usize, &BTreeMap<String, Tensor>)> {
+        self.best.as_ref().map(|best| (best.epoch, &best.weights))
+    }
+
+    /// Takes back what [`Self::epochs`] and [`Self::best`] gave. An epoch that is not among them leaves it as it was.
+    pub(super) fn restore(&mut self, epochs: Vec<Evaluation>, best: usize, weights: BTreeMap<String, Tensor>) {
+        if let Some(evaluation) = best.checked_sub(1).and_then(|place| epochs.get(place)) {
+            self.best = Some(Best { epoch: best, score: self.score(evaluation), weights });
+            self.epochs = epochs;
+        }
     }
 
     /// Puts the best epoch's weights back; `None` when there was no epoch.

@@ -69,7 +69,7 @@ pub fn fit(
     run(classifier, rows, training, plan, Extras::default(), observer)
 }
 
-/// As [`fit`], but writes checkpoints, and goes on from the one that is there. The bits are those of a run that nothing
+/// As [`fit`] or [`fit_best`], but writes checkpoints, and goes on from the one that is there. The bits are those of a run that nothing
 /// disturbed. The classifier is as it was when that run began.
 ///
 /// # Errors
@@ -79,11 +79,12 @@ pub fn fit_saved(
     rows: &Rows,
     training: &Training,
     plan: Plan,
+    stopping: Option<EarlyStopping<'_>>,
     checkpoints: &Checkpoints,
     observer: &mut dyn Observer,
 ) -> Result<FitReport, FinetuneError> {
     classifier.set_recompute(training.recompute)?;
-    let extras = Extras { checkpoints: Some(checkpoints), ..Extras::default() };
+    let extras = Extras { stopping, checkpoints: Some(checkpoints) };
     run(classifier, rows, training, plan, extras, observer)
 }
 
@@ -126,7 +127,7 @@ fn run(
     let mut trainer = Trainer::new(classifier, rows, training, plan)?;
     // Behind the making of the trainer, whose anchors are where the run began.
     let done = match checkpoints {
-        Some(checkpoints) => checkpoints.resume(classifier, &mut trainer.optimizer, plan.steps)?,
+        Some(checkpoints) => checkpoints.resume(classifier, &mut trainer.optimizer, stopping.as_mut(), plan.steps)?,
         None => Position::default(),
     };
     let (Position { mut steps, mut loss_sum }, mut used) = (done, 0usize);
@@ -139,9 +140,12 @@ fn run(
         batch.iter().for_each(|row| seen[rows.origin(*row as usize)] = true);
         ControlFlow::Continue(())
     });
+    // A run that had ended, and whose model was not saved, has nothing left to do.
+    let steps_left = if stopping.as_ref().is_some_and(EarlyStopping::over) { done.steps } else { plan.steps };
+    let remaining = Plan { steps: steps_left, ..plan };
     thread::scope(|scope| {
         let (out, batches) = sync_channel(AHEAD);
-        scope.spawn(move || send_batches(classifier, rows, training, plan, done.steps, &out));
+        scope.spawn(move || send_batches(classifier, rows, training, remaining, done.steps, &out));
         for batch in batches {
             let batch = batch?;
             let (loss, learning_rate) = trainer.step(steps, &batch)?;
@@ -149,10 +153,14 @@ fn run(
             loss_sum += loss;
             used += batch.rows.len();
             batch.rows.iter().for_each(|row| seen[rows.origin(*row as usize)] = true);
+            let over = match &mut stopping {
+                Some(stopping) if batch.ends_epoch => stopping.epoch_done(classifier)?.is_break(),
+                _ => false,
+            };
             if let Some(checkpoints) = checkpoints
                 && checkpoints.due(steps)
             {
-                checkpoints.save(classifier, &trainer.optimizer, Position { steps, loss_sum })?;
+                checkpoints.save(classifier, &trainer.optimizer, stopping.as_ref(), Position { steps, loss_sum })?;
             }
             let progress = Progress {
                 step: steps,
@@ -164,9 +172,7 @@ fn run(
             if let ControlFlow::Break(()) = observer.step(progress) {
                 return Err(FinetuneError::Cancelled { step: steps });
             }
-            if let (true, Some(stopping)) = (batch.ends_epoch, &mut stopping)
-                && stopping.epoch_done(classifier)?.is_break()
-            {
+            if over {
                 break;
             }
         }

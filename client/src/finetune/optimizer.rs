@@ -75,6 +75,9 @@ impl Optimizer {
     }
 }
 
+/// A parameter's name, how often it was changed, and lists of a number for each of its values.
+pub(super) type Numbered<'a> = (&'a str, i32, Vec<Vec<f32>>);
+
 /// To store it and to go on.
 impl Optimizer {
     /// How many numbers it keeps for each value of a parameter.
@@ -87,7 +90,7 @@ impl Optimizer {
     }
 
     /// Every parameter that was changed, how often, and [`Self::kept`] lists of numbers for it.
-    pub(super) fn numbers(&self) -> Result<Vec<(&str, i32, Vec<Vec<f32>>)>> {
+    pub(super) fn numbers(&self) -> Result<Vec<Numbered<'_>>> {
         let of = |(name, steps): (&'_ String, &i32)| {
             let numbers = match &self.rule {
                 Rule::AdamW(moments) => moments.numbers(name)?,
