@@ -1,6 +1,6 @@
 //! What a person writes: `server.toml`, `site.toml` and `job.toml`, typed and validated.
 //!
-//! Read in this order: [`load`] (file, environment, validation, one error type), then one module per document:
+//! Read in this order: [`mod@load`] (file, environment, validation, one error type), then one module per document:
 //! [`server`], [`site`], [`job`]. Nothing here knows the network, tensors or the programs.
 
 pub mod demo;

@@ -10,6 +10,8 @@ Without --model: does so for every architecture that fedtune trains. A small
 model with random weights is made by transformers, `fedtune-client finetune`
 trains it a few steps, in full and with adapters, and transformers (for the
 adapters peft, and transformers again after `fedtune-client merge`) must agree.
+Decoders write no logits: the mean loss of the responses is compared, which
+`fedtune-client evaluate` prints.
 
 Prints the largest absolute differences; ends with status 1 when one is above
 1e-4.
@@ -17,6 +19,7 @@ Prints the largest absolute differences; ends with status 1 when one is above
 
 import argparse
 import csv
+import json
 import subprocess
 import sys
 import tempfile
@@ -38,14 +41,22 @@ ARCHITECTURES = {
     "modernbert": SIZES | dict(max_position_embeddings=64, num_hidden_layers=4, local_attention=8),
 }
 
+DECODER = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96,
+               max_position_embeddings=128, bos_token_id=0, eos_token_id=0)
+DECODERS = {
+    "llama": DECODER | dict(tie_word_embeddings=False),
+    "qwen2": DECODER | dict(tie_word_embeddings=True),
+    "qwen3": DECODER | dict(head_dim=32, tie_word_embeddings=True),
+}
+END = "<|endoftext|>"
+
 JOB = """
 name = "export"
 [model]
 path = "model"
 [task]
-kind = "text-classification"
-labels = [{labels}]
-max_length = 64
+{task}
+max_length = {max_length}
 [training]
 trainable = "{trainable}"
 learning_rate = 1e-2
@@ -150,7 +161,8 @@ def check_architecture(architecture, binary, scratch, texts):
     good = True
     for trainable in ("full", "lora"):
         job, out = scratch / f"{architecture}-{trainable}.toml", scratch / f"{architecture}-{trainable}"
-        job.write_text(JOB.format(labels=", ".join(f'"{label}"' for label in labels), trainable=trainable))
+        task = f'kind = "text-classification"\nlabels = {json.dumps(labels)}'
+        job.write_text(JOB.format(task=task, max_length=64, trainable=trainable))
         client(binary, "finetune", "--model", base, "--train", DEMO / "train.csv", "--job", job, "--out", out)
         adapted = base if trainable == "lora" else None
         expected, names = reference_logits(out, texts, 64, adapted)
@@ -161,6 +173,78 @@ def check_architecture(architecture, binary, scratch, texts):
             client(binary, "merge", "--adapters", out, "--base", base, "--out", whole)
             expected, names = reference_logits(whole, texts, 64)
             good &= compare(f"{architecture} lora, merged", expected, names, found)
+    return good
+
+
+def make_decoder(architecture, folder, texts):
+    """A model with random weights, and a tokenizer of bytes learnt from the texts."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=600, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END).save_pretrained(folder)
+    torch.manual_seed(1)
+    sizes = DECODERS[architecture] | {"vocab_size": tokenizer.get_vocab_size()}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **sizes)).save_pretrained(folder)
+
+
+def reference_loss(folder, rows, base=None):
+    """Mean loss over the tokens of the responses. With a base, the folder holds adapters."""
+    import torch
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    # AutoTokenizer would cut the texts of a Qwen2 as its own tokenizer does, whatever tokenizer.json says.
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), eos_token=END)
+    model = AutoModelForCausalLM.from_pretrained(base or folder, dtype=torch.float32)
+    if base is not None:
+        from peft import PeftModel
+        model = PeftModel.from_pretrained(model, folder)
+    model.eval()
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for row in rows:
+            prefix = row["prompt"] + "\n"
+            found = tokenizer(prefix + row["response"], return_offsets_mapping=True)
+            ids = torch.tensor([found["input_ids"] + [tokenizer.eos_token_id]])
+            counts = torch.tensor([start >= len(prefix) for start, _ in found["offset_mapping"]] + [True])
+            logits = model(input_ids=ids).logits[0, :-1]
+            total += torch.nn.functional.cross_entropy(logits[counts[1:]], ids[0, 1:][counts[1:]], reduction="sum").item()
+            count += int(counts[1:].sum())
+    return total / count
+
+
+def fedtune_loss(binary, folder, data, base=None):
+    command = [binary.resolve(), "evaluate", "--model", folder, "--data", data, "--output", "json"]
+    done = subprocess.run(command + (["--base", base] if base else []), stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        sys.exit(f"fedtune-client evaluate failed with status {done.returncode}")
+    return json.loads(done.stdout.strip().splitlines()[-1])["evaluation"]["loss"]
+
+
+def check_decoder(architecture, binary, scratch, texts):
+    base, data = scratch / architecture, scratch / "responses.jsonl"
+    answers = read_column(DEMO / "test.csv", "label", len(texts))
+    rows = [{"prompt": text, "response": f"Send this note to {answer}."} for text, answer in zip(texts, answers)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    make_decoder(architecture, base, texts)
+    good = True
+    for trainable in ("full", "lora"):
+        job, out = scratch / f"{architecture}-{trainable}.toml", scratch / f"{architecture}-{trainable}"
+        job.write_text(JOB.format(task='kind = "causal-lm"', max_length=128, trainable=trainable))
+        client(binary, "finetune", "--model", base, "--train", data, "--job", job, "--out", out)
+        cases = [(trainable, out, base if trainable == "lora" else None)]
+        if trainable == "lora":
+            whole = scratch / f"{architecture}-whole"
+            client(binary, "merge", "--adapters", out, "--base", base, "--out", whole)
+            cases.append(("lora, merged", whole, None))
+        for name, folder, adapted in cases:
+            expected, found = reference_loss(folder, rows, adapted), fedtune_loss(binary, folder, data, adapted)
+            print(f"{architecture} {name}: loss of {len(rows)} responses {expected:.6f}, difference {abs(found - expected):.2e}")
+            good &= abs(found - expected) <= TOLERANCE
     return good
 
 
@@ -182,7 +266,8 @@ def main():
                        fedtune_logits(args.fedtune, args.model, texts, labels, args.base))
     else:
         with tempfile.TemporaryDirectory() as scratch:
-            good = all([check_architecture(name, args.fedtune, Path(scratch), texts) for name in ARCHITECTURES])
+            good = all([check_architecture(name, args.fedtune, Path(scratch), texts) for name in ARCHITECTURES]
+                       + [check_decoder(name, args.fedtune, Path(scratch), texts) for name in DECODERS])
     sys.exit(0 if good else 1)
 
 
