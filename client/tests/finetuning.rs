@@ -419,6 +419,8 @@ fn patterns_choose_what_is_trained() {
 
     let error = load("bert.encoder.layr.1.*,classifier.*").map(drop).unwrap_err().to_string();
     assert!(error.contains("\"bert.encoder.layr.1.*\"") && error.contains("bert.encoder.layer."), "{error}");
+    let error = load("encoder.layer.1.*.wieght").map(drop).unwrap_err().to_string();
+    assert!(error.contains("the nearest are bert.encoder.layer.1."), "{error}");
     // For other labels the classifier is new.
     let labels = ["one", "other"].map(String::from).to_vec();
     let spec = ModelSpec { labels, trainable: "bert.encoder.*".parse().unwrap(), ..tiny_model::spec() };

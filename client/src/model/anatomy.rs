@@ -145,12 +145,12 @@ pub(super) fn lora_b(stem: &str) -> String {
     format!("{stem}.lora_B.weight")
 }
 
-/// How far a name is from what a pattern means to fit: by that end of the name which is nearer.
+/// How far a name is from what a pattern means to fit: by the part of the name that is nearest.
 fn distance(pattern: &str, name: &str) -> usize {
-    let length = pattern.len().min(name.len());
-    let ends = [name.get(..length), name.get(name.len() - length..)];
-    let distances = ends.into_iter().flatten().map(|end| strsim::damerau_levenshtein(pattern, end));
-    distances.min().unwrap_or(usize::MAX)
+    let wanted = pattern.replace('*', "");
+    let length = wanted.len().min(name.len());
+    let parts = (0..=name.len() - length).filter_map(|start| name.get(start..start + length));
+    parts.map(|part| strsim::damerau_levenshtein(&wanted, part)).min().unwrap_or(usize::MAX)
 }
 
 impl Anatomy {
