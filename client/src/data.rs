@@ -10,6 +10,7 @@ mod columns;
 mod csv;
 pub mod error;
 pub mod fold;
+pub mod image;
 mod jsonl;
 pub mod labels;
 pub mod near;
