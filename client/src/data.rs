@@ -1,19 +1,23 @@
-//! Labelled text from CSV and JSONL files.
+//! Labelled text from CSV and JSONL files, and labelled images from Parquet files and folders.
 //!
 //! A faulty row is left out and reported in the [`DataReport`]; a faulty file is a [`DataError`]. Read in this order:
 //! [`error`] (what can be wrong), `sniff` (what kind of file it really is), `csv` and `jsonl` (bounded readers that give
 //! raw rows), [`labels`], [`report`], [`rows`] (where the texts are), [`mod@fold`] (when two texts are the same), [`mod@split`], `sample`, [`near`] and [`check`] (a
-//! file's quality).
+//! file's quality). For images: [`mod@image`] (bytes to what a network takes), [`parquet`] and `folder` (readers), and
+//! [`images`] (the usable ones, in memory or where they are).
 
 pub mod check;
 mod columns;
 mod csv;
 pub mod error;
 pub mod fold;
+mod folder;
 pub mod image;
+pub mod images;
 mod jsonl;
 pub mod labels;
 pub mod near;
+pub mod parquet;
 pub mod report;
 pub mod rows;
 mod sample;
@@ -26,6 +30,7 @@ use std::path::Path;
 
 pub use columns::{Columns, Wanted};
 pub use error::{DataError, Fault};
+pub use images::{ImageColumns, Images};
 pub use labels::LabelMap;
 pub use report::DataReport;
 pub use rows::{HELD_TEXT, Row, Rows};

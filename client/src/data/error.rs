@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use super::image::ImageFault;
+use super::parquet::ParquetError;
 use super::report::DataReport;
 
 /// A file that cannot be used at all.
@@ -167,6 +169,17 @@ pub enum DataError {
         /// What is different.
         found: String,
     },
+    /// A Parquet file is unusable.
+    #[error(transparent)]
+    Parquet(#[from] ParquetError),
+    /// Not a folder of labelled images.
+    #[error("{}: found {found}; expected a folder with one folder for each label, and in each of them its images", path.display())]
+    ImageFolder {
+        /// The folder.
+        path: PathBuf,
+        /// What it is or has.
+        found: String,
+    },
     /// data.labels maps to something the job does not know.
     #[error("data.labels: {local:?} is mapped to {target:?}; expected one of the job's labels: {}", list(known))]
     Mapping {
@@ -242,6 +255,20 @@ pub enum Fault {
         /// The label.
         label: String,
     },
+    /// A label number for which the file has no name.
+    LabelNumber {
+        /// The number.
+        found: i64,
+        /// How many names there are.
+        classes: usize,
+    },
+    /// An image that cannot be used.
+    Image {
+        /// Its file, where each image has one.
+        file: Option<String>,
+        /// What is wrong with it.
+        fault: ImageFault,
+    },
 }
 
 impl Fault {
@@ -262,6 +289,8 @@ impl Fault {
             Self::KeyTwice { .. } => "key given twice",
             Self::WrongType { .. } => "wrong type",
             Self::UnknownLabel { .. } => "unknown label",
+            Self::LabelNumber { .. } => "label number without a name",
+            Self::Image { fault, .. } => fault.kind(),
         }
     }
 }
@@ -280,6 +309,11 @@ impl fmt::Display for Fault {
             Self::KeyTwice { key } => write!(out, "the key {key:?} stands twice"),
             Self::WrongType { key, found, expected } => write!(out, "{key:?} is {found}, expected {expected}"),
             Self::UnknownLabel { label } => write!(out, "found {label:?}"),
+            Self::LabelNumber { found, classes } => {
+                write!(out, "found {found}, expected 0 to {}", classes.saturating_sub(1))
+            }
+            Self::Image { file: None, fault } => write!(out, "{fault}"),
+            Self::Image { file: Some(file), fault } => write!(out, "{file}: {fault}"),
             Self::NotUtf8 | Self::Nul | Self::EmptyText | Self::BlankText | Self::EmptyLabel | Self::EmptyGroup => {
                 out.write_str(self.kind())
             }
@@ -288,7 +322,7 @@ impl fmt::Display for Fault {
 }
 
 /// Names for a message: quoted, shortened, at most twelve.
-fn list(names: &[String]) -> String {
+pub(super) fn list(names: &[String]) -> String {
     const SHOWN: usize = 12;
     let mut text = names
         .iter()

@@ -5,6 +5,7 @@
 //! library does.
 
 use std::io::Cursor;
+use std::sync::{Mutex, PoisonError};
 
 use image::error::LimitErrorKind;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
@@ -21,6 +22,10 @@ pub const MAX_SIDE: u32 = 65_535;
 const MAX_DECODED: u64 = 256 << 20;
 /// What a decoder may take beside that.
 const MAX_WORK: u64 = 512 << 20;
+/// Larger images than this, in pixels, are decoded one at a time, so that threads do not multiply the memory.
+const MANY_PIXELS: u64 = 1 << 22;
+/// Held while a large image is decoded.
+static LARGE: Mutex<()> = Mutex::new(());
 /// The formats that are read.
 pub(super) const FORMATS: &str = "a PNG, JPEG, BMP, GIF or WebP image";
 
@@ -61,6 +66,8 @@ pub fn decode(bytes: &[u8]) -> Result<Pixels, ImageFault> {
     if too_long || u64::from(width) * u64::from(height) > MAX_PIXELS || decoder.total_bytes() > MAX_DECODED {
         return Err(ImageFault::TooManyPixels { width, height });
     }
+    let many = u64::from(width) * u64::from(height) > MANY_PIXELS;
+    let _alone = many.then(|| LARGE.lock().unwrap_or_else(PoisonError::into_inner));
     let orientation = decoder.orientation().map_err(fault)?;
     let mut image = DynamicImage::from_decoder(decoder).map_err(fault)?;
     image.apply_orientation(orientation);
