@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ::parquet::basic::Compression;
-use ::parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+use ::parquet::data_type::{ByteArray, ByteArrayType, Int32Type, Int64Type};
 use ::parquet::file::properties::WriterProperties;
 use ::parquet::file::writer::SerializedFileWriter;
 use ::parquet::schema::parser::parse_message_type;
@@ -387,6 +387,101 @@ proptest! {
             prop_assert!(rows < 1 << 20);
         }
     }
+}
+
+/// A Parquet file of encoded images, three in each row group, with groups as strings.
+fn write_images(path: &Path, rows: &[(Vec<u8>, i64, &str)]) {
+    let schema = "message rows { optional group image { optional binary bytes; optional binary path (STRING); } \
+                  required int32 kind; required binary patient (STRING); }";
+    let metadata = r#"{"info": {"features": {"kind": {"names": ["Platelets", "RBC", "WBC"]}}}}"#;
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let file = fs::File::create(path).unwrap();
+    // Pages of one image each.
+    let properties = WriterProperties::builder().set_data_page_size_limit(1).set_write_batch_size(1);
+    let mut writer = SerializedFileWriter::new(file, schema, Arc::new(properties.build())).unwrap();
+    writer.append_key_value_metadata(::parquet::file::metadata::KeyValue::new(
+        "huggingface".into(),
+        metadata.to_string(),
+    ));
+    for rows in rows.chunks(3) {
+        let mut part = writer.next_row_group().unwrap();
+        let twos = vec![2; rows.len()];
+        let images: Vec<ByteArray> = rows.iter().map(|row| ByteArray::from(row.0.clone())).collect();
+        let mut column = part.next_column().unwrap().unwrap();
+        column.typed::<ByteArrayType>().write_batch(&images, Some(&twos), None).unwrap();
+        column.close().unwrap();
+        let mut column = part.next_column().unwrap().unwrap();
+        column.typed::<ByteArrayType>().write_batch(&[], Some(&vec![1; rows.len()]), None).unwrap();
+        column.close().unwrap();
+        let kinds: Vec<i32> = rows.iter().map(|row| row.1 as i32).collect();
+        let mut column = part.next_column().unwrap().unwrap();
+        column.typed::<Int32Type>().write_batch(&kinds, None, None).unwrap();
+        column.close().unwrap();
+        let patients: Vec<ByteArray> = rows.iter().map(|row| ByteArray::from(row.2)).collect();
+        let mut column = part.next_column().unwrap().unwrap();
+        column.typed::<ByteArrayType>().write_batch(&patients, None, None).unwrap();
+        column.close().unwrap();
+        part.close().unwrap();
+    }
+    writer.close().unwrap();
+}
+
+/// A small PNG of one colour.
+fn flat(level: u8) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut encoder = png::Encoder::new(&mut out, 2, 2);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.write_header().unwrap().write_image_data(&[level; 12]).unwrap();
+    out
+}
+
+#[test]
+fn any_rows_are_read_again_out_of_many_parts_and_pages() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.parquet");
+    let rows: Vec<(Vec<u8>, i64, &str)> = (0..20u8)
+        .map(|row| {
+            let image = if row == 7 { b"none".to_vec() } else { flat(row) };
+            (image, i64::from(row % 3), ["p1", "p2"][usize::from(row > 4)])
+        })
+        .collect();
+    write_images(&path, &rows);
+    let columns = ImageColumns { image: "image".into(), label: "kind".into(), group: Some("patient".into()) };
+    let (images, report) = images::read_holding(&path, &columns, &cells(), 0).unwrap();
+    assert!(!images.are_held());
+    assert_eq!((images.len(), report.rows), (19, 20));
+    assert_eq!(fault_rows(&report).keys().copied().collect::<Vec<_>>(), [8]);
+    assert_eq!((images.group(4), images.group(5)), (Some(0), Some(1)));
+    let wanted = [18, 0, 7, 7, 3, 11, 12, 2];
+    let found: Vec<u8> = images.pixels(&wanted).unwrap().iter().map(|image| image.rgb()[0]).collect();
+    // Row 7 of the file is left out, so those after it have moved up.
+    assert_eq!(found, [19, 0, 8, 8, 3, 12, 13, 2]);
+    assert_eq!(images.labels().nth(7), Some(8 % 3));
+}
+
+#[test]
+fn a_page_that_declares_too_much_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.parquet");
+    write_images(&path, &[(flat(1), 0, "p"), (flat(2), 1, "p")]);
+    let content = fs::read(&path).unwrap();
+    // The first page header: its type, and the size that follows, in three bytes or fewer; the longest that fits is put
+    // there, with the rest of the header moved into the data.
+    assert_eq!((content[4], content[6]), (0x15, 0x15));
+    let size = content[7..].iter().position(|byte| *byte < 0x80).unwrap() + 1;
+    let huge = [0xfe, 0xff, 0xff, 0xff, 0x0f];
+    let mut hostile = [&content[..7], &huge[..], &content[7 + size..]].concat();
+    hostile.drain(60..60 + huge.len() - size);
+    assert_eq!(hostile.len(), content.len());
+    fs::write(&path, &hostile).unwrap();
+    let columns = ImageColumns { label: "kind".into(), ..ImageColumns::default() };
+    let error = images::read(&path, &columns, &cells()).unwrap_err();
+    assert!(matches!(&error, DataError::Parquet(ParquetError::Damaged { .. })), "{error}");
+    let message = error.to_string();
+    assert!(
+        message.contains("row group 0, column \"image.bytes\"") && message.contains("2147483647 when decompressed"),
+        "{message}"
+    );
 }
 
 /// A folder of images of two labels, and one file that is none.
