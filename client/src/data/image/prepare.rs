@@ -83,7 +83,6 @@ enum Resize {
 /// A resampling filter, as Pillow has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Filter {
-    Nearest,
     Lanczos,
     Bilinear,
     Bicubic,
@@ -258,7 +257,6 @@ impl Preparation {
 impl Filter {
     fn algorithm(self) -> fir::ResizeAlg {
         fir::ResizeAlg::Convolution(match self {
-            Self::Nearest => return fir::ResizeAlg::Nearest,
             Self::Lanczos => fir::FilterType::Lanczos3,
             Self::Bilinear => fir::FilterType::Bilinear,
             // Pillow's bicubic has a = -0.5.
@@ -396,13 +394,12 @@ impl Document<'_> {
 
     fn filter(&self, default: u64) -> Result<Filter, PreparationError> {
         match self.get("resample").map_or(Some(default), Value::as_u64) {
-            Some(0) => Ok(Filter::Nearest),
             Some(1) => Ok(Filter::Lanczos),
             Some(2) => Ok(Filter::Bilinear),
             Some(3) => Ok(Filter::Bicubic),
             Some(4) => Ok(Filter::Box),
             Some(5) => Ok(Filter::Hamming),
-            _ => self.wrong("resample", "a filter of Pillow, 0 to 5".into()),
+            _ => self.wrong("resample", "a filter of Pillow, 1 to 5 (0, the nearest pixel, is not supported)".into()),
         }
     }
 

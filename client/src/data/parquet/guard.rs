@@ -18,27 +18,34 @@ const MAX_HEADER: u64 = 1 << 20;
 /// How deep structs are nested in a page header; the format has two levels.
 const MAX_DEPTH: usize = 6;
 
-pub(super) struct Guarded(pub(super) File);
+pub(super) struct Guarded {
+    pub(super) file: File,
+    /// Where the pages end and the footer begins.
+    pub(super) pages_end: u64,
+}
 
 impl Length for Guarded {
     fn len(&self) -> u64 {
-        Length::len(&self.0)
+        Length::len(&self.file)
     }
 }
 
 impl ChunkReader for Guarded {
     type T = BufReader<File>;
 
-    /// Called where a page header begins.
+    /// Called where a page header begins, and for the footer.
     fn get_read(&self, start: u64) -> Result<Self::T> {
-        let [packed, unpacked] = page_sizes(self.0.get_read(start)?.take(MAX_HEADER))?;
+        if start >= self.pages_end {
+            return self.file.get_read(start);
+        }
+        let [packed, unpacked] = page_sizes(self.file.get_read(start)?.take(MAX_HEADER))?;
         let most = MAX_PAGE as i64;
         if !(0..=most).contains(&packed) || !(0..=most).contains(&unpacked) {
             return Err(ParquetError::General(format!(
                 "the page at byte {start} declares {packed} bytes, {unpacked} when decompressed, expected at most {MAX_PAGE}"
             )));
         }
-        self.0.get_read(start)
+        self.file.get_read(start)
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
@@ -48,7 +55,7 @@ impl ChunkReader for Guarded {
                 "{length} bytes are declared from byte {start} on, where the file has {have}; at most {MAX_PAGE} are read"
             )));
         }
-        self.0.get_bytes(start, length)
+        self.file.get_bytes(start, length)
     }
 }
 

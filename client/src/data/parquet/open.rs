@@ -70,7 +70,8 @@ impl Table {
         if footer > length - 12 || footer > MAX_PAGE as u64 {
             return Err(not(format!("a footer that declares {footer} bytes in a file of {length}")).into());
         }
-        let file = SerializedFileReader::new(Guarded(file)).map_err(|e| damaged(path, "its footer".into(), &e))?;
+        let file = SerializedFileReader::new(Guarded { file, pages_end: length - 8 - footer })
+            .map_err(|e| damaged(path, "its footer".into(), &e))?;
         Ok(Self { path: path.into(), file })
     }
 
