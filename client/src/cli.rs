@@ -1,6 +1,7 @@
 //! The command line: one module per command, each with its arguments and what it does.
 
 mod check;
+mod columns;
 mod cross_validate;
 mod error;
 mod evaluate;
@@ -20,7 +21,7 @@ use fedtune_config::site::Device as DeviceConfig;
 
 pub use error::CliError;
 
-/// The site's program of a fedtune federation: fine-tunes a pre-trained text classifier on data that stays here.
+/// The site's program of a fedtune federation: fine-tunes a pre-trained model on data that stays here.
 ///
 /// All but `run` work on this machine alone and need no aggregator.
 #[derive(Debug, Parser)]

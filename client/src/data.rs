@@ -1,76 +1,72 @@
-//! Labelled text from CSV and JSONL files, and labelled images from Parquet files and folders.
+//! Rows to learn from: texts in CSV, JSONL and Parquet files, images in Parquet files and folders.
 //!
 //! A faulty row is left out and reported in the [`DataReport`]; a faulty file is a [`DataError`]. Read in this order:
-//! [`error`] (what can be wrong), `sniff` (what kind of file it really is), `csv` and `jsonl` (bounded readers that give
-//! raw rows), [`labels`], [`report`], [`rows`] (where the texts are), [`mod@fold`] (when two texts are the same), [`mod@split`], `sample`, [`near`] and [`check`] (a
-//! file's quality). For images: [`mod@image`] (bytes to what a network takes), [`parquet`] and `folder` (readers), and
-//! [`images`] (the usable ones, in memory or where they are).
+//! [`error`] (what can be wrong), [`columns`] (what is read), `sniff` (what kind of file it really is), `csv` and `jsonl`
+//! (bounded readers of values), [`parquet`] and `folder` (the same for Parquet and image folders), [`raw`] (rows of values),
+//! `decoding` and [`mod@image`] (which images can be used, and what a network takes of them), [`content`] and [`target`] (what a row gives a model and what is
+//! learnt of it), [`labels`], [`report`], [`rows`] (where the contents are), [`mod@fold`] (when two texts are the same),
+//! [`mod@split`], `sample`, [`near`] and [`check`] (a file's quality).
 
 pub mod check;
-mod columns;
+pub mod columns;
+pub mod content;
 mod csv;
+mod decoding;
 pub mod error;
 pub mod fold;
 mod folder;
 pub mod image;
-pub mod images;
 mod jsonl;
 pub mod labels;
 pub mod near;
 pub mod parquet;
+pub mod raw;
 pub mod report;
 pub mod rows;
 mod sample;
 mod sniff;
 pub mod split;
 mod suspect;
+pub mod target;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::Path;
 
-pub use columns::{Columns, Wanted};
+use fedtune_config::job::{Task, TaskKind};
+
+pub use columns::{Columns, Renamed};
+pub use content::{Content, Exchange, Picture};
 pub use error::{DataError, Fault};
-pub use images::{ImageColumns, Images};
 pub use labels::LabelMap;
+pub use raw::RawRow;
 pub use report::DataReport;
-pub use rows::{HELD_TEXT, Row, Rows};
+pub use rows::{HELD_IMAGES, HELD_TEXT, Row, Rows};
 pub use sample::Sampling;
 pub use split::split;
+pub use target::{RawLabel, Target, TargetReader, TargetRef};
 
+use decoding::Decoding;
+use folder::Listing;
 use rows::{Gathering, Repetition, Source, Stamp};
 
 /// The longest text of a row, in bytes; longer ones are a [`Fault::TooLong`].
 pub const MAX_TEXT: usize = 64 << 10;
 
-/// A row before its label is looked up.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RawRow {
-    /// The text; never empty.
-    pub text: String,
-    /// The label as it stands in the file, without surrounding white space; `None` where none was asked for.
-    pub label: Option<String>,
-    /// The group, likewise.
-    pub group: Option<String>,
-}
-
-/// Calls `each` with the first line and the content of every row in file order; memory does not grow with the file.
+/// Calls `each` with the first line (or the number of the row, or of the image in its folder) and the content of every row in
+/// file order; memory does not grow with the file.
 ///
 /// # Errors
 /// The file as a whole is unusable: see [`DataError`].
-pub fn scan(
-    path: &Path,
-    wanted: Wanted<'_>,
-    each: &mut dyn FnMut(u64, Result<RawRow, Fault>),
-) -> Result<(), DataError> {
-    scan_places(path, wanted, &mut |place, row| each(place.line, row)).map(|_| ())
+pub fn scan(path: &Path, columns: &Columns, each: &mut dyn FnMut(u64, Result<RawRow, Fault>)) -> Result<(), DataError> {
+    scan_places(path, columns, &mut |place, row| each(place.line, row)).map(|_| ())
 }
 
 /// Where a row begins.
 #[derive(Debug, Clone, Copy)]
 struct Place {
-    /// Its first line, counted from 1.
+    /// Its first line, counted from 1; the number of the row in a Parquet file, of the image in a folder.
     line: u64,
-    /// Its first byte in the file.
+    /// Its first byte in a file of text.
     start: u64,
 }
 
@@ -79,36 +75,84 @@ struct Place {
 enum Layout {
     Csv(csv::Layout),
     Jsonl,
+    Parquet,
+    Folder(Listing),
 }
 
 /// As [`scan`]; gives what it takes to read rows again, and how the file was.
 fn scan_places(
     path: &Path,
-    wanted: Wanted<'_>,
+    columns: &Columns,
     each: &mut dyn FnMut(Place, Result<RawRow, Fault>),
 ) -> Result<(Layout, Stamp), DataError> {
-    let sniff::Opened { format, mut file, start } = sniff::open(path)?;
-    let metadata = file.get_ref().metadata().map_err(|source| DataError::Read { path: path.into(), source })?;
-    let layout = match format {
-        sniff::Format::Csv => Layout::Csv(csv::scan(path, &mut file, start, wanted, each)?),
-        sniff::Format::Jsonl => {
-            jsonl::scan(path, &mut file, start, wanted, each)?;
-            Layout::Jsonl
-        }
-    };
-    Ok((layout, metadata.into()))
+    if !columns.content.is_image() {
+        return scan_undecoded(path, columns, each);
+    }
+    let mut decoding = Decoding::new(each);
+    let found = scan_undecoded(path, columns, &mut |place, row| decoding.add(place, row))?;
+    decoding.finish();
+    Ok(found)
 }
 
-/// Checks every row of a file: gives the usable ones, and reports the others. Texts are held in memory up to
-/// [`HELD_TEXT`].
+/// The same, with images that need not be any.
+fn scan_undecoded(
+    path: &Path,
+    columns: &Columns,
+    each: &mut dyn FnMut(Place, Result<RawRow, Fault>),
+) -> Result<(Layout, Stamp), DataError> {
+    let found = sniff::open(path)?;
+    let stamp = Stamp::from(std::fs::metadata(path).map_err(|source| DataError::Read { path: path.into(), source })?);
+    let layout = match found {
+        sniff::Found::Text(_) if columns.content.is_image() => {
+            return Err(DataError::NeedsImages { path: path.into() });
+        }
+        sniff::Found::Text(sniff::Opened { format: sniff::Format::Csv, mut file, start }) => {
+            Layout::Csv(csv::scan(path, &mut file, start, columns, each)?)
+        }
+        sniff::Found::Text(sniff::Opened { format: sniff::Format::Jsonl, mut file, start }) => {
+            jsonl::scan(path, &mut file, start, columns, each)?;
+            Layout::Jsonl
+        }
+        sniff::Found::Parquet => {
+            parquet::scan(path, columns, each)?;
+            Layout::Parquet
+        }
+        sniff::Found::Folder => Layout::Folder(scan_folder(path, columns, each)?),
+    };
+    Ok((layout, stamp))
+}
+
+fn scan_folder(
+    path: &Path,
+    columns: &Columns,
+    each: &mut dyn FnMut(Place, Result<RawRow, Fault>),
+) -> Result<Listing, DataError> {
+    if !columns.content.is_image() {
+        return Err(DataError::Folder { path: path.into() });
+    }
+    if let Some(column) = &columns.group {
+        return Err(DataError::FolderGroup { path: path.into(), column: column.clone() });
+    }
+    let listing = Listing::of(path, columns.label.is_some())?;
+    for line in 1..=listing.len() as u64 {
+        let label = listing.label(line).map(Into::into);
+        let row = listing.picture(line).and_then(|content| raw::labelled(columns, content, label, None));
+        each(Place { line, start: 0 }, row);
+    }
+    Ok(listing)
+}
+
+/// Checks every row of a file: gives the usable ones, and reports the others. Contents are held in memory up to
+/// [`HELD_TEXT`], images up to [`HELD_IMAGES`].
 ///
 /// # Errors
 /// The file as a whole is unusable, or no row is.
-pub fn read(path: &Path, columns: &Columns, labels: &LabelMap) -> Result<(Rows, DataReport), DataError> {
-    read_holding(path, columns, labels, HELD_TEXT)
+pub fn read(path: &Path, columns: &Columns, targets: &TargetReader) -> Result<(Rows, DataReport), DataError> {
+    let most = if columns.content.is_image() { HELD_IMAGES } else { HELD_TEXT };
+    read_holding(path, columns, targets, most)
 }
 
-/// As [`read`], with another limit than [`HELD_TEXT`], in bytes. Where the texts are not held the file must not change as
+/// As [`read`], with another limit than [`HELD_TEXT`] or [`HELD_IMAGES`], in bytes. Where the contents are not held the file must not change as
 /// long as the rows are used.
 ///
 /// # Errors
@@ -116,66 +160,102 @@ pub fn read(path: &Path, columns: &Columns, labels: &LabelMap) -> Result<(Rows, 
 pub fn read_holding(
     path: &Path,
     columns: &Columns,
-    labels: &LabelMap,
+    targets: &TargetReader,
     most: usize,
 ) -> Result<(Rows, DataReport), DataError> {
     let mut gathering = Gathering::new(most);
     let mut report = DataReport::new(path);
-    let (layout, stamp) = scan_places(path, columns.wanted(), &mut |Place { line, start }, row| match row {
-        Ok(RawRow { text, label, group }) => {
-            let label = label.unwrap_or_default();
-            match labels.index(&label) {
-                Some(label) => {
-                    report.use_row(label);
-                    match gathering.add(Row { text, label, line, group }, start) {
-                        Repetition::None => {}
-                        Repetition::Whole => report.duplicates += 1,
-                        Repetition::OtherLabel => report.conflicts += 1,
-                    }
+    let (layout, stamp) = scan_places(path, columns, &mut |Place { line, start }, row| {
+        let target = |row: RawRow| targets.read(row.label, &row.content).map(|target| (target, row.content, row.group));
+        match row.and_then(target) {
+            Ok((target, content, group)) => {
+                report.use_row(target.borrowed());
+                match gathering.add(Row { content, target, line, group }, start) {
+                    Repetition::None => {}
+                    Repetition::Whole => report.duplicates += 1,
+                    Repetition::OtherTarget => report.conflicts += 1,
                 }
-                None => report.unknown_label(line, &label, labels),
             }
+            Err(Fault::UnknownLabel { label }) => report.unknown_label(line, &label, targets.labels()),
+            Err(fault) => report.fault(line, fault),
         }
-        Err(fault) => report.fault(line, fault),
     })?;
     if report.rows == 0 {
         return Err(DataError::NoRows { path: path.into() });
     }
     if report.used == 0 {
-        return Err(DataError::NoUsableRow { path: path.into(), report: Box::new(report), labels: labels.known() });
+        let labels = targets.labels().known();
+        return Err(DataError::NoUsableRow { path: path.into(), report: Box::new(report), labels });
     }
     let rows = gathering.of_file(Source { path: path.into(), layout, columns: columns.clone(), stamp })?;
     Ok((rows, report))
 }
 
-/// The distinct labels of a file, sorted; rows with a fault are passed over.
+/// The distinct labels of a file, sorted, as a task of this kind would read them; rows with a fault are passed over. Those of
+/// a Parquet file with names of classes are these, in their order. None for kinds without labels.
 ///
 /// # Errors
 /// The file as a whole is unusable, or no row is.
-pub fn labels_in(path: &Path, columns: &Columns) -> Result<Vec<String>, DataError> {
-    let mut seen: BTreeMap<String, u64> = BTreeMap::new();
+pub fn labels_in(path: &Path, columns: &Columns, task: &Task) -> Result<Vec<String>, DataError> {
+    if !task.kind.has_labels() {
+        return Ok(Vec::new());
+    }
+    if let Some(names) = named_labels(path, columns)? {
+        return Ok(names);
+    }
+    let separator = target::separator(task);
+    let mut seen: BTreeSet<String> = BTreeSet::new();
     let mut report = DataReport::new(path);
-    scan(path, columns.wanted(), &mut |line, row| match row {
-        Ok(row) => {
-            // A file whose label column holds free text must not fill the memory.
-            if seen.len() < labels::MAX_LABELS || row.label.as_ref().is_some_and(|label| seen.contains_key(label)) {
-                *seen.entry(row.label.unwrap_or_default()).or_default() += 1;
+    scan_undecoded(path, columns, &mut |Place { line, .. }, row| match row {
+        Ok(RawRow { label, .. }) => {
+            let names = match (task.kind, label) {
+                (_, None) => Vec::new(),
+                (TaskKind::TextClassification | TaskKind::ImageClassification, Some(RawLabel::One(name))) => vec![name],
+                (_, Some(label)) => target::names(label, separator),
+            };
+            for name in names {
+                // A file whose label column holds free text must not fill the memory.
+                if seen.len() < labels::MAX_LABELS {
+                    seen.insert(name);
+                }
             }
             report.rows += 1;
         }
         Err(fault) => report.fault(line, fault),
     })?;
+    let column = columns.label_name();
     match (report.rows, seen.len()) {
         (0, _) => Err(DataError::NoRows { path: path.into() }),
         (_, 0) => Err(DataError::NoUsableRow { path: path.into(), report: Box::new(report), labels: Vec::new() }),
-        (_, 1) => Err(DataError::OneLabel {
-            path: path.into(),
-            label: seen.into_keys().next().unwrap_or_default(),
-            column: columns.label.clone(),
-        }),
-        (_, found) if found >= labels::MAX_LABELS => {
-            Err(DataError::TooManyLabels { path: path.into(), column: columns.label.clone(), most: labels::MAX_LABELS })
+        (_, 1) if task.kind != TaskKind::MultiLabelClassification => {
+            Err(DataError::OneLabel { path: path.into(), label: seen.into_iter().next().unwrap_or_default(), column })
         }
-        _ => Ok(seen.into_keys().collect()),
+        (_, found) if found >= labels::MAX_LABELS => {
+            Err(DataError::TooManyLabels { path: path.into(), column, most: labels::MAX_LABELS })
+        }
+        _ => Ok(seen.into_iter().collect()),
+    }
+}
+
+/// The names that a Parquet file's metadata has for the numbers in the label column, or those of the folders of images, where
+/// there are two or more.
+fn named_labels(path: &Path, columns: &Columns) -> Result<Option<Vec<String>>, DataError> {
+    let names = match (sniff::open(path)?, &columns.label) {
+        (sniff::Found::Parquet, Some(label)) => parquet::class_names(path, &label.name)?,
+        (sniff::Found::Folder, Some(_)) if columns.content.is_image() => Some(Listing::of(path, true)?.into_labels()),
+        _ => None,
+    };
+    Ok(names.filter(|names| (2..labels::MAX_LABELS).contains(&names.len())))
+}
+
+/// Whether it is a folder, or a Parquet file with images in a column of this name.
+///
+/// # Errors
+/// The file as a whole is unusable.
+pub fn holds_images(path: &Path, column: &str) -> Result<bool, DataError> {
+    match sniff::open(path)? {
+        sniff::Found::Folder => Ok(true),
+        sniff::Found::Parquet => parquet::holds_images(path, column),
+        sniff::Found::Text(_) => Ok(false),
     }
 }

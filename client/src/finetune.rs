@@ -1,7 +1,8 @@
 //! Fine-tuning and evaluating a [`Classifier`](crate::model::Classifier).
 //!
-//! Read in this order: [`fit`] (the loop), [`schedule`], `order` (batches), `ahead` (tokenising in the background), `augment`, `loss`, `pull` (proximal terms),
-//! `optimizer`, [`evaluate`], [`metrics`] and [`scores`], `early_stopping`, [`cross`] (cross-validation), [`confident`] (wrong
+//! Read in this order: [`fit`] (the loop), [`schedule`], `order` (batches), `encode` (rows to tokens and targets), `ahead` (which
+//! does so in the background), `augment`, `loss`, `pull` (proximal terms),
+//! `optimizer`, [`evaluate`], [`metrics`], `entities` and [`scores`], `early_stopping`, [`cross`] (cross-validation), [`confident`] (wrong
 //! labels).
 
 mod ahead;
@@ -9,6 +10,8 @@ mod augment;
 pub mod confident;
 pub mod cross;
 mod early_stopping;
+mod encode;
+mod entities;
 mod error;
 mod evaluate;
 mod fit;
@@ -24,8 +27,9 @@ pub mod scores;
 
 pub use cross::{CrossValidation, cross_validate};
 pub use early_stopping::{EarlyStopping, EpochScores};
+pub(crate) use encode::text;
 pub use error::FinetuneError;
-pub use evaluate::{evaluate, evaluate_scores, logits};
+pub use evaluate::{Prediction, evaluate, evaluate_scores, predict};
 pub use fit::{FitReport, Plan, fit, fit_best};
 pub use gradients::gradient_norm;
 pub use metrics::{Evaluation, LabelScore};

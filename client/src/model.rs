@@ -1,10 +1,11 @@
-//! A pre-trained encoder as a trainable sequence classifier.
+//! A pre-trained model as a trainable classifier.
 //!
-//! Read in this order: [`batch`] (how token rows lie), [`config`] and `names` (what tensors there are), [`network`] (the
-//! function), `ops` (the operations under it), `state` and `export` (files). This module loads a folder into a
+//! Read in this order: [`batch`] (how token rows lie), [`config`] and `anatomy` (what tensors there are), `objective` (what
+//! a network says), [`network`] (the function), `ops` (the operations under it), `preparing` (rows to what a network takes), `state` and `export` (files). This module loads a folder into a
 //! [`Classifier`].
 
 mod adapters;
+mod anatomy;
 pub mod batch;
 pub mod config;
 mod error;
@@ -12,9 +13,10 @@ mod export;
 mod folder;
 mod initial;
 mod load;
-pub(crate) mod names;
 pub mod network;
+mod objective;
 pub(crate) mod ops;
+mod preparing;
 mod pretrained;
 mod state;
 pub(crate) mod tensor_file;
@@ -24,22 +26,30 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use fedtune_config::Job;
-use fedtune_config::job::{Lora, Precision, Trainable};
+use fedtune_config::job::{Lora, Precision, TaskKind, Trainable};
 use serde_json::{Map, Value};
 
+use crate::data::image::Preparation;
+
+pub use anatomy::{Place, Role};
+pub use config::Reads;
 pub use error::ModelError;
-pub use network::Network;
+pub use network::{Input, Network};
+pub use objective::{Objective, Targets};
 pub use ops::Loss;
 pub use ops::dropout::DropoutStream;
-pub use tokens::TokenCounter;
+pub use tokens::{Encoded, Text, TokenCounter};
 
 use batch::Tokens;
+use preparing::Preparing;
 use tokens::TextTokenizer;
 
 /// What a job asks of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelSpec {
-    /// Every label, in the order of the outputs.
+    /// What it says of its input.
+    pub objective: Objective,
+    /// Every label, in the order of the outputs; empty where the objective has none.
     pub labels: Vec<String>,
     /// Which tensors are trained.
     pub trainable: Trainable,
@@ -53,11 +63,24 @@ pub struct ModelSpec {
     pub seed: u64,
     /// Longest sequence in tokens, special tokens counted.
     pub max_length: usize,
+    /// How prompt and response make one text, where there are such.
+    pub template: String,
+    /// What rows are.
+    pub reads: Reads,
+    /// Whether batch norms keep the base model's running statistics and go by them.
+    pub freeze_batch_norm: bool,
 }
 
 impl From<&Job> for ModelSpec {
     fn from(job: &Job) -> Self {
         Self {
+            objective: match job.task.kind {
+                TaskKind::TextClassification | TaskKind::ImageClassification => Objective::Class,
+                TaskKind::MultiLabelClassification => Objective::Sets,
+                TaskKind::TextRegression => Objective::Value,
+                TaskKind::TokenClassification => Objective::Tokens,
+                TaskKind::CausalLm => Objective::NextToken,
+            },
             labels: job.task.labels.clone(),
             trainable: job.training.trainable,
             lora: job.training.lora.clone().unwrap_or_default(),
@@ -65,16 +88,20 @@ impl From<&Job> for ModelSpec {
             dropout: job.training.dropout,
             seed: job.training.seed,
             max_length: job.task.max_length,
+            template: job.task.template.clone().unwrap_or_default(),
+            reads: if job.task.kind.reads_images() { Reads::Images } else { Reads::Texts },
+            freeze_batch_norm: job.training.freeze_batch_norm,
         }
     }
 }
 
-/// A sequence classifier: network, tokenizer and labels, on one device.
+/// A classifier of texts or images: network, preparation of its input, and labels, on one device.
 #[derive(Debug)]
 pub struct Classifier {
     network: Network,
-    tokenizer: TextTokenizer,
+    preparing: Preparing,
     labels: Vec<String>,
+    template: String,
     dropout: f64,
     folder: PathBuf,
     base_config: Map<String, Value>,
@@ -98,9 +125,29 @@ impl Classifier {
         self.dropout
     }
 
-    /// Longest sequence in tokens; longer texts are cut.
-    pub fn max_length(&self) -> usize {
-        self.tokenizer.max_length()
+    /// Longest sequence in tokens; longer texts are cut. `None` of images.
+    pub fn max_length(&self) -> Option<usize> {
+        self.tokenizer().map(TextTokenizer::max_length)
+    }
+
+    /// How images become its input, where it reads images.
+    pub fn preparation(&self) -> Option<&Preparation> {
+        match &self.preparing {
+            Preparing::Images(preparation) => Some(preparation),
+            Preparing::Texts(_) => None,
+        }
+    }
+
+    /// What it reads.
+    pub fn reads(&self) -> Reads {
+        self.network.config().reads()
+    }
+
+    fn tokenizer(&self) -> Option<&TextTokenizer> {
+        match &self.preparing {
+            Preparing::Texts(tokenizer) => Some(tokenizer),
+            Preparing::Images(_) => None,
+        }
     }
 
     /// Tokens of each text, cut at [`Self::max_length`].
@@ -108,7 +155,23 @@ impl Classifier {
     /// # Errors
     /// The tokenizer fails.
     pub fn tokenize(&self, texts: &[&str]) -> Result<Vec<Tokens>, candle_core::Error> {
-        self.tokenizer.encode(texts)
+        let texts: Vec<Text<'_>> = texts.iter().map(|text| Text::Single(text)).collect();
+        Ok(self.encode(&texts)?.into_iter().map(|encoded| encoded.tokens).collect())
+    }
+
+    /// Tokens of what rows hold, cut at [`Self::max_length`], the longer one of a pair first. An exchange that is not cut
+    /// ends with the model's token for the end of a text, `eos_token_id` of config.json, where it names one.
+    ///
+    /// # Errors
+    /// The tokenizer fails, or the model reads images.
+    pub fn encode(&self, texts: &[Text<'_>]) -> Result<Vec<Encoded>, candle_core::Error> {
+        let end = match self.base_config.get("eos_token_id") {
+            Some(Value::Array(several)) => several.first(),
+            one => one,
+        };
+        let end = end.and_then(Value::as_u64).and_then(|end| u32::try_from(end).ok());
+        let Some(tokenizer) = self.tokenizer() else { candle_core::bail!("texts for a model of images") };
+        tokenizer.encode(texts, &self.template, end)
     }
 
     /// Names and shapes of the trained tensors, sorted by name.

@@ -6,16 +6,25 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use fedtune_client::data::{
-    self, Columns, DataError, DataReport, Fault, LabelMap, MAX_TEXT, RawRow, Row, Rows, Wanted,
+    self, Columns, DataError, DataReport, Fault, MAX_TEXT, RawRow, Row, Rows, Target, TargetReader,
 };
+use fedtune_config::job::{Task, TaskKind};
 use tempfile::TempDir;
 
 fn columns() -> Columns {
-    Columns { text: "text".into(), label: "label".into(), group: None }
+    Columns::labelled("text", "label")
 }
 
-fn labels(names: &[&str]) -> LabelMap {
-    LabelMap::new(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), &BTreeMap::new()).unwrap()
+fn task(labels: &[String]) -> Task {
+    Task::new(TaskKind::TextClassification, labels.to_vec())
+}
+
+fn reader(labels: &[String], local: &BTreeMap<String, String>) -> Result<TargetReader, DataError> {
+    TargetReader::new(&task(labels), local)
+}
+
+fn labels(names: &[&str]) -> TargetReader {
+    reader(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), &BTreeMap::new()).unwrap()
 }
 
 fn file(name: &str, content: &[u8]) -> (TempDir, PathBuf) {
@@ -42,14 +51,14 @@ fn refused(name: &str, content: &[u8], words: &[&str]) {
 }
 
 fn texts(content: &[u8]) -> Vec<String> {
-    read("a.csv", content).unwrap().0.into_iter().map(|row| row.text).collect()
+    read("a.csv", content).unwrap().0.into_iter().map(|row| row.content.texts().concat()).collect()
 }
 
 /// One faulty row between two good ones: it is left out, counted, and its line is named.
 fn left_out(row: &[u8], kind: &str) {
     let content = [b"text,label\nfirst,good\n", row, b"\nlast,bad\n"].concat();
     let (rows, report) = read("a.csv", &content).unwrap();
-    assert_eq!(rows.iter().map(|row| row.text.as_str()).collect::<Vec<_>>(), ["first", "last"], "{kind}");
+    assert_eq!(rows.iter().map(|row| row.content.texts().concat()).collect::<Vec<_>>(), ["first", "last"], "{kind}");
     assert_eq!((report.rows, report.used, report.skipped()), (3, 2, 1));
     assert_eq!(report.faults[kind].count, 1, "{report}");
     assert_eq!(report.faults[kind].first[0].0, 3);
@@ -116,7 +125,10 @@ fn duplicates_are_removed_with_their_counts() {
     let (rows, mut report) = data::read(&path, &columns(), &labels(&["good", "bad"])).unwrap();
     assert_eq!((report.duplicates, report.conflicts), (2, 1));
     let rows = whole(&report.remove_duplicates(&rows));
-    assert_eq!(rows.iter().map(|row| (row.line, row.label)).collect::<Vec<_>>(), [(2, 0), (4, 1), (5, 1)]);
+    assert_eq!(
+        rows.iter().map(|row| (row.line, row.target.clone())).collect::<Vec<_>>(),
+        [(2, 0), (4, 1), (5, 1)].map(|(line, label)| (line, Target::Class(label)))
+    );
     assert_eq!((report.rows, report.used, report.removed, report.skipped()), (6, 3, 2, 1));
     assert_eq!((report.per_label[&0], report.per_label[&1]), (1, 2));
     assert!(report.to_string().contains("2 removed"), "{report}");
@@ -146,12 +158,12 @@ fn groups_are_read_and_a_row_without_one_is_left_out() {
 #[test]
 fn local_label_names_are_mapped() {
     let local = BTreeMap::from([("1".to_owned(), "good".to_owned()), ("0".to_owned(), "bad".to_owned())]);
-    let map = LabelMap::new(&["good".into(), "bad".into()], &local).unwrap();
+    let map = reader(&["good".into(), "bad".into()], &local).unwrap();
     let (_folder, path) = file("a.csv", b"text,label\na,1\nb,0\nc,good\n");
     let (rows, _) = data::read(&path, &columns(), &map).unwrap();
     assert_eq!(rows.labels().collect::<Vec<_>>(), [0, 1, 0]);
     let wrong = BTreeMap::from([("1".to_owned(), "great".to_owned())]);
-    let error = LabelMap::new(&["good".into()], &wrong).unwrap_err().to_string();
+    let error = reader(&["good".into()], &wrong).unwrap_err().to_string();
     assert!(error.contains("\"great\"") && error.contains("\"good\""), "{error}");
 }
 
@@ -278,12 +290,12 @@ fn rows_are_the_same_in_memory_and_in_the_file() {
         assert_eq!(whole(&held), whole(&in_file), "{name}");
         assert_eq!(report.to_string(), same.to_string());
         let backwards = (0..held.len()).rev();
-        assert_eq!(held.texts(backwards.clone()).unwrap(), in_file.texts(backwards).unwrap(), "{name}");
+        assert_eq!(held.contents(backwards.clone()).unwrap(), in_file.contents(backwards).unwrap(), "{name}");
         let (one, other) = (data::split(held.clone(), 0.4), data::split(in_file.clone(), 0.4));
         assert_eq!((whole(&one.0), whole(&one.1)), (whole(&other.0), whole(&other.1)), "{name}");
         let sampling = data::Sampling { per_label: Some(2), oversample: 3.0 };
-        let sampled = sampling.apply(held.clone(), 1);
-        assert_eq!(whole(&sampled), whole(&sampling.apply(in_file.clone(), 1)), "{name}");
+        let sampled = sampling.apply(held.clone(), 1).unwrap();
+        assert_eq!(whole(&sampled), whole(&sampling.apply(in_file.clone(), 1).unwrap()), "{name}");
         let (mut report, mut same) = (report, same);
         assert_eq!(whole(&report.remove_duplicates(&held)), whole(&same.remove_duplicates(&in_file)), "{name}");
         assert_eq!(report.to_string(), same.to_string());
@@ -316,7 +328,7 @@ fn a_file_that_changes_while_it_is_used_is_an_error_with_its_line() {
         std::fs::write(&path, changed).unwrap();
         let time = if same_time { time } else { time + std::time::Duration::from_secs(7) };
         std::fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
-        let error = rows.texts([1, 2]).unwrap_err();
+        let error = rows.contents([1, 2]).unwrap_err();
         assert!(matches!(error, DataError::Changed { line: 3, .. }), "{error}");
         for word in [&["a.csv:3:", "Start again"], words].concat() {
             assert!(error.to_string().contains(word), "{error} lacks {word:?}");
@@ -325,25 +337,25 @@ fn a_file_that_changes_while_it_is_used_is_an_error_with_its_line() {
     let (_folder, path) = file("a.csv", content.as_bytes());
     let rows = data::read_holding(&path, &columns(), &labels(&["good", "bad"]), 0).unwrap().0;
     std::fs::remove_file(&path).unwrap();
-    assert!(matches!(rows.texts([0]).unwrap_err(), DataError::Read { .. }));
+    assert!(matches!(rows.contents([0]).unwrap_err(), DataError::Read { .. }));
 }
 
 #[test]
 fn labels_are_found_sorted() {
     let (_folder, path) = file("a.csv", b"text,label\na,z\nb,y\nc, z \n,x\n");
-    assert_eq!(data::labels_in(&path, &columns()).unwrap(), ["y", "z"]);
+    assert_eq!(data::labels_in(&path, &columns(), &task(&[])).unwrap(), ["y", "z"]);
     let (_folder, path) = file("a.csv", b"text,label\na,z\nb,z\n");
-    assert!(data::labels_in(&path, &columns()).unwrap_err().to_string().contains("at least two labels"));
+    assert!(data::labels_in(&path, &columns(), &task(&[])).unwrap_err().to_string().contains("at least two labels"));
     let (_folder, path) = file("a.csv", b"text,label\n,z\n");
-    assert!(matches!(data::labels_in(&path, &columns()), Err(DataError::NoUsableRow { .. })));
+    assert!(matches!(data::labels_in(&path, &columns(), &task(&[])), Err(DataError::NoUsableRow { .. })));
 }
 
 #[test]
 fn texts_are_read_without_labels() {
     let (_folder, path) = file("a.csv", b"id,text\n1,a\n2,\n3,c\n");
     let mut found = Vec::new();
-    data::scan(&path, Wanted::text("text"), &mut |line, row| found.push((line, row))).unwrap();
-    let row = |text: &str| Ok(RawRow { text: text.into(), label: None, group: None });
+    data::scan(&path, &columns().unlabelled(), &mut |line, row| found.push((line, row))).unwrap();
+    let row = |text: &str| Ok(RawRow { content: text.into(), label: None, group: None });
     assert_eq!(found, [(2, row("a")), (3, Err(Fault::EmptyText)), (4, row("c"))]);
 }
 
@@ -362,10 +374,10 @@ fn manifest(path: &Path) -> Vec<serde_json::Value> {
 }
 
 /// Every faulty line of a file, and how many rows were used.
-fn faulty_lines(path: &Path, known: &LabelMap) -> (BTreeSet<u64>, BTreeSet<u64>) {
+fn faulty_lines(path: &Path, known: &TargetReader) -> (BTreeSet<u64>, BTreeSet<u64>) {
     let (mut used, mut faulty) = (BTreeSet::new(), BTreeSet::new());
-    data::scan(path, columns().wanted(), &mut |line, row| {
-        let usable = row.is_ok_and(|row| known.index(&row.label.unwrap_or_default()).is_some());
+    data::scan(path, &columns(), &mut |line, row| {
+        let usable = row.is_ok_and(|row| known.read(row.label, &row.content).is_ok());
         if usable {
             used.insert(line)
         } else {
@@ -379,9 +391,9 @@ fn faulty_lines(path: &Path, known: &LabelMap) -> (BTreeSet<u64>, BTreeSet<u64>)
 #[test]
 fn the_dirty_csv_is_read_as_its_manifest_says() {
     let Some(folder) = dirty() else { return };
-    let intents = data::labels_in(&folder.join("clean.csv"), &columns()).unwrap();
+    let intents = data::labels_in(&folder.join("clean.csv"), &columns(), &task(&[])).unwrap();
     assert_eq!(intents.len(), 10);
-    let known = LabelMap::new(&intents, &BTreeMap::new()).unwrap();
+    let known = reader(&intents, &BTreeMap::new()).unwrap();
     let unusable = [
         "label_empty",
         "columns_swapped",
@@ -413,8 +425,8 @@ fn the_dirty_csv_is_read_as_its_manifest_says() {
 #[test]
 fn the_dirty_jsonl_is_read_as_its_manifest_says() {
     let Some(folder) = dirty() else { return };
-    let intents = data::labels_in(&folder.join("clean.csv"), &columns()).unwrap();
-    let known = LabelMap::new(&intents, &BTreeMap::new()).unwrap();
+    let intents = data::labels_in(&folder.join("clean.csv"), &columns(), &task(&[])).unwrap();
+    let known = reader(&intents, &BTreeMap::new()).unwrap();
     let harmless = ["crlf", "extra_key", "blank_line"];
     let expected: BTreeSet<u64> = manifest(&folder.join("manifest_jsonl.jsonl"))
         .iter()
@@ -427,8 +439,8 @@ fn the_dirty_jsonl_is_read_as_its_manifest_says() {
 #[test]
 fn each_dirty_file_is_used_or_refused_as_expected() {
     let Some(folder) = dirty() else { return };
-    let intents = data::labels_in(&folder.join("clean.csv"), &columns()).unwrap();
-    let known = LabelMap::new(&intents, &BTreeMap::new()).unwrap();
+    let intents = data::labels_in(&folder.join("clean.csv"), &columns(), &task(&[])).unwrap();
+    let known = reader(&intents, &BTreeMap::new()).unwrap();
     let outcome = |name: &str| data::read(&folder.join("files").join(name), &columns(), &known);
     for name in ["bom_crlf", "columns_reversed", "no_final_newline", "one_class", "one_row"] {
         let (rows, report) = outcome(&format!("{name}.csv")).unwrap();
@@ -454,9 +466,9 @@ fn each_dirty_file_is_used_or_refused_as_expected() {
     let (rows, report) = outcome("latin1.csv").unwrap();
     assert_eq!((report.faults["not UTF-8"].first[0].0, report.skipped()), (2, 1), "{report}");
     assert!(!rows.is_empty());
-    let mapped = Columns { text: "sentence".into(), label: "category".into(), group: None };
+    let mapped = Columns::labelled("sentence", "category");
     assert!(data::read(&folder.join("files/header_other_names.csv"), &mapped, &known).is_ok());
-    let digits = data::labels_in(&folder.join("files/int_labels.csv"), &columns()).unwrap();
-    let digits = LabelMap::new(&digits, &BTreeMap::new()).unwrap();
+    let digits = data::labels_in(&folder.join("files/int_labels.csv"), &columns(), &task(&[])).unwrap();
+    let digits = reader(&digits, &BTreeMap::new()).unwrap();
     assert_eq!(data::read(&folder.join("files/int_labels.csv"), &columns(), &digits).unwrap().1.skipped(), 0);
 }

@@ -2,21 +2,22 @@
 //! double precision by `tests/fixtures/make_encoder_gradients.py`.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod reference;
+
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use fedtune_client::finetune::{Optimizer, gradient_norm};
 use fedtune_client::model::batch::{Batch, Tokens};
-use fedtune_client::model::network::{Gradient, Pass};
-use fedtune_client::model::{DropoutStream, Loss, ModelSpec, Network};
+use fedtune_client::model::config::Config;
+use fedtune_client::model::network::{Parameter, Pass};
+use fedtune_client::model::{DropoutStream, Input, Loss, ModelSpec, Network, Objective, Reads, Targets};
 use fedtune_config::job::{Lora, Precision, Trainable, Training};
+use reference::{dense, distance, fixture, norm, reference_of, rows, saved_adapters, saved_targets, values};
 
 const ARCHITECTURES: [&str; 6] = ["bert", "distilbert", "roberta", "xlm-roberta", "modernbert", "modernbert-mean"];
-
-fn fixture(architecture: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(architecture)
-}
+/// Classifiers of tokens.
+const OF_TOKENS: [&str; 4] = ["bert-tokens", "distilbert-tokens", "roberta-tokens", "modernbert-tokens"];
 
 fn network(trainable: Trainable) -> Network {
     network_of("bert", trainable)
@@ -32,6 +33,7 @@ fn adapted(architecture: &str, trainable: Trainable, lora: Lora) -> Network {
 
 fn loaded(architecture: &str, trainable: Trainable, lora: Lora, precision: Precision) -> Network {
     let spec = ModelSpec {
+        objective: if OF_TOKENS.contains(&architecture) { Objective::Tokens } else { Objective::Class },
         labels: ["alpha", "beta", "gamma"].map(String::from).to_vec(),
         trainable,
         lora,
@@ -39,6 +41,9 @@ fn loaded(architecture: &str, trainable: Trainable, lora: Lora, precision: Preci
         dropout: 0.0,
         seed: 1,
         max_length: 24,
+        template: String::new(),
+        reads: Reads::Texts,
+        freeze_batch_norm: false,
     };
     Network::load(&fixture(architecture), &spec, &Device::Cpu).unwrap()
 }
@@ -49,14 +54,6 @@ fn optimizer() -> Optimizer {
 
 fn reference(file: &str) -> HashMap<String, Tensor> {
     reference_of("bert", file)
-}
-
-fn reference_of(architecture: &str, file: &str) -> HashMap<String, Tensor> {
-    candle_core::safetensors::load(fixture(architecture).join(file), &Device::Cpu).unwrap()
-}
-
-fn rows(reference: &HashMap<String, Tensor>, name: &str) -> Vec<Vec<u32>> {
-    reference[name].to_dtype(DType::U32).unwrap().to_vec2().unwrap()
 }
 
 /// The reference's batch, less its padding.
@@ -71,37 +68,16 @@ fn sequences(reference: &HashMap<String, Tensor>) -> Vec<Tokens> {
         .collect()
 }
 
-fn labels(reference: &HashMap<String, Tensor>) -> Vec<u32> {
-    reference["labels"].to_dtype(DType::U32).unwrap().to_vec1().unwrap()
-}
-
-fn values(tensor: &Tensor) -> Vec<f64> {
-    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
-}
-
-/// A gradient of the parameter's shape.
-fn dense(gradient: &Gradient, shape: &[usize]) -> Vec<f64> {
-    match gradient {
-        Gradient::Dense(tensor) => values(tensor),
-        Gradient::Rows { rows, values: tensor } => {
-            let mut all = vec![0.0; shape.iter().product()];
-            for (row, part) in rows.iter().zip(values(tensor).chunks(shape[1])) {
-                all[*row as usize * shape[1]..][..shape[1]].copy_from_slice(part);
-            }
-            all
-        }
+fn labels(reference: &HashMap<String, Tensor>) -> Targets {
+    let labels = &reference["labels"];
+    if labels.rank() == 1 {
+        return Targets::Classes(labels.to_dtype(DType::U32).unwrap().to_vec1().unwrap());
     }
-}
-
-fn norm(values: &[f64]) -> f64 {
-    values.iter().map(|x| x * x).sum::<f64>().sqrt()
-}
-
-/// L2 distance over the reference's L2 norm.
-fn distance(found: &[f64], expected: &[f64]) -> f64 {
-    assert_eq!(found.len(), expected.len());
-    let difference: Vec<f64> = found.iter().zip(expected).map(|(a, b)| a - b).collect();
-    norm(&difference) / norm(expected).max(f64::MIN_POSITIVE)
+    let labels: Vec<Vec<i64>> = labels.to_vec2().unwrap();
+    let of_row = |(labels, tokens): (&Vec<i64>, &Tokens)| {
+        labels[..tokens.words.len()].iter().map(|label| u32::try_from(*label).ok()).collect()
+    };
+    Targets::Tokens(labels.iter().zip(&sequences(reference)).map(of_row).collect())
 }
 
 fn pass(network: &Network, reference: &HashMap<String, Tensor>) -> Pass {
@@ -111,23 +87,8 @@ fn pass(network: &Network, reference: &HashMap<String, Tensor>) -> Pass {
 }
 
 fn assert_gradients(network: &Network, pass: &Pass, reference: &HashMap<String, Tensor>) {
-    let trained: Vec<_> = network.parameters().iter().filter(|(_, p)| p.trained).collect();
-    assert_eq!(pass.gradients.len(), trained.len());
-    for (name, parameter) in trained {
-        let expected = values(&reference[&format!("grad.{name}")]);
-        let found = dense(&pass.gradients[name], parameter.var.dims());
-        if norm(&expected) < 1e-6 {
-            // Softmax does not see a constant added to all scores, so the true gradient of key biases is zero.
-            assert!(
-                name.ends_with("key.bias") || name.ends_with("k_lin.bias"),
-                "{name}: the reference has no gradient"
-            );
-            assert!(norm(&found) < 1e-6, "{name}: found {}", norm(&found));
-        } else {
-            let distance = distance(&found, &expected);
-            assert!(distance < 1e-3, "{name}: relative distance {distance}");
-        }
-    }
+    // Softmax does not see a constant added to all scores, so the true gradient of key biases is zero.
+    reference::assert_gradients(network, pass, reference, &["key.bias", "k_lin.bias"]);
 }
 
 #[test]
@@ -139,7 +100,7 @@ fn logits_and_loss_agree() {
         for batch in
             [Batch::packed(&sequences.iter().collect::<Vec<_>>()), Batch::padded(&sequences.iter().collect::<Vec<_>>())]
         {
-            let logits = values(&network.logits(&batch).unwrap());
+            let logits = values(&network.logits(&batch.into()).unwrap());
             assert!(distance(&logits, &values(&reference["logits"])) < 1e-5, "{architecture}");
         }
         let loss = pass(&network, &reference).loss;
@@ -148,8 +109,67 @@ fn logits_and_loss_agree() {
 }
 
 #[test]
+fn logits_of_tokens_and_their_loss_agree() {
+    for architecture in OF_TOKENS {
+        let network = network_of(architecture, Trainable::Full);
+        let reference = reference_of(architecture, "gradients.safetensors");
+        let sequences = sequences(&reference);
+        let batch = Batch::padded(&sequences.iter().collect::<Vec<_>>());
+        let logits = network.logits(&batch.into()).unwrap().reshape(reference["logits"].dims()).unwrap();
+        for (row, tokens) in sequences.iter().enumerate() {
+            // What stands where there is only padding is unspecified.
+            let part = |logits: &Tensor| values(&logits.get(row).unwrap().narrow(0, 0, tokens.words.len()).unwrap());
+            assert!(distance(&part(&logits), &part(&reference["logits"])) < 1e-5, "{architecture}");
+        }
+        let loss = pass(&network, &reference).loss;
+        assert!((loss - values(&reference["loss"])[0]).abs() < 1e-5, "{architecture}");
+    }
+}
+
+#[test]
+fn every_gradient_of_a_model_of_tables_agrees() {
+    for (folder, objective, labels) in [
+        ("table-class", Objective::Class, 3),
+        ("table-linear", Objective::Class, 3),
+        ("table-sets", Objective::Sets, 3),
+        ("table-value", Objective::Value, 0),
+    ] {
+        let spec = ModelSpec {
+            objective,
+            labels: ["alpha", "beta", "gamma"][..labels].iter().map(|label| (*label).to_owned()).collect(),
+            trainable: Trainable::Full,
+            lora: Lora::default(),
+            precision: Precision::F32,
+            dropout: 0.0,
+            seed: 1,
+            max_length: 24,
+            template: String::new(),
+            reads: Reads::Texts,
+            freeze_batch_norm: false,
+        };
+        let network = Network::load(&fixture(folder), &spec, &Device::Cpu).unwrap();
+        let reference = reference_of(folder, "gradients.safetensors");
+        let rows = reference["inputs"].dim(0).unwrap();
+        let targets: Vec<f32> = reference["targets"].flatten_all().unwrap().to_vec1().unwrap();
+        let hot = |row: &[f32]| (0..).zip(row).filter(|(_, x)| **x == 1.0).map(|(label, _)| label).collect();
+        let targets = match objective {
+            Objective::Value => Targets::Values(targets),
+            Objective::Sets => Targets::Sets(targets.chunks(3).map(hot).collect()),
+            _ => Targets::Classes(targets.iter().map(|label| *label as u32).collect()),
+        };
+        let input = Input::Table(reference["inputs"].clone());
+        assert_eq!(input.len(), rows);
+        let outputs = values(&network.logits(&input).unwrap());
+        assert!(distance(&outputs, &values(&reference["outputs"])) < 1e-5, "{folder}");
+        let pass = network.gradients(&input, &targets, &Loss::default(), None).unwrap();
+        assert!((pass.loss - values(&reference["loss"])[0]).abs() < 1e-5, "{folder}");
+        assert_gradients(&network, &pass, &reference);
+    }
+}
+
+#[test]
 fn every_gradient_agrees() {
-    for architecture in ARCHITECTURES {
+    for architecture in ARCHITECTURES.into_iter().chain(OF_TOKENS) {
         let network = network_of(architecture, Trainable::Full);
         let reference = reference_of(architecture, "gradients.safetensors");
         // Every parameter that transformers has is ours, under the same name.
@@ -178,25 +198,18 @@ fn gradients_agree_where_only_a_part_is_trained() {
 
 /// Adapters as peft saved them, in the network they belong to.
 fn with_adapters(architecture: &str) -> Network {
-    let folder = fixture(architecture).join("lora");
-    let text = std::fs::read_to_string(folder.join("adapter_config.json")).unwrap();
-    let config: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let targets = serde_json::from_value(config["target_modules"].clone()).unwrap();
+    let targets = saved_targets(architecture);
     let lora = Lora { rank: 4, alpha: 6.0, dropout: 0.0, targets };
     let mut network = adapted(architecture, Trainable::Lora, lora);
-    let bare: HashMap<String, Tensor> = reference_of(architecture, "lora/adapter_model.safetensors")
-        .into_iter()
-        .map(|(name, tensor)| (name.strip_prefix("base_model.model.").unwrap().to_owned(), tensor))
-        .collect();
     let state = tempfile::NamedTempFile::new().unwrap();
-    candle_core::safetensors::save(&bare, state.path()).unwrap();
+    candle_core::safetensors::save(&saved_adapters(architecture), state.path()).unwrap();
     network.load_state(state.path()).unwrap();
     network
 }
 
 #[test]
 fn every_gradient_of_adapters_agrees() {
-    for architecture in ARCHITECTURES {
+    for architecture in ARCHITECTURES.into_iter().chain(OF_TOKENS) {
         let network = with_adapters(architecture);
         let mut reference = reference_of(architecture, "lora/gradients.safetensors");
         let theirs = reference.keys().filter(|name| name.starts_with("grad.")).count();
@@ -265,7 +278,7 @@ fn a_padded_batch_gives_the_same_gradients() {
         let network = network_of(architecture, Trainable::Full);
         let reference = reference_of(architecture, "gradients.safetensors");
         let sequences = sequences(&reference);
-        let batch = Batch::padded(&sequences.iter().collect::<Vec<_>>());
+        let batch = Batch::padded(&sequences.iter().collect::<Vec<_>>()).into();
         let pass = network.gradients(&batch, &labels(&reference), &Loss::default(), None).unwrap();
         assert_gradients(&network, &pass, &reference);
     }
@@ -318,6 +331,29 @@ fn one_step_moves_every_trained_tensor_and_no_other() {
 }
 
 #[test]
+fn layers_computed_again_give_the_same_bits() {
+    for architecture in ARCHITECTURES.into_iter().chain(OF_TOKENS) {
+        for trainable in [Trainable::Full, Trainable::Head, Trainable::Last(1), Trainable::Lora] {
+            let mut network = network_of(architecture, trainable);
+            let reference = reference_of(architecture, "gradients.safetensors");
+            let sequences = sequences(&reference);
+            let batch = network.batch(&sequences.iter().collect::<Vec<_>>());
+            let run = |network: &Network| {
+                let stream = DropoutStream { probability: 0.2, seed: 7, round: 2, step: 1 };
+                let pass = network.gradients(&batch, &labels(&reference), &Loss::default(), Some(stream)).unwrap();
+                let gradient = |(name, parameter): (&String, &Parameter)| {
+                    parameter.trained.then(|| dense(&pass.gradients[name], parameter.var.dims()))
+                };
+                (pass.loss, network.parameters().iter().filter_map(gradient).collect::<Vec<_>>())
+            };
+            let kept = run(&network);
+            network.set_recompute(true).unwrap();
+            assert_eq!(run(&network), kept, "{architecture} {trainable}");
+        }
+    }
+}
+
+#[test]
 fn dropout_changes_the_loss_and_repeats_bit_for_bit() {
     for architecture in ["bert", "modernbert"] {
         let network = network_of(architecture, Trainable::Full);
@@ -342,11 +378,12 @@ fn dropout_changes_the_loss_and_repeats_bit_for_bit() {
 
 #[test]
 fn hidden_states_agree_with_candles_own_bert() {
-    use candle_transformers::models::bert::{BertModel, Config};
+    use candle_transformers::models::bert::BertModel;
     let (network, reference) = (network(Trainable::Full), reference("gradients.safetensors"));
+    let Config::Encoder(encoder) = network.config() else { panic!("not an encoder") };
     let tensors = reference_model();
     let builder = candle_nn::VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
-    let theirs = BertModel::load(builder, &Config::from(network.config())).unwrap();
+    let theirs = BertModel::load(builder, &encoder.into()).unwrap();
     let (ids, types) = (&reference["input_ids"], &reference["token_type_ids"]);
     let expected = theirs.forward(ids, types, Some(&reference["attention_mask"])).unwrap();
     let sequences = sequences(&reference);

@@ -12,9 +12,11 @@ use ::parquet::file::properties::WriterProperties;
 use ::parquet::file::writer::SerializedFileWriter;
 use ::parquet::schema::parser::parse_message_type;
 use fedtune_client::data::image::{Pixels, Preparation, PreparationError, decode};
-use fedtune_client::data::images::{self, Images};
-use fedtune_client::data::parquet::{self, ParquetError};
-use fedtune_client::data::{DataError, DataReport, Fault, ImageColumns, LabelMap, Wanted};
+use fedtune_client::data::parquet::ParquetError;
+use fedtune_client::data::{
+    self, Columns, Content, DataError, DataReport, Fault, RawLabel, Renamed, Rows, TargetReader,
+};
+use fedtune_config::job::{Task, TaskKind};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -36,12 +38,35 @@ fn image(case: &Value) -> Pixels {
     Pixels::new(side("width"), side("height"), bytes(&case["rgb"])).unwrap()
 }
 
-fn names(labels: &[&str]) -> LabelMap {
-    LabelMap::new(&labels.iter().map(ToString::to_string).collect::<Vec<_>>(), &BTreeMap::new()).unwrap()
+fn task(labels: &[&str]) -> Task {
+    Task::new(TaskKind::ImageClassification, labels.iter().map(ToString::to_string).collect())
 }
 
-fn cells() -> LabelMap {
+fn names(labels: &[&str]) -> TargetReader {
+    TargetReader::new(&task(labels), &BTreeMap::new()).unwrap()
+}
+
+fn cells() -> TargetReader {
     names(&["Platelets", "RBC", "WBC"])
+}
+
+/// The columns `image` and `label`.
+fn columns() -> Columns {
+    Columns::of(&task(&[]), &Renamed::default())
+}
+
+fn labelled(image: &str, label: &str) -> Columns {
+    let renamed = Renamed { image: Some(image.into()), label: Some(label.into()), ..Renamed::default() };
+    Columns::of(&task(&[]), &renamed)
+}
+
+fn pixels(rows: &Rows, wanted: &[usize]) -> Result<Vec<Pixels>, DataError> {
+    let contents = rows.contents(wanted.iter().copied())?;
+    let decoded = contents.iter().map(|content| match content.as_ref() {
+        Content::Image(picture) => decode(&picture.bytes).unwrap(),
+        other => panic!("{other:?}"),
+    });
+    Ok(decoded.collect())
 }
 
 /// Rows by kind of fault, numbered from 1.
@@ -154,7 +179,7 @@ fn an_image_far_longer_than_wide_takes_no_more_memory() {
 
 #[test]
 fn all_faults_of_the_dirty_images_are_found_and_clean_rows_used() {
-    let (images, report) = images::read(&fixture("dirty_images.parquet"), &ImageColumns::default(), &cells()).unwrap();
+    let (images, report) = data::read(&fixture("dirty_images.parquet"), &columns(), &cells()).unwrap();
     let found = fault_rows(&report);
     // Rows of the manifest are counted from 0.
     let kinds: BTreeMap<&str, Option<&str>> = [
@@ -195,29 +220,29 @@ fn all_faults_of_the_dirty_images_are_found_and_clean_rows_used() {
     assert_eq!(manifest.lines().count(), 20);
     assert_eq!(found.iter().map(|(row, (kind, _))| (*row, *kind)).collect::<BTreeMap<_, _>>(), expected);
     assert_eq!((report.rows, report.used, images.len()), (60, 50, 50));
-    let numbers: BTreeSet<u64> = (0..images.len()).map(|row| images.number(row)).collect();
+    let numbers: BTreeSet<u64> = (0..images.len()).map(|row| images.line(row)).collect();
     assert_eq!(numbers, (1..=60).filter(|row| !expected.contains_key(row)).collect());
     assert!(found[&8].1.contains("12000 x 12000"), "{:?}", found[&8]);
     assert!(found[&9].1.contains("found 99, expected 0 to 2"), "{:?}", found[&9]);
-    let pixels = images.pixels(&(0..images.len()).collect::<Vec<_>>()).unwrap();
+    let pixels = pixels(&images, &(0..images.len()).collect::<Vec<_>>()).unwrap();
     assert_eq!(pixels.iter().filter(|image| (image.width(), image.height()) == (64, 64)).count(), 48);
 }
 
 #[test]
 fn images_are_the_same_held_or_read_again() {
     let path = fixture("dirty_images.parquet");
-    let read = |most| images::read_holding(&path, &ImageColumns::default(), &cells(), most).unwrap().0;
+    let read = |most| data::read_holding(&path, &columns(), &cells(), most).unwrap().0;
     let (held, again) = (read(usize::MAX), read(0));
-    assert!(held.are_held() && !again.are_held());
+    assert!(held.held() && !again.held());
     let order = [49, 3, 3, 0, 20, 48];
-    assert_eq!(held.pixels(&order).unwrap(), again.pixels(&order).unwrap());
+    assert_eq!(pixels(&held, &order).unwrap(), pixels(&again, &order).unwrap());
     assert_eq!(held.labels().collect::<Vec<_>>(), again.labels().collect::<Vec<_>>());
-    assert_eq!(held.pixels(&[]).unwrap(), []);
+    assert_eq!(pixels(&held, &[]).unwrap(), []);
 }
 
 #[test]
 fn the_names_of_classes_come_from_the_metadata() {
-    let labels = images::labels_in(&fixture("dirty_images.parquet"), &ImageColumns::default()).unwrap();
+    let labels = data::labels_in(&fixture("dirty_images.parquet"), &columns(), &task(&[])).unwrap();
     assert_eq!(labels, ["Platelets", "RBC", "WBC"]);
 }
 
@@ -268,7 +293,10 @@ const TEXTS: [(Option<&str>, Option<&str>, Option<i64>); 7] = [
     (Some("se\0ven"), Some("a"), Some(1)),
 ];
 
-const WANTED: Wanted<'_> = Wanted { text: "text", label: Some("label"), group: Some("group") };
+/// The columns of such a file.
+fn wanted() -> Columns {
+    Columns { group: Some("group".into()), ..Columns::labelled("text", "label") }
+}
 
 #[test]
 fn parquet_can_replace_csv() {
@@ -277,28 +305,28 @@ fn parquet_can_replace_csv() {
     for compression in [Compression::UNCOMPRESSED, Compression::SNAPPY, Compression::ZSTD(Default::default())] {
         write_texts(&path, &TEXTS, compression, "");
         let mut rows = Vec::new();
-        parquet::scan_text(&path, WANTED, &mut |number, row| rows.push((number, row))).unwrap();
+        data::scan(&path, &wanted(), &mut |number, row| rows.push((number, row))).unwrap();
         assert_eq!(rows.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7]);
         let first = rows[0].1.as_ref().unwrap();
         assert_eq!(
-            (first.text.as_str(), first.label.as_deref(), first.group.as_deref()),
-            ("one", Some("a"), Some("1"))
+            (&first.content, &first.label, first.group.as_deref()),
+            (&Content::from("one"), &Some(RawLabel::One("a".into())), Some("1"))
         );
         let null = |key: &str, expected| Fault::WrongType { key: key.into(), found: "null", expected };
         let faults: Vec<Fault> = rows[1..].iter().map(|(_, row)| row.clone().unwrap_err()).collect();
         assert_eq!(
             faults,
             [
-                null("label", "a string"),
+                null("label", "a string, a number or a boolean"),
                 null("text", "a string"),
                 Fault::BlankText,
-                null("group", "a whole number"),
+                null("group", "a string, a number or a boolean"),
                 Fault::EmptyText,
                 Fault::Nul
             ]
         );
         let mut texts = 0;
-        parquet::scan_text(&path, Wanted::text("text"), &mut |_, row| texts += usize::from(row.is_ok())).unwrap();
+        data::scan(&path, &wanted().unlabelled(), &mut |_, row| texts += usize::from(row.is_ok())).unwrap();
         assert_eq!(texts, 3);
     }
 }
@@ -308,20 +336,18 @@ fn columns_that_cannot_be_used_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.parquet");
     write_texts(&path, &TEXTS, Compression::UNCOMPRESSED, "");
-    let scan = |wanted| match parquet::scan_text(&path, wanted, &mut |_, _| {}) {
+    let scan = |wanted: Columns| match data::scan(&path, &wanted, &mut |_, _| {}) {
         Err(DataError::Parquet(error)) => error,
         other => panic!("{other:?}"),
     };
-    let missing = scan(Wanted { label: Some("Labels"), ..WANTED });
+    let missing = scan(Columns::labelled("text", "Labels"));
     assert!(matches!(&missing, ParquetError::ColumnMissing { role: "label", found, .. } if found.len() == 3));
     assert!(missing.to_string().ends_with("(did you mean \"label\"?)"), "{missing}");
-    let number = scan(Wanted::text("group"));
+    let number = scan(Columns::labelled("group", "label"));
     assert!(matches!(&number, ParquetError::WrongType { column, .. } if column == "group"), "{number}");
-    let columns = ImageColumns { image: "text".into(), ..ImageColumns::default() };
-    let image = images::read(&path, &columns, &cells()).unwrap_err();
+    let image = data::read(&path, &labelled("text", "label"), &cells()).unwrap_err();
     assert!(matches!(&image, DataError::Parquet(ParquetError::WrongType { role: "image", .. })), "{image}");
-    let columns = ImageColumns::default();
-    let image = images::read(&path, &columns, &cells()).unwrap_err();
+    let image = data::read(&path, &columns(), &cells()).unwrap_err();
     assert!(matches!(&image, DataError::Parquet(ParquetError::ColumnMissing { role: "image", .. })), "{image}");
     let classes = [
         (r#"{"info": {"features": {"group": {"names": ["a", 1]}}}}"#, "info.features.group.names[1]"),
@@ -331,7 +357,7 @@ fn columns_that_cannot_be_used_are_named() {
     ];
     for (metadata, place) in classes {
         write_texts(&path, &TEXTS, Compression::UNCOMPRESSED, metadata);
-        let error = match parquet::scan_text(&path, WANTED, &mut |_, _| {}) {
+        let error = match data::scan(&path, &wanted(), &mut |_, _| {}) {
             Err(DataError::Parquet(error @ ParquetError::Classes { .. })) => error.to_string(),
             other => panic!("{other:?}"),
         };
@@ -356,12 +382,12 @@ fn what_is_not_parquet_is_said_to_be() {
         (encrypted, "an encrypted Parquet file"),
     ] {
         fs::write(&path, content).unwrap();
-        let error = images::read(&path, &ImageColumns::default(), &cells()).unwrap_err();
+        let error = data::read(&path, &columns(), &cells()).unwrap_err();
         assert!(matches!(&error, DataError::Parquet(ParquetError::NotParquet { .. })), "{error}");
         assert!(error.to_string().contains(found), "{error}");
     }
-    let error = parquet::scan_text(folder.path(), WANTED, &mut |_, _| {}).unwrap_err();
-    assert!(matches!(error, DataError::Read { .. }), "{error}");
+    let error = data::scan(folder.path(), &wanted(), &mut |_, _| {}).unwrap_err();
+    assert!(matches!(error, DataError::Folder { .. }), "{error}");
 }
 
 proptest! {
@@ -383,7 +409,7 @@ proptest! {
         }
         fs::write(&path, &content).unwrap();
         let mut rows = 0u64;
-        if parquet::scan_text(&path, WANTED, &mut |_, _| rows += 1).is_ok() {
+        if data::scan(&path, &wanted(), &mut |_, _| rows += 1).is_ok() {
             prop_assert!(rows < 1 << 20);
         }
     }
@@ -446,14 +472,14 @@ fn any_rows_are_read_again_out_of_many_parts_and_pages() {
         })
         .collect();
     write_images(&path, &rows);
-    let columns = ImageColumns { image: "image".into(), label: "kind".into(), group: Some("patient".into()) };
-    let (images, report) = images::read_holding(&path, &columns, &cells(), 0).unwrap();
-    assert!(!images.are_held());
+    let columns = Columns { group: Some("patient".into()), ..labelled("image", "kind") };
+    let (images, report) = data::read_holding(&path, &columns, &cells(), 0).unwrap();
+    assert!(!images.held());
     assert_eq!((images.len(), report.rows), (19, 20));
     assert_eq!(fault_rows(&report).keys().copied().collect::<Vec<_>>(), [8]);
-    assert_eq!((images.group(4), images.group(5)), (Some(0), Some(1)));
+    assert_eq!((images.group(4), images.group(5)), (Some("p1"), Some("p2")));
     let wanted = [18, 0, 7, 7, 3, 11, 12, 2];
-    let found: Vec<u8> = images.pixels(&wanted).unwrap().iter().map(|image| image.rgb()[0]).collect();
+    let found: Vec<u8> = pixels(&images, &wanted).unwrap().iter().map(|image| image.rgb()[0]).collect();
     // Row 7 of the file is left out, so those after it have moved up.
     assert_eq!(found, [19, 0, 8, 8, 3, 12, 13, 2]);
     assert_eq!(images.labels().nth(7), Some(8 % 3));
@@ -474,8 +500,7 @@ fn a_page_that_declares_too_much_is_refused() {
     hostile.drain(60..60 + huge.len() - size);
     assert_eq!(hostile.len(), content.len());
     fs::write(&path, &hostile).unwrap();
-    let columns = ImageColumns { label: "kind".into(), ..ImageColumns::default() };
-    let error = images::read(&path, &columns, &cells()).unwrap_err();
+    let error = data::read(&path, &labelled("image", "kind"), &cells()).unwrap_err();
     assert!(matches!(&error, DataError::Parquet(ParquetError::Damaged { .. })), "{error}");
     let message = error.to_string();
     assert!(
@@ -486,8 +511,8 @@ fn a_page_that_declares_too_much_is_refused() {
 
 /// A folder of images of two labels, and one file that is none.
 fn image_folder(root: &Path) {
-    let (held, _) = images::read(&fixture("dirty_images.parquet"), &ImageColumns::default(), &cells()).unwrap();
-    for (place, image) in held.pixels(&[0, 1, 2, 3]).unwrap().into_iter().enumerate() {
+    let (held, _) = data::read(&fixture("dirty_images.parquet"), &columns(), &cells()).unwrap();
+    for (place, image) in pixels(&held, &[0, 1, 2, 3]).unwrap().into_iter().enumerate() {
         let folder = root.join(["red", "white"][place % 2]);
         fs::create_dir_all(&folder).unwrap();
         let file = fs::File::create(folder.join(format!("{place}.png"))).unwrap();
@@ -497,8 +522,8 @@ fn image_folder(root: &Path) {
     }
 }
 
-fn read_folder(root: &Path, most: usize) -> (Images, DataReport) {
-    images::read_holding(root, &ImageColumns::default(), &names(&["white", "red"]), most).unwrap()
+fn read_folder(root: &Path, most: usize) -> (Rows, DataReport) {
+    data::read_holding(root, &columns(), &names(&["white", "red"]), most).unwrap()
 }
 
 #[test]
@@ -515,10 +540,10 @@ fn folders_give_labels_in_a_fixed_order_and_name_what_is_no_image() {
     std::os::unix::fs::symlink(outside.path().join("secret.png"), root.path().join("white/link.png")).unwrap();
     std::os::unix::fs::symlink(root.path().join("red/0.png"), root.path().join("white/same.png")).unwrap();
     let (images, report) = read_folder(root.path(), usize::MAX);
-    assert_eq!(images::labels_in(root.path(), &ImageColumns::default()).unwrap(), ["red", "white"]);
+    assert_eq!(data::labels_in(root.path(), &columns(), &task(&[])).unwrap(), ["red", "white"]);
     // red: 0, 2, notes; white: 1, 3, empty, link, more, same.
     assert_eq!(images.labels().collect::<Vec<_>>(), [1, 1, 0, 0, 0]);
-    assert_eq!((0..5).map(|row| images.number(row)).collect::<Vec<_>>(), [1, 2, 4, 5, 9]);
+    assert_eq!((0..5).map(|row| images.line(row)).collect::<Vec<_>>(), [1, 2, 4, 5, 9]);
     assert_eq!((report.rows, report.used, report.conflicts, report.duplicates), (9, 5, 1, 0));
     let faults = fault_rows(&report);
     for (number, kind, name) in [
@@ -531,11 +556,11 @@ fn folders_give_labels_in_a_fixed_order_and_name_what_is_no_image() {
         assert!(*found == kind && message.starts_with(name), "{number}: {found}: {message}");
     }
     let (again, _) = read_folder(root.path(), 0);
-    assert!(images.are_held() && !again.are_held());
-    assert_eq!(images.pixels(&[4, 0, 2]).unwrap(), again.pixels(&[4, 0, 2]).unwrap());
-    assert_eq!(images.identity(0), images.identity(4));
+    assert!(images.held() && !again.held());
+    assert_eq!(pixels(&images, &[4, 0, 2]).unwrap(), pixels(&again, &[4, 0, 2]).unwrap());
+    assert_eq!(images.row(0).unwrap().content.identity(), images.row(4).unwrap().content.identity());
     fs::copy(root.path().join("red/2.png"), root.path().join("red/0.png")).unwrap();
-    let error = again.pixels(&[1, 0]).unwrap_err();
+    let error = pixels(&again, &[1, 0]).unwrap_err();
     assert!(matches!(&error, DataError::Changed { line: 1, .. }), "{error}");
     assert!(error.to_string().contains("red/0.png: it is another image"), "{error}");
 }
@@ -544,7 +569,7 @@ fn folders_give_labels_in_a_fixed_order_and_name_what_is_no_image() {
 fn a_folder_of_another_shape_is_refused() {
     let root = tempfile::tempdir().unwrap();
     let outside = tempfile::tempdir().unwrap();
-    let found = || match images::labels_in(root.path(), &ImageColumns::default()) {
+    let found = || match data::labels_in(root.path(), &columns(), &task(&[])) {
         Err(DataError::ImageFolder { found, .. }) => found,
         other => panic!("{other:?}"),
     };
@@ -562,10 +587,10 @@ fn a_file_that_changes_is_not_used() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.parquet");
     fs::copy(fixture("dirty_images.parquet"), &path).unwrap();
-    let (images, _) = images::read_holding(&path, &ImageColumns::default(), &cells(), 0).unwrap();
-    images.pixels(&[0]).unwrap();
+    let (images, _) = data::read_holding(&path, &columns(), &cells(), 0).unwrap();
+    pixels(&images, &[0]).unwrap();
     let mut content = fs::read(&path).unwrap();
     content.push(0);
     fs::write(&path, content).unwrap();
-    assert!(matches!(images.pixels(&[0]), Err(DataError::Changed { .. })));
+    assert!(matches!(pixels(&images, &[0]), Err(DataError::Changed { .. })));
 }

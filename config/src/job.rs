@@ -1,6 +1,5 @@
 //! `job.toml`: what the operator asks for, as data. Its canonical text is what sites see and policies judge.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -10,21 +9,23 @@ use crate::error::Problems;
 use crate::load::Document;
 use crate::units::Span;
 
+pub use evaluation::{Evaluation, Evaluator, Metric};
+pub use task::{PROMPT, RESPONSE, Task, TaskKind};
 pub use training::{
-    ClassWeights, LocalWork, Lora, Optimizer, Precision, Schedule, Trainable, Training, suggested_learning_rate,
+    Augmentation, ClassWeights, LocalWork, Lora, Optimizer, Precision, Schedule, Trainable, Training,
+    suggested_learning_rate,
 };
 
+mod evaluation;
+mod task;
 mod training;
-
-/// Most labels of a job; a confusion matrix has the square of it, and must fit a message.
-const LABELS_MAX: usize = 1000;
 
 /// The longest accepted name of a job or label, in bytes.
 const MAX_NAME: usize = 200;
 
 /// A federated fine-tuning job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct Job {
     /// What people call it.
     pub name: String,
@@ -52,43 +53,6 @@ pub struct Job {
 pub struct Model {
     /// A folder in Hugging Face layout; relative to the job's file.
     pub path: PathBuf,
-}
-
-/// The kind of task. More kinds come with the fine-tuning engine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TaskKind {
-    /// One label for each text.
-    TextClassification,
-}
-
-/// What is learnt from which columns.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Task {
-    /// The kind of task.
-    pub kind: TaskKind,
-    /// Every label, in the order of the classifier's outputs.
-    pub labels: Vec<String>,
-    /// The column with the text, unless a site maps another.
-    #[serde(default = "default_text_column")]
-    pub text_column: String,
-    /// The column with the label, unless a site maps another.
-    #[serde(default = "default_label_column")]
-    pub label_column: String,
-    /// Longest sequence in tokens, special tokens counted; longer texts are cut.
-    #[serde(default = "default_max_length")]
-    pub max_length: usize,
-}
-
-fn default_text_column() -> String {
-    "text".into()
-}
-fn default_label_column() -> String {
-    "label".into()
-}
-fn default_max_length() -> usize {
-    128
 }
 
 /// Who takes part in a round.
@@ -195,70 +159,50 @@ impl Default for Aggregation {
     }
 }
 
-/// Who evaluates a new state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Evaluator {
-    /// The sites whose role is `evaluator`, each on its test file.
-    Evaluator,
-    /// The sites that trained, each on its validation split.
-    Sites,
-    /// Nobody; the last state counts as best.
-    None,
+impl Serialize for Job {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
 }
 
-/// What is compared between rounds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Metric {
-    /// Share of examples labelled rightly; larger is better.
-    Accuracy,
-    /// Unweighted mean of the labels' F1; larger is better.
-    MacroF1,
-    /// Mean cross-entropy; smaller is better.
-    Loss,
-}
-
-/// Who evaluates each state, which counts as best, and when to stop early.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Evaluation {
-    /// Who evaluates.
-    pub by: Evaluator,
-    /// What decides which state is best.
-    pub metric: Metric,
-    /// Stop after so many rounds without a better state; 0 never stops early.
-    pub patience: u32,
-    /// A state is better when the metric improves by more than this.
-    pub min_delta: f64,
-}
-
-impl Default for Evaluation {
-    fn default() -> Self {
-        Self { by: Evaluator::Evaluator, metric: Metric::Accuracy, patience: 0, min_delta: 0.0 }
+impl<'de> Deserialize<'de> for Job {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut job = Self::deserialize(deserializer)?;
+        job.complete();
+        Ok(job)
     }
 }
 
 impl Job {
-    /// A job with every default, for these labels on this base model; the learning rate is the one that suits the
-    /// model's width ([`suggested_learning_rate`]).
-    pub fn classify(name: &str, model: &Path, labels: Vec<String>) -> Self {
+    /// A job with every default, for this task on this base model; the learning rate is the one that suits the model's
+    /// width ([`suggested_learning_rate`]).
+    pub fn new(name: &str, model: &Path, task: Task) -> Self {
         let training = Training { learning_rate: suggested_learning_rate(model), ..Training::default() };
-        Self {
+        let mut job = Self {
             name: name.into(),
             model: Model { path: model.to_path_buf() },
-            task: Task {
-                kind: TaskKind::TextClassification,
-                labels,
-                text_column: default_text_column(),
-                label_column: default_label_column(),
-                max_length: default_max_length(),
-            },
+            task,
             training,
             rounds: Rounds::default(),
             aggregation: Aggregation::default(),
             evaluation: Evaluation::default(),
-        }
+        };
+        job.complete();
+        job
+    }
+
+    /// A job to tell texts of these labels apart; see [`Self::new`].
+    pub fn classify(name: &str, model: &Path, labels: Vec<String>) -> Self {
+        Self::new(name, model, Task::new(TaskKind::TextClassification, labels))
+    }
+
+    /// What decides which state is best.
+    pub fn metric(&self) -> Metric {
+        self.evaluation.metric.unwrap_or(self.task.kind.metrics()[0])
+    }
+
+    fn complete(&mut self) {
+        self.evaluation.metric = Some(self.metric());
     }
 
     /// The canonical text: every field written out. [`crate::parse`] of it gives the same job.
@@ -282,8 +226,8 @@ impl Document for Job {
         p.check(!self.model.path.as_os_str().is_empty(), "model.path", || {
             "is empty; expected a folder with config.json, tokenizer.json and model.safetensors".into()
         });
-        self.validate_task(p);
-        self.training.validate(p, self.task.labels.len());
+        self.task.validate(p);
+        self.training.validate(p, &self.task);
         let Rounds { count, cohort, quorum, deadline, attempts } = &self.rounds;
         range(p, "rounds.count", *count, 1, 100_000);
         range(p, "rounds.quorum", *quorum, 1, 100_000);
@@ -294,37 +238,11 @@ impl Document for Job {
                 format!("found {cohort}; expected at least rounds.quorum, which is {quorum}")
             });
         }
-        let min_delta = self.evaluation.min_delta;
-        p.check(min_delta.is_finite() && min_delta >= 0.0, "evaluation.min_delta", || {
-            format!("found {min_delta}; expected 0 or more")
-        });
+        self.evaluation.validate(p, &self.task);
     }
 
     fn resolve(&mut self, folder: &Path) {
         self.model.path = folder.join(&self.model.path);
-    }
-}
-
-impl Job {
-    fn validate_task(&self, p: &mut Problems) {
-        let Task { kind: TaskKind::TextClassification, labels, text_column, label_column, max_length } = &self.task;
-        p.check((2..=LABELS_MAX).contains(&labels.len()), "task.labels", || {
-            format!("found {} labels; expected 2 to {LABELS_MAX}", labels.len())
-        });
-        let mut seen = BTreeSet::new();
-        for (i, label) in labels.iter().enumerate() {
-            let field = format!("task.labels[{i}]");
-            p.check(!label.trim().is_empty() && label.len() <= MAX_NAME, &field, || {
-                format!("found {label:?}; expected 1 to {MAX_NAME} bytes")
-            });
-            p.check(seen.insert(label), &field, || format!("found {label:?} a second time; every label stands once"));
-        }
-        p.check(!text_column.is_empty(), "task.text_column", || "is empty; expected a column name".into());
-        p.check(!label_column.is_empty(), "task.label_column", || "is empty; expected a column name".into());
-        p.check(text_column != label_column, "task.label_column", || {
-            format!("found {label_column:?}, which is the text column too; expected another column")
-        });
-        range(p, "task.max_length", *max_length, 4, 8192);
     }
 }
 

@@ -44,10 +44,10 @@ pub struct Aggregator {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Data {
-    /// CSV or JSONL (by its ending) with the rows to train on.
+    /// CSV, JSONL or Parquet (by its ending) with the rows to train on, or a folder of images: `<label>/<file>`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train: Option<PathBuf>,
-    /// CSV or JSONL with the rows an evaluator scores states on.
+    /// The same with the rows an evaluator scores states on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test: Option<PathBuf>,
     /// Column with the text, where it differs from the job's.
@@ -56,6 +56,21 @@ pub struct Data {
     /// Column with the label, where it differs from the job's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label_column: Option<String>,
+    /// Column with the second text of a pair, where it differs from the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pair_column: Option<String>,
+    /// Column with the words of a row, where it differs from the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_column: Option<String>,
+    /// Column with the prompt, where it differs from the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_column: Option<String>,
+    /// Column with the response, where it differs from the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub response_column: Option<String>,
+    /// Column with the encoded image in a Parquet file, where it differs from the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_column: Option<String>,
     /// Column of the training file whose equal values (a subject's number) keep rows on one side of the split.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group_column: Option<String>,
@@ -80,6 +95,11 @@ impl Default for Data {
             test: None,
             text_column: None,
             label_column: None,
+            pair_column: None,
+            tokens_column: None,
+            prompt_column: None,
+            response_column: None,
+            image_column: None,
             group_column: None,
             labels: BTreeMap::new(),
             validation_fraction: 0.0,

@@ -40,15 +40,46 @@ fn uncommented(text: &str, skip: &[&str]) -> String {
 #[test]
 fn examples_parse_and_state_the_true_defaults() {
     let job: Job = read(examples::JOB).unwrap();
-    assert_eq!(job, read(&uncommented(examples::JOB, &["steps", "label_shares", "class_weights", "lora"])).unwrap());
+    assert_eq!(
+        job,
+        read(&uncommented(
+            examples::JOB,
+            &[
+                "steps",
+                "label_shares",
+                "class_weights",
+                "lora",
+                "pair",
+                "label_sep",
+                "tokens",
+                "prompt",
+                "response",
+                "template"
+            ]
+        ))
+        .unwrap()
+    );
     let adapters = examples::JOB.lines().find_map(|line| line.strip_prefix("# lora = ")).unwrap();
     let job: Job = read(&job_with("training", &format!("trainable = \"lora\"\nlora = {adapters}"))).unwrap();
     assert_eq!(job.training.lora, Some(Lora::default()));
     let site: SiteConfig = read(examples::SITE).unwrap();
     assert_eq!(
         site,
-        read(&uncommented(examples::SITE, &["test", "text_column", "label_column", "group_column", "per_label"]))
-            .unwrap()
+        read(&uncommented(
+            examples::SITE,
+            &[
+                "test",
+                "text_column",
+                "label_column",
+                "pair",
+                "tokens",
+                "prompt",
+                "response",
+                "group_column",
+                "per_label"
+            ]
+        ))
+        .unwrap()
     );
     let server: ServerConfig = read(examples::SERVER).unwrap();
     assert_eq!(server, read(&uncommented(examples::SERVER, &[])).unwrap());
@@ -61,6 +92,103 @@ fn the_canonical_text_of_a_job_gives_the_same_job() {
     for line in ["class_weights = \"balanced\"", "class_weights = [1, 2.5]", "optimizer = \"sgd\"\nmomentum = 0.9"] {
         let job: Job = read(&job_with("training", line)).unwrap();
         assert_eq!(job, read(&job.to_toml()).unwrap(), "{line}");
+    }
+}
+
+fn job_of(kind: &str, lines: &str, rest: &str) -> String {
+    format!("name = \"n\"\n[model]\npath = \"m\"\n[task]\nkind = \"{kind}\"\n{lines}\n{rest}\n")
+}
+
+#[test]
+fn every_kind_of_task_has_its_columns_and_metric() {
+    for (kind, lines, written, metric) in [
+        (
+            "text-classification",
+            "labels = [\"a\", \"b\"]",
+            "text_column = \"text\"\nlabel_column = \"label\"",
+            "accuracy",
+        ),
+        (
+            "multi-label-classification",
+            "labels = [\"a\"]\npair_column = \"second\"",
+            "text_column = \"text\"\npair_column = \"second\"\nlabel_column = \"labels\"\nlabel_separator = \"|\"",
+            "micro_f1",
+        ),
+        ("text-regression", "", "text_column = \"text\"\nlabel_column = \"label\"", "mse"),
+        (
+            "token-classification",
+            "labels = [\"O\", \"B-X\"]",
+            "tokens_column = \"tokens\"\nlabel_column = \"labels\"",
+            "macro_f1",
+        ),
+        (
+            "causal-lm",
+            "",
+            "prompt_column = \"prompt\"\nresponse_column = \"response\"\ntemplate = \"\"\"\n{prompt}\n{response}\"\"\"",
+            "loss",
+        ),
+    ] {
+        let job: Job = read(&job_of(kind, lines, "")).unwrap();
+        let text = job.to_toml();
+        assert!(
+            text.contains(&format!("kind = \"{kind}\"")) && text.contains(&format!("{written}\nmax_length")),
+            "{text}"
+        );
+        assert!(text.contains(&format!("metric = \"{metric}\"")), "{text}");
+        assert_eq!(job, read(&text).unwrap());
+    }
+}
+
+#[test]
+fn what_a_kind_of_task_makes_no_use_of_is_refused() {
+    let labels = "labels = [\"a\", \"b\"]";
+    for (kind, lines, rest, expected) in [
+        ("text-classification", "", "", vec!["task.labels", "found 0 labels"]),
+        (
+            "text-classification",
+            "labels = [\"a\", \"b\"]\nprompt_column = \"p\"",
+            "",
+            vec!["task.prompt_column", "no use"],
+        ),
+        ("text-regression", labels, "", vec!["task.labels", "text-regression", "no use"]),
+        (
+            "text-regression",
+            "",
+            "[evaluation]\nmetric = \"accuracy\"",
+            vec!["evaluation.metric", "expected one of mse"],
+        ),
+        ("text-regression", "", "[training]\nlabel_smoothing = 0.1", vec!["training.label_smoothing", "no use"]),
+        ("text-regression", "", "[training]\nclass_weights = \"balanced\"", vec!["training.class_weights", "no use"]),
+        ("multi-label-classification", labels, "[training]\nfocal_gamma = 2.0", vec!["training.focal_gamma", "no use"]),
+        (
+            "multi-label-classification",
+            "labels = [\"a;b\"]\nlabel_separator = \";\"",
+            "",
+            vec!["task.label_separator", "in the label \"a;b\""],
+        ),
+        (
+            "multi-label-classification",
+            "labels = [\"a\"]\nlabel_separator = \"x\"",
+            "",
+            vec!["task.label_separator", "\";\""],
+        ),
+        ("token-classification", labels, "[evaluation]\nmetric = \"entity_f1\"", vec!["evaluation.metric", "B-"]),
+        ("token-classification", labels, "[training]\ntoken_dropout = 0.1", vec!["training.token_dropout", "no use"]),
+        (
+            "token-classification",
+            labels,
+            "[training]\nlogit_adjustment = 1.0",
+            vec!["training.logit_adjustment", "no use"],
+        ),
+        ("causal-lm", "label_column = \"label\"", "", vec!["task.label_column", "no use"]),
+        ("causal-lm", "template = \"{response} {prompt}\"", "", vec!["task.template", "{response} once after it"]),
+        ("causal-lm", "response_column = \"prompt\"", "", vec!["task.response_column", "task.prompt_column too"]),
+        ("text-ranking", "", "", vec!["task.kind", "text-ranking", "causal-lm"]),
+    ] {
+        let error = read::<Job>(&job_of(kind, lines, rest)).unwrap_err().to_string();
+        for part in expected {
+            assert!(error.contains(part), "{kind} {lines} {rest}: {error:?} lacks {part:?}");
+        }
     }
 }
 
@@ -119,7 +247,7 @@ fn every_fault_of_a_job_names_line_field_found_and_allowed() {
         ("training", "epochs = 2\nsteps = 3", 9, vec!["training.steps", "one of the two"]),
         ("training", "epochs = 0", 8, vec!["training.epochs"]),
         ("task", "max_length = 2", 5, vec!["task.max_length", "from 4"]),
-        ("task", "label_column = \"text\"", 5, vec!["task.label_column", "text column too"]),
+        ("task", "label_column = \"text\"", 5, vec!["task.label_column", "task.text_column too"]),
         ("rounds", "count = 0", 9, vec!["rounds.count"]),
         ("rounds", "quorum = 0", 9, vec!["rounds.quorum"]),
         ("rounds", "cohort = \"some\"", 9, vec!["rounds.cohort", "\"all\" or a number"]),

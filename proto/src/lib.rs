@@ -2,11 +2,12 @@
 //!
 //! Read in this order: [`v1`] (the generated messages and services), [`version`] (which programs work together),
 //! [`digest`] (how artifacts are named), [`layout`] (how states and updates lie in a file), [`folder`] (the files of a
-//! model), [`recipe`] (how a whole model is written from a base model and a state), [`channel`] (dialling the aggregator with mutual TLS), [`transfer`]
+//! model), [`recipe`] (how a whole model is written from a base model and a state), [`evaluation`] (what scores are sums of), [`channel`] (dialling the aggregator with mutual TLS), [`transfer`]
 //! (moving artifacts, resumable both ways).
 
 pub mod channel;
 pub mod digest;
+pub mod evaluation;
 pub mod folder;
 pub mod layout;
 pub mod recipe;

@@ -10,9 +10,10 @@ mod snapshot;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fedtune_config::job::{Job, Weighting};
+use fedtune_config::job::{self, Job, TaskKind, Weighting};
 use fedtune_config::server::{Limits, Sessions as SessionTimes};
 use fedtune_proto::digest::{ArtifactRef, Digest};
+use fedtune_proto::evaluation::Form;
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
@@ -245,7 +246,7 @@ impl Coordinator {
         if let Some(active) = active.filter(|_| machine.work_of(site) == Some(turn)) {
             return Ok(handle::Expected::Open {
                 state: machine.state,
-                labels: active.job.task.labels.len(),
+                form: form(&active.job.task),
                 examples_max: self.limits.examples_per_update,
             });
         }
@@ -483,7 +484,7 @@ impl Coordinator {
                 self.sessions.send(&site, Directive::Withdraw { job, turn, reason });
             }
             Effect::Record(round) => match round.evaluation() {
-                Some(sums) => info!(job, round = round.round, accuracy = sums.accuracy(), "round evaluated"),
+                Some(sums) => info!(job, round = round.round, measures = ?sums.measures(), "round evaluated"),
                 None => info!(job, round = round.round, sites = round.sites.len(), "round committed"),
             },
             Effect::Aggregate => self.aggregate(),
@@ -550,4 +551,16 @@ pub async fn missing(artifacts: &Artifacts, wanted: &[ArtifactRef]) -> Result<Ve
         }
     }
     Ok(missing)
+}
+
+/// What an evaluation of a task counts.
+fn form(task: &job::Task) -> Form {
+    let labels = task.labels.len();
+    match task.kind {
+        TaskKind::TextClassification | TaskKind::ImageClassification => Form::Classes(labels),
+        TaskKind::MultiLabelClassification => Form::Sets(labels),
+        TaskKind::TextRegression => Form::Values,
+        TaskKind::TokenClassification => Form::Tags(labels),
+        TaskKind::CausalLm => Form::NextToken,
+    }
 }

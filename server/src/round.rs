@@ -16,10 +16,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fedtune_config::job::Evaluator;
 use fedtune_proto::digest::ArtifactRef;
+use fedtune_proto::evaluation::Evaluation;
 use serde::{Deserialize, Serialize};
 
 pub use plan::Plan;
-pub use record::{Best, EvaluationSums, RoundRecord, SiteShare};
+pub use record::{Best, RoundRecord, SiteShare};
 
 /// A job in progress.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -113,7 +114,7 @@ pub enum Judge {
     /// Still at it; last heard of at this time.
     Working(u64),
     /// What it found.
-    Done(EvaluationSums),
+    Done(Evaluation),
     /// It could not.
     Out(String),
 }
@@ -224,7 +225,7 @@ pub enum Event {
         /// The work.
         turn: Turn,
         /// What it found.
-        sums: EvaluationSums,
+        sums: Evaluation,
     },
     /// The operator wants no more of it.
     Cancel,
@@ -558,7 +559,7 @@ impl Machine {
         }
     }
 
-    fn evaluated(&mut self, from: &str, turn: Turn, sums: EvaluationSums) {
+    fn evaluated(&mut self, from: &str, turn: Turn, sums: Evaluation) {
         if self.work_of(from) != Some(turn) {
             return;
         }

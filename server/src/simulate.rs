@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use fedtune_config::Job;
+use fedtune_config::job::TaskKind;
 use fedtune_proto::v1::{JobStatus, ShowJobResponse};
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -123,7 +124,13 @@ async fn uninterrupted(simulation: Simulation, observer: &mut dyn Observer) -> a
         let reason = format!("{} holds a run already; choose another folder with --out", out.display());
         return Err(SimulateError::Usage(reason).into());
     }
-    let table = Table::read(&train, &job.task.label_column)?;
+    if job.task.kind.reads_images() {
+        let reason = "simulate deals out the rows of CSV and JSONL files, and images stand in Parquet files and folders; \
+                      enrol sites with data of their own (site add) and queue the job with job submit";
+        return Err(SimulateError::Usage(reason.into()).into());
+    }
+    let labelled = matches!(job.task.kind, TaskKind::TextClassification | TaskKind::MultiLabelClassification);
+    let table = Table::read(&train, job.task.label_column.as_deref().filter(|_| labelled))?;
     let shards = partition.split(&table, sites, seed)?;
     if job.rounds.quorum > shards.len() {
         let (quorum, sites) = (job.rounds.quorum, shards.len());
@@ -197,10 +204,10 @@ async fn run_baselines(
     let mut local = Vec::new();
     for shard in shards {
         observer.note(&format!("baseline: {} alone", shard.site));
-        let accuracy = federation.finetune(job, &federation.shard_file(shard), test, &shard.site, logs).await?;
-        local.push(LocalBaseline { site: shard.site.clone(), accuracy });
+        let score = federation.finetune(job, &federation.shard_file(shard), test, &shard.site, logs).await?;
+        local.push(LocalBaseline { site: shard.site.clone(), score });
     }
     observer.note("baseline: all data pooled");
-    let accuracy = federation.finetune(job, train, test, "pooled", logs).await?;
-    Ok(Baselines { local, pooled: PooledBaseline { accuracy } })
+    let score = federation.finetune(job, train, test, "pooled", logs).await?;
+    Ok(Baselines { local, pooled: PooledBaseline { score } })
 }

@@ -15,7 +15,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEFAULT_VENV = REPOSITORY / "target" / "bench-python"
 DEFAULT_FEDTUNE = REPOSITORY / "target" / "release" / "fedtune-client"
-PACKAGES = ["torch", "transformers", "safetensors", "tokenizers", "numpy", "peft"]
+# Modules, and the packages that hold them.
+PACKAGES = {name: name for name in ("torch", "transformers", "safetensors", "tokenizers", "numpy", "peft", "pyarrow")} | {"PIL": "pillow"}
 
 
 def add_arguments(parser):
@@ -36,7 +37,7 @@ def enter(folder):
         print(f"creating {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True)
     if subprocess.run([python, "-c", "import " + ", ".join(PACKAGES)], capture_output=True).returncode != 0:
-        print(f"installing {' '.join(PACKAGES)}", file=sys.stderr)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
+        print(f"installing {' '.join(PACKAGES.values())}", file=sys.stderr)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES.values()], check=True)
     sys.stdout.flush()
     os.execv(python, [str(python), *sys.argv])

@@ -5,7 +5,8 @@ Both train the same weights (a BERT folder such as all-MiniLM-L6-v2) on the
 same batches of full-length sequences, with dropout, gradient clipping and
 AdamW, on so many threads. PyTorch runs transformers' model with scaled
 dot-product attention and the fused AdamW, peft for the adapters, and autocast
-for bf16. The two take turns, so that a change of the machine's load meets
+for bf16. The images go through a ResNet-18 of random weights in training
+mode, without dropout, which it does not have. The two take turns, so that a change of the machine's load meets
 both; a figure is the median over all turns. Prints a table: milliseconds a
 step, fedtune's steps per second over PyTorch's, and peak memory. Ends with
 status 1 when a ratio is below --least.
@@ -18,6 +19,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import python_env
@@ -33,6 +35,8 @@ CASES = {
     "full 32x64 bf16": (32, 64, "full", True),
     "lora r8 16x128 bf16": (16, 128, "lora", True),
 }
+# name: (images, pixels of a side); all of a ResNet-18 is trained
+IMAGES = {"resnet-18 16x3x64x64": (16, 64)}
 DROPOUT = 0.1
 
 
@@ -44,16 +48,35 @@ def peak_megabytes():
     return None
 
 
-def run_pytorch(model, case, threads, steps):
-    """In a process of its own: prints the seconds of each step."""
-    import time
+def build_resnet(folder):
+    """Writes a ResNet-18 of random weights; in a process of its own, so that this one loads no torch."""
+    import torch
+    from transformers import ResNetConfig, ResNetForImageClassification
 
+    torch.manual_seed(1)
+    config = ResNetConfig(embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic",
+                          num_labels=5)
+    ResNetForImageClassification(config).save_pretrained(folder)
+
+
+def load_images(model, case):
+    """The network and its batch, as `step_time --images` makes it."""
+    import torch
+    from transformers import ResNetForImageClassification
+
+    batch, size = IMAGES[case]
+    network = ResNetForImageClassification.from_pretrained(model, dtype=torch.float32)
+    values = torch.arange(batch * 3 * size * size) * 7919 % 2003
+    images = (values.float() / 1001 - 1).reshape(batch, 3, size, size)
+    return network, {"pixel_values": images, "labels": torch.arange(batch) % 5}
+
+
+def load_texts(model, case):
+    """The network and its batch, as `step_time` makes it."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    torch.set_num_threads(threads)
-    torch.manual_seed(1)
-    batch, length, trainable, bf16 = CASES[case]
+    batch, length, trainable, _ = CASES[case]
     network = AutoModelForSequenceClassification.from_pretrained(
         model, num_labels=5, dtype=torch.float32, attn_implementation="sdpa",
         hidden_dropout_prob=DROPOUT, attention_probs_dropout_prob=DROPOUT, classifier_dropout=DROPOUT)
@@ -68,14 +91,26 @@ def run_pytorch(model, case, threads, steps):
         kept = ["pooler.", "classifier.", *(f"encoder.layer.{i}." for i in range(first, first + layers))]
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(any(part in name for part in kept))
-    network.train()
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=5e-5, weight_decay=0.01, fused=True)
     vocabulary = network.config.vocab_size
     ids = torch.tensor([[(row * 7919 + i * 104729 + 17) * 31 % vocabulary for i in range(length)]
                         for row in range(batch)])
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids),
-              "labels": torch.arange(batch) % 5}
+    return network, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids),
+                     "labels": torch.arange(batch) % 5}
+
+
+def run_pytorch(model, case, threads, steps):
+    """In a process of its own: prints the seconds of each step."""
+    import time
+
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(1)
+    network, inputs = (load_images if case in IMAGES else load_texts)(model, case)
+    bf16 = case in CASES and CASES[case][3]
+    network.train()
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=5e-5, weight_decay=0.01, fused=True)
     seconds = []
     for step in range(steps + 2):
         started = time.perf_counter()
@@ -90,12 +125,20 @@ def run_pytorch(model, case, threads, steps):
     print(json.dumps({"seconds": seconds, "loss": loss.item(), "peak_mb": peak_megabytes()}))
 
 
+def model_of(arguments, case):
+    return arguments.resnet if case in IMAGES else arguments.model
+
+
 def turn_of_pytorch(arguments, case):
-    return [sys.executable, __file__, "--venv", sys.prefix, "--model", arguments.model,
+    return [sys.executable, __file__, "--venv", sys.prefix, "--model", model_of(arguments, case),
             "--threads", str(arguments.threads), "--steps", str(arguments.steps), "--pytorch-case", case]
 
 
 def turn_of_fedtune(arguments, case):
+    if case in IMAGES:
+        batch, size = IMAGES[case]
+        return [arguments.step_time, "--model", model_of(arguments, case), "--threads", str(arguments.threads),
+                "--steps", str(arguments.steps), "--batch", str(batch), "--images", str(size), "--dropout", "0"]
     batch, length, trainable, bf16 = CASES[case]
     return [arguments.step_time, "--model", arguments.model, "--threads", str(arguments.threads),
             "--steps", str(arguments.steps), "--batch", str(batch), "--length", str(length), "--trainable", trainable,
@@ -113,20 +156,36 @@ def main():
                         help="virtual environment to create or reuse (default: target/bench-python)")
     parser.add_argument("--step-time", type=Path, default=python_env.DEFAULT_FEDTUNE.parent / "examples" / "step_time",
                         help="fedtune's side (default: target/release/examples/step_time)")
-    parser.add_argument("--model", required=True, help="folder of a BERT model")
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE",
-                        help=f"some of: {', '.join(CASES)} (default: all)")
+    parser.add_argument("--model", help="folder of a BERT model, for the cases of texts")
+    names = [*CASES, *IMAGES]
+    parser.add_argument("--cases", nargs="+", default=names, choices=names, metavar="CASE",
+                        help=f"some of: {', '.join(names)} (default: all)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=3, help="turns of each side (default: 3)")
     parser.add_argument("--steps", type=int, default=6, help="steps of a turn that count (default: 6)")
     parser.add_argument("--least", type=float, default=0.0, help="smallest ratio that passes")
-    parser.add_argument("--pytorch-case", choices=list(CASES), help=argparse.SUPPRESS)
+    parser.add_argument("--pytorch-case", choices=names, help=argparse.SUPPRESS)
+    parser.add_argument("--build-resnet", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     python_env.enter(arguments.venv)
+    if arguments.build_resnet:
+        build_resnet(arguments.build_resnet)
+        return
     if arguments.pytorch_case:
         run_pytorch(arguments.model, arguments.pytorch_case, arguments.threads, arguments.steps)
         return
 
+    if arguments.model is None and any(case in CASES for case in arguments.cases):
+        parser.error("the cases of texts need --model")
+    with tempfile.TemporaryDirectory() as folder:
+        arguments.resnet = folder
+        if any(case in IMAGES for case in arguments.cases):
+            subprocess.run([sys.executable, __file__, "--venv", sys.prefix, "--build-resnet", folder], check=True,
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        compare(arguments)
+
+
+def compare(arguments):
     print(f"{'case':22} {'PyTorch ms':>11} {'fedtune ms':>11} {'ratio':>6} {'PyTorch MB':>11} {'fedtune MB':>11}")
     ratios = []
     for case in arguments.cases:

@@ -143,7 +143,12 @@ impl SyntheticSite {
                     self.send_update(&task, update, 100).await?;
                 }
                 _ => {
-                    let evaluation = v1::Evaluation { examples: 2, loss_sum: 1.0, confusion: vec![1, 0, 0, 1] };
+                    let evaluation = v1::Evaluation {
+                        examples: 2,
+                        loss_sum: 1.0,
+                        confusion: vec![1, 0, 0, 1],
+                        ..v1::Evaluation::default()
+                    };
                     let outcome = Outcome::Evaluated(v1::EvaluatedState { evaluation: Some(evaluation) });
                     self.report(&task, outcome).await?;
                 }

@@ -98,3 +98,56 @@ fn unusable_wishes_are_refused_before_any_work() {
     std::fs::remove_file(folder.path().join("model/tokenizer.json")).unwrap();
     with(&["--train", &train]).failed(5, &["lacks tokenizer.json", "Hugging Face layout"]);
 }
+
+/// Rows whose first word says the number, or which labels apply.
+fn rows(kind: &str, count: usize) -> String {
+    let words = |row: usize| -> String { (0..4).map(|i| format!(" note {}", (row * 7 + i * 3) % 40)).collect() };
+    let row = |row: usize| match kind {
+        "text-regression" => format!("{}{},{}\n", ["rash", "cough", "fever"][row % 3], words(row), row % 3),
+        _ => format!("{}{},{}\n", ["rash", "cough", "rash cough"][row % 3], words(row), ["a", "b", "a|b"][row % 3]),
+    };
+    let label = if kind == "text-regression" { "label" } else { "labels" };
+    format!("text,{label}\n{}", (0..count).map(row).collect::<String>())
+}
+
+#[test]
+fn numbers_and_sets_of_labels_are_learnt_together() {
+    for (kind, labels, measure, others) in [
+        ("text-regression", "", "mse", vec!["mae", "pearson", "r2", "loss"]),
+        (
+            "multi-label-classification",
+            "labels = [\"a\", \"b\"]\n",
+            "micro_f1",
+            vec!["macro_f1", "exact_match", "loss"],
+        ),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        demo::write(folder.path()).unwrap();
+        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        let job = format!(
+            "name = \"{kind}\"\n[model]\npath = \"model\"\n[task]\nkind = \"{kind}\"\n{labels}max_length = 16\n\
+             [training]\nlearning_rate = 1e-3\nsteps = 15\n[rounds]\ncount = 2\n"
+        );
+        for (name, text) in [("kind.toml", job), ("rows.csv", rows(kind, 120)), ("held.csv", rows(kind, 36))] {
+            std::fs::write(path(name), text).unwrap();
+        }
+        let (job, train, test, out) = (path("kind.toml"), path("rows.csv"), path("held.csv"), path("out"));
+        let words = ["simulate", "--job", &job, "--train", &train, "--test", &test, "--sites", "2", "--out", &out];
+        let more = ["--partition", "iid", "--output", "json"];
+        let ran = run("fedtune-server", words.iter().chain(&more)).ok();
+        let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+        let evaluation = &report["rounds"][1]["evaluation"];
+        assert_eq!(evaluation["examples"], 36);
+        for name in others.iter().chain([&measure]) {
+            assert!(evaluation[*name].is_number(), "{name}: {evaluation}");
+        }
+        let best = report["best"]["round"].as_u64().unwrap() as usize;
+        assert_eq!(report["best"][measure], report["rounds"][best - 1]["evaluation"][measure]);
+        // The evaluator's sums say what the exported model scores.
+        let model = path("out/model");
+        let arguments = ["evaluate", "--model", &model, "--data", &test, "--output", "json"];
+        let scored: serde_json::Value = serde_json::from_str(&run("fedtune-client", arguments).ok().stdout).unwrap();
+        let (one, other) = (scored["evaluation"][measure].as_f64(), report["best"][measure].as_f64());
+        assert!((one.unwrap() - other.unwrap()).abs() < 1e-6, "{scored} {report}");
+    }
+}

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use fedtune_config::Job;
+use fedtune_config::job::TaskKind;
 use serde::Serialize;
 use serde_json::json;
 
@@ -13,11 +14,11 @@ use super::progress::Display;
 use super::table::{share, shorten};
 use super::training::Training;
 use super::{CliError, Output, processor};
-use crate::data::check::{self, Check, FileCheck, LengthSummary, Lengths, Matches, Settings, Shared};
-use crate::data::{self, Columns, LabelMap, Wanted};
+use crate::data::check::{self, Check, FileCheck, LengthSummary, Lengths, Matches, NumberSummary, Settings, Shared};
+use crate::data::{self, Columns, Content, LabelMap, TargetReader};
 use crate::finetune::confident::label_errors;
-use crate::finetune::cross_validate;
-use crate::model::{ModelError, TokenCounter};
+use crate::finetune::{cross_validate, text};
+use crate::model::{ModelError, Text, TokenCounter};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -31,15 +32,15 @@ where a label should. The code is 0 when every file can be used, whatever was fo
 /// Texts whose tokens are counted together.
 const CHUNK: usize = 1024;
 
-/// Look at labelled files before anything is trained: faulty rows, labels, lengths, duplicates, what test and training
+/// Look at files before anything is trained: faulty rows, labels, lengths, duplicates, what test and training
 /// file share, labels that are probably wrong.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Arguments {
-    /// CSV or JSONL file to train on.
+    /// CSV, JSONL or Parquet file, or folder of images, to train on.
     #[arg(long, value_name = "FILE")]
     train: PathBuf,
-    /// CSV or JSONL file to evaluate on; what it shares with the training file is reported.
+    /// The same to evaluate on; what it shares with the training file is reported.
     #[arg(long, value_name = "FILE")]
     test: Option<PathBuf>,
     /// Folder of a model: lengths are counted in its tokens too, and label errors are found with it.
@@ -109,30 +110,43 @@ impl Arguments {
         if let (false, Some(option)) = (self.find_label_errors, self.training.given()) {
             return Err(CliError::Usage(format!("{option} tells how to train; give --find-label-errors with it")));
         }
+        let job = self.training.base_job(self.model.as_deref().unwrap_or(Path::new("")))?;
+        let images = job.task.kind.reads_images();
+        if images && self.model.is_some() && !self.find_label_errors {
+            return Err(CliError::Usage(
+                "--model counts the tokens of texts, and images have none; give --find-label-errors with it, or leave it out"
+                    .into(),
+            ));
+        }
         if self.model.is_none() && self.training.max_length.is_some() {
             return Err(CliError::Usage("--max-length counts tokens; give --model with it".into()));
         }
-        let job = self.training.base_job(self.model.as_deref().unwrap_or(Path::new("")))?;
         let columns = Columns { group: self.group_column.clone(), ..self.training.columns(&job) };
+        if self.find_label_errors && !job.task.kind.has_one_label() {
+            return Err(CliError::Usage(format!(
+                "--find-label-errors knows tasks where each row has one label; the task here is {}",
+                job.task.kind
+            )));
+        }
         // A job's labels, or those of the command line, or none.
         let known = if self.labels.is_empty() { &job.task.labels } else { &self.labels };
         let labels = if known.is_empty() { None } else { Some(LabelMap::new(known, &BTreeMap::new())?) };
-        let settings = Settings { columns: &columns, labels: labels.as_ref(), listed: self.list };
+        let settings = Settings { task: &job.task, columns: &columns, labels: labels.as_ref(), listed: self.list };
         let found = check::check(&self.train, self.test.as_deref(), settings)?;
         let files: Vec<&FileCheck> = [Some(&found.train), found.test.as_ref()].into_iter().flatten().collect();
         let tokens = match &self.model {
-            Some(model) => {
+            Some(model) if !images => {
                 let counter = TokenCounter::load(model)?;
                 let count = |file: &&FileCheck| tokens(&counter, &file.path, &columns, job.task.max_length);
                 files.iter().map(count).collect::<Result<Vec<_>, _>>()?
             }
-            None => Vec::new(),
+            _ => Vec::new(),
         };
         let suspects = match &self.model {
             Some(model) if self.find_label_errors => Some(self.suspects(model, &job, &columns)?),
             _ => None,
         };
-        let findings = findings(&found);
+        let findings = findings(&found, job.task.kind);
         match self.output {
             Output::Text => {
                 for (place, file) in files.iter().enumerate() {
@@ -170,10 +184,10 @@ impl Arguments {
         if !self.labels.is_empty() {
             job.task.labels.clone_from(&self.labels);
         } else if job.task.labels.is_empty() {
-            job.task.labels = data::labels_in(&self.train, columns)?;
+            job.task.labels = data::labels_in(&self.train, columns, &job.task)?;
         }
         let names = &job.task.labels;
-        let (rows, _) = data::read(&self.train, columns, &LabelMap::new(names, &BTreeMap::new())?)?;
+        let (rows, _) = data::read(&self.train, columns, &TargetReader::new(&job.task, &BTreeMap::new())?)?;
         let device = processor(self.threads)?;
         let (folds, sampling) = (self.folds as usize, self.training.sampling());
         let found = cross_validate(model, &job, &device, &rows, folds, sampling, Display::new)?;
@@ -192,13 +206,15 @@ impl Arguments {
 
 /// Counts tokens a chunk at a time, so that memory does not grow with the file.
 fn tokens(counter: &TokenCounter, path: &Path, columns: &Columns, max_length: usize) -> Result<Tokens, CliError> {
-    let (mut lengths, mut waiting, mut failed) = (Lengths::default(), Vec::new(), None);
-    let mut count = |waiting: &mut Vec<String>| -> Result<(), ModelError> {
-        counter.count(std::mem::take(waiting))?.into_iter().for_each(|length| lengths.add(length));
+    let (mut lengths, mut waiting, mut failed) = (Lengths::default(), Vec::<Content>::new(), None);
+    let mut count = |waiting: &mut Vec<Content>| -> Result<(), ModelError> {
+        let contents = std::mem::take(waiting);
+        let texts: Vec<Text<'_>> = contents.iter().filter_map(text).collect();
+        counter.count(&texts)?.into_iter().for_each(|length| lengths.add(length));
         Ok(())
     };
-    data::scan(path, Wanted::text(&columns.text), &mut |_, row| {
-        waiting.extend(row.map(|row| row.text));
+    data::scan(path, &columns.clone().unlabelled(), &mut |_, row| {
+        waiting.extend(row.map(|row| row.content));
         if waiting.len() >= CHUNK && failed.is_none() {
             failed = count(&mut waiting).err();
         }
@@ -211,7 +227,9 @@ fn tokens(counter: &TokenCounter, path: &Path, columns: &Columns, max_length: us
 }
 
 /// What a person has to decide on, each with what to do.
-fn findings(found: &Check) -> Vec<String> {
+fn findings(found: &Check, kind: TaskKind) -> Vec<String> {
+    // A set of labels may be one label or none.
+    let one_label = kind != TaskKind::MultiLabelClassification;
     let mut out = Vec::new();
     for file in [Some(&found.train), found.test.as_ref()].into_iter().flatten() {
         let path = file.path.display();
@@ -222,7 +240,7 @@ fn findings(found: &Check) -> Vec<String> {
         if file.conflicts.count > 0 {
             let count = file.conflicts.count;
             out.push(format!(
-                "{path}: {count} rows give a text of an earlier row another label; decide on one of them"
+                "{path}: {count} rows give what an earlier row holds another label, number or response; decide on one"
             ));
         }
         if file.duplicates.count > 0 {
@@ -235,7 +253,8 @@ fn findings(found: &Check) -> Vec<String> {
                 out.push(format!("{path}: is the label {label:?} ({rows} rows) meant to be {other:?}?"));
             }
         }
-        if let [only] = file.labels.iter().filter(|label| label.rows > 0).collect::<Vec<_>>()[..] {
+        if let ([only], true) = (&file.labels.iter().filter(|label| label.rows > 0).collect::<Vec<_>>()[..], one_label)
+        {
             out.push(format!("{path}: every row has the label {:?}; training needs two labels or more", only.label));
         }
     }
@@ -278,17 +297,24 @@ fn file_text(file: &FileCheck, tokens: Option<&Tokens>) -> String {
     let mut out = String::new();
     // Writing to a string does not fail.
     let _ = writeln!(out, "{}: {} rows, {} usable", file.path.display(), file.rows, file.used);
-    let _ = writeln!(out, "\n{:WIDE$}  {:>7}  {:>6}", "label", "rows", "share");
+    if !file.labels.is_empty() {
+        let _ = writeln!(out, "\n{:WIDE$}  {:>7}  {:>6}", "label", "rows", "share");
+    }
     for label in &file.labels {
         let note = label.resembles.as_ref().map_or_else(String::new, |other| format!("  meant to be {other:?}?"));
         let name = shorten(&label.label, WIDE - 3);
         let _ = writeln!(out, "{name:WIDE$}  {:7}  {:>6}{note}", label.rows, share(Some(label.share)));
     }
-    let _ = writeln!(
-        out,
-        "\n{:WIDE$}  {:>7}  {:>7}  {:>7}  {:>7}  {:>7}  {:>7}",
-        "length", "least", "median", "mean", "95 %", "99 %", "most"
-    );
+    if let Some(NumberSummary { least, mean, sd, most }) = file.numbers {
+        let _ = writeln!(out, "\nnumbers from {least} to {most}, mean {mean:.4}, standard deviation {sd:.4}");
+    }
+    if file.characters.is_some() {
+        let _ = writeln!(
+            out,
+            "\n{:WIDE$}  {:>7}  {:>7}  {:>7}  {:>7}  {:>7}  {:>7}",
+            "length", "least", "median", "mean", "95 %", "99 %", "most"
+        );
+    }
     let mut row = |name: &str, lengths: Option<LengthSummary>| {
         if let Some(LengthSummary { least, median, mean, p95, p99, most }) = lengths {
             let _ = writeln!(out, "{name:WIDE$}  {least:7}  {median:7}  {mean:7.1}  {p95:7}  {p99:7}  {most:7}");

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::progress::Display;
 use super::training::{Training, duplicates, treat};
 use super::{CliError, Output, processor, table};
-use crate::data::{self, Columns, LabelMap};
+use crate::data::{self, Columns, TargetReader};
 use crate::finetune::cross::{FoldReport, spread};
 use crate::finetune::cross_validate;
 
@@ -19,18 +19,19 @@ const EXAMPLES: &str = "\
 Examples:
   fedtune-client cross-validate --model all-MiniLM-L6-v2 --train train.csv --folds 5
   fedtune-client cross-validate --model all-MiniLM-L6-v2 --train notes.csv --group-column patient --trainable head --output json
+  fedtune-client cross-validate --model all-MiniLM-L6-v2 --task text-regression --train scores.csv
 
 Each fold is scored by a model that was fine-tuned on the others, from the base model on. Folds have the same shares of
-the labels; rows of one text or one group are in one fold.";
+the labels (of the rarest label of each row where there are several, of each tenth of numbers); rows of one text or one group are in one fold.";
 
-/// Fine-tune a model once for each fold of a labelled file, and score the fold.
+/// Fine-tune a model once for each fold of a file, and score the fold.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Arguments {
     /// Folder of the pre-trained model.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// CSV or JSONL file with text and label.
+    /// CSV or JSONL file with rows of the task, such as text and label.
     #[arg(long, value_name = "FILE")]
     train: PathBuf,
     /// Number of folds.
@@ -65,8 +66,8 @@ impl Arguments {
         let device = processor(self.threads)?;
         let (job, columns) = self.training.job(&self.model, &self.train)?;
         let columns = Columns { group: self.group_column, ..columns };
-        let labels = LabelMap::new(&job.task.labels, &BTreeMap::new())?;
-        let (rows, mut report) = data::read(&self.train, &columns, &labels)?;
+        let targets = TargetReader::new(&job.task, &BTreeMap::new())?;
+        let (rows, mut report) = data::read(&self.train, &columns, &targets)?;
         let rows = treat(self.duplicates, rows, &mut report);
         eprintln!("{report}");
         let (folds, sampling) = (self.folds as usize, self.training.sampling());
@@ -102,23 +103,38 @@ impl Arguments {
     }
 }
 
+/// Every measure that a fold has, in the order of the first fold that has it.
 fn measures(folds: &[FoldReport]) -> Vec<Measure> {
-    let of = |value: &dyn Fn(&FoldReport) -> Option<f64>| folds.iter().map(value).collect();
-    vec![
-        ("accuracy", of(&|fold| Some(fold.evaluation.accuracy()))),
-        ("macro_f1", of(&|fold| Some(fold.evaluation.macro_f1()))),
-        ("macro_auroc", of(&|fold| fold.scores.macro_auroc)),
-        ("calibration_error", of(&|fold| Some(fold.scores.calibration_error))),
-        ("loss", of(&|fold| Some(fold.evaluation.loss()))),
-    ]
+    let of = |fold: &FoldReport| -> Vec<(&'static str, Option<f64>)> {
+        let counted = fold.evaluation.measures().into_iter().map(|(name, value)| (name, Some(value)));
+        // The loss comes last.
+        let (loss, counted): (Vec<_>, Vec<_>) = counted.partition(|(name, _)| *name == "loss");
+        counted.into_iter().chain(fold.scores.measures.clone()).chain(loss).collect()
+    };
+    let found: Vec<_> = folds.iter().map(of).collect();
+    let mut names: Vec<&'static str> = Vec::new();
+    for (name, _) in found.iter().flatten() {
+        if !names.contains(name) {
+            names.push(name);
+        }
+    }
+    let value = |fold: &Vec<(&'static str, Option<f64>)>, name| {
+        fold.iter().find(|(found, _)| *found == name).and_then(|(_, value)| *value)
+    };
+    names.into_iter().map(|name| (name, found.iter().map(|fold| value(fold, name)).collect())).collect()
 }
 
 fn text(folds: &[FoldReport], measures: &[Measure]) -> String {
-    let mut out = String::from("fold   rows  accuracy  macro F1    AUROC      ECE     loss\n");
+    let widths: Vec<usize> = measures.iter().map(|(name, _)| table::title(name).len().max(7)).collect();
+    let mut out = String::from("fold   rows");
     // Writing to a string does not fail.
+    for (width, (name, _)) in widths.iter().zip(measures) {
+        let _ = write!(out, "  {:>width$}", table::title(name));
+    }
+    out.push('\n');
     for (place, fold) in folds.iter().enumerate() {
         let _ = write!(out, "{:4}  {:5}", place + 1, fold.evaluation.examples);
-        for (width, (_, values)) in WIDTHS.iter().zip(measures) {
+        for (width, (_, values)) in widths.iter().zip(measures) {
             let _ = write!(out, "  {:>width$}", table::share(values[place]));
         }
         out.push('\n');
@@ -127,7 +143,7 @@ fn text(folds: &[FoldReport], measures: &[Measure]) -> String {
     let rows: u64 = folds.iter().map(|fold| fold.evaluation.examples).sum();
     for (name, part) in [("mean", 0), ("± sd", 1)] {
         let _ = if part == 0 { write!(out, "{name:>4}  {rows:5}") } else { write!(out, "{name:>4}  {:5}", "") };
-        for (width, spread) in WIDTHS.iter().zip(&spreads) {
+        for (width, spread) in widths.iter().zip(&spreads) {
             let value = spread.map(|(mean, deviation)| if part == 0 { mean } else { deviation });
             let _ = write!(out, "  {:>width$}", table::share(value));
         }
@@ -136,6 +152,3 @@ fn text(folds: &[FoldReport], measures: &[Measure]) -> String {
     out.truncate(out.trim_end().len());
     out
 }
-
-/// Of the table's columns for the measures.
-const WIDTHS: [usize; 5] = [8, 8, 7, 7, 7];

@@ -63,7 +63,11 @@ impl CliError {
             Self::Device(_) => Exit::Device,
             Self::Finetune(FinetuneError::Model(error)) => model(error),
             Self::Finetune(
-                FinetuneError::NoRows { .. } | FinetuneError::TooFewForFolds { .. } | FinetuneError::Data(_),
+                FinetuneError::NoRows { .. }
+                | FinetuneError::OtherTargets
+                | FinetuneError::Image(_)
+                | FinetuneError::TooFewForFolds { .. }
+                | FinetuneError::Data(_),
             ) => Exit::Data,
             Self::Finetune(FinetuneError::Cancelled { .. }) => Exit::Interrupted,
             Self::Finetune(FinetuneError::Diverged { .. }) => Exit::JobFailed,

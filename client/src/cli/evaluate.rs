@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
+use super::columns::ColumnNames;
 use super::progress::Display;
 use super::{CliError, Output, picture, processor, table};
-use crate::data::{self, Columns, LabelMap};
+use crate::data::{self, Columns, Renamed, TargetReader};
 use crate::finetune;
 use crate::model::Classifier;
 
@@ -16,9 +17,13 @@ const EXAMPLES: &str = "\
 Examples:
   fedtune-client evaluate --model tuned --data test.csv
   fedtune-client evaluate --model tuned --data test.csv --confusion-png confusion.png
-  fedtune-client evaluate --model tuned --data notes.jsonl --text-column sentence --label-column category --output json";
+  fedtune-client evaluate --model tuned --data notes.jsonl --text-column sentence --label-column category --output json
+  fedtune-client evaluate --model cells --data test.parquet
+  fedtune-client evaluate --model similarity --data pairs.csv --pair-column text_pair
 
-/// Evaluate a fine-tuned model on a labelled file.
+What is read follows from what the model was made for; it is the same as in `fedtune-client finetune --task KIND`.";
+
+/// Evaluate a fine-tuned model on rows whose answers are known.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Arguments {
@@ -28,15 +33,11 @@ pub(super) struct Arguments {
     /// Folder of the base model, where --model holds adapters.
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
-    /// CSV or JSONL file with text and label.
+    /// CSV, JSONL or Parquet file, or folder of images, with rows of the model's task, such as text and label.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Column with the text.
-    #[arg(long, value_name = "NAME", default_value = "text")]
-    text_column: String,
-    /// Column with the label.
-    #[arg(long, value_name = "NAME", default_value = "label")]
-    label_column: String,
+    #[command(flatten)]
+    columns: ColumnNames,
     /// PNG file for a picture of the confusion matrix.
     #[arg(long, value_name = "FILE.png")]
     confusion_png: Option<PathBuf>,
@@ -55,13 +56,16 @@ impl Arguments {
     pub(super) fn run(self) -> Result<(), CliError> {
         let device = processor(self.threads)?;
         let classifier = Classifier::load_exported(&self.model, self.base.as_deref(), &device)?;
-        let columns = Columns { text: self.text_column, label: self.label_column, group: None };
-        let labels = LabelMap::new(classifier.labels(), &BTreeMap::new())?;
-        let (rows, report) = data::read(&self.data, &columns, &labels)?;
+        let task = self.columns.task_of(&classifier)?;
+        let targets = TargetReader::new(&task, &BTreeMap::new())?;
+        let (rows, report) = data::read(&self.data, &Columns::of(&task, &Renamed::default()), &targets)?;
         eprintln!("{report}");
         let (evaluation, scores) =
             finetune::evaluate_scores(&classifier, &rows, self.batch_size, &mut Display::new("evaluating"))?;
         if let Some(path) = &self.confusion_png {
+            if evaluation.confusion().is_none() {
+                return Err(CliError::Usage("--confusion-png: this model does not choose one label of several".into()));
+            }
             picture::confusion(&evaluation, classifier.labels(), path)?;
         }
         match self.output {

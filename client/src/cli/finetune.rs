@@ -10,7 +10,7 @@ use serde_json::json;
 use super::progress::Display;
 use super::training::{Training, duplicates, treat};
 use super::{CliError, Output, prepare_out, processor, table};
-use crate::data::{self, LabelMap};
+use crate::data::{self, TargetReader};
 use crate::finetune::{self, EarlyStopping, Plan};
 use crate::model::{Classifier, ModelSpec};
 
@@ -25,22 +25,32 @@ Examples:
   Until three epochs in a row bring nothing new on a tenth of the rows:
     fedtune-client finetune --model all-MiniLM-L6-v2 --train train.csv --validation 0.1 --patience 3 --out tuned
 
+  The similarity of two sentences, a number:
+    fedtune-client finetune --model all-MiniLM-L6-v2 --task text-regression --pair-column text_pair --train sts.csv --out tuned
+
+  Images, from a Parquet file or from a folder with one folder for each label:
+    fedtune-client finetune --model resnet-18 --task image-classification --train cells.parquet --out tuned
+
 CSV files have a header line and the columns `text` and `label`; JSONL files have an object with these keys on each
-line. The model is a folder in Hugging Face layout: config.json, tokenizer.json, model.safetensors. What is written to
---out has the same layout and loads in transformers with AutoModelForSequenceClassification; with trainable = \"lora\" it
+line. Other tasks read other columns: several labels (`labels`, with `|` between them or as a JSON list), words and their
+labels (`tokens` and `labels`, lists, so JSONL only), prompts and responses (`prompt` and `response`), encoded
+images and their labels (`image` and `label`; a number is a name where the Parquet file has names). The model is a folder in Hugging Face layout: config.json, tokenizer.json (preprocessor_config.json for
+images), model.safetensors. What is written to
+--out has the same layout and loads in transformers with AutoModelForSequenceClassification, ...TokenClassification,
+...CausalLM or ...ImageClassification; with trainable = \"lora\" it
 is a folder of adapters for peft, which `fedtune-client merge` makes a whole model.";
 
-/// Fine-tune a model on a labelled file, on this machine alone.
+/// Fine-tune a model on a file of rows, on this machine alone.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Arguments {
     /// Folder of the pre-trained model; takes the place of the job's model.path.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// CSV or JSONL file to train on.
+    /// CSV, JSONL or Parquet file, or folder of images, to train on.
     #[arg(long, value_name = "FILE")]
     train: PathBuf,
-    /// CSV or JSONL file to evaluate on at the end.
+    /// The same to evaluate on at the end.
     #[arg(long, value_name = "FILE")]
     test: Option<PathBuf>,
     /// Share of the training rows, above 0 and less than 0.9, to hold out. The model is scored on them after every epoch by
@@ -52,7 +62,7 @@ pub(super) struct Arguments {
     patience: usize,
     #[command(flatten)]
     training: Training,
-    /// Training rows whose text (but for case and white space) and label stand in an earlier row.
+    /// Training rows whose text (but for case and white space) and label stand in an earlier row: keep or remove.
     #[arg(long, value_name = "WHAT", default_value = "keep", value_parser = duplicates())]
     duplicates: Duplicates,
     /// CPU threads; 0 means one per core.
@@ -70,22 +80,23 @@ impl Arguments {
     pub(super) fn run(self) -> Result<(), CliError> {
         let device = processor(self.threads)?;
         let (job, columns) = self.training.job(&self.model, &self.train)?;
-        let labels = LabelMap::new(&job.task.labels, &BTreeMap::new())?;
+        let targets = TargetReader::new(&job.task, &BTreeMap::new())?;
         // Everything that can be wrong with the input is found before the first step.
-        let (rows, mut report) = data::read(&self.train, &columns, &labels)?;
+        let (rows, mut report) = data::read(&self.train, &columns, &targets)?;
         let rows = treat(self.duplicates, rows, &mut report);
         eprintln!("{report}");
-        let test = self.test.as_ref().map(|path| data::read(path, &columns, &labels)).transpose()?;
+        let test = self.test.as_ref().map(|path| data::read(path, &columns, &targets)).transpose()?;
         if let Some((_, report)) = &test {
             eprintln!("{report}");
         }
         let (rows, validation) = data::split(rows, self.validation.unwrap_or(0.0));
         let batch_size = job.training.batch_size;
+        let criteria = (job.metric(), job.evaluation.min_delta);
         let stopping = match self.validation {
-            Some(_) => Some(EarlyStopping::new(&validation, batch_size, self.patience, &job.evaluation)?),
+            Some(_) => Some(EarlyStopping::new(&validation, batch_size, self.patience, criteria)?),
             None => None,
         };
-        let rows = self.training.sampling().apply(rows, job.training.seed);
+        let rows = self.training.sampling().apply(rows, job.training.seed)?;
         let mut classifier = Classifier::load(&self.model, &ModelSpec::from(&job), &device)?;
         prepare_out(&self.out, &[&self.model])?;
 
@@ -112,12 +123,10 @@ impl Arguments {
                     && let Some(best) = scores.best()
                 {
                     println!(
-                        "kept epoch {} of {}: accuracy {:.4}, macro F1 {:.4}, loss {:.4} on {} held-out rows",
+                        "kept epoch {} of {}: {} on {} held-out rows",
                         scores.best_epoch,
                         scores.epochs.len(),
-                        best.accuracy(),
-                        best.macro_f1(),
-                        best.loss(),
+                        table::measures(best),
                         best.examples
                     );
                 }

@@ -43,7 +43,7 @@ fn draw(evaluation: &Evaluation, labels: &[String]) -> Canvas {
     let widest = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
     let (left, top) = ((widest + 1) * letter, 2 * letter);
     let mut canvas = Canvas::new(left + count * cell, top + count * cell);
-    for (i, row) in evaluation.confusion.chunks(count).enumerate() {
+    for (i, row) in evaluation.confusion().unwrap_or_default().chunks(count).enumerate() {
         let y = top + i * cell;
         let middle = (cell.saturating_sub(letter)) / 2;
         if scale > 0 {
@@ -128,10 +128,11 @@ impl Canvas {
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+    use crate::finetune::metrics::{Counts, Form};
 
     #[test]
     fn cells_are_shaded_by_their_share_of_the_row() {
-        let evaluation = Evaluation { examples: 6, loss_sum: 0.0, confusion: vec![3, 1, 0, 2] };
+        let evaluation = Evaluation { examples: 6, loss_sum: 0.0, counts: Counts::Confusion(vec![3, 1, 0, 2]) };
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("matrix.png");
         confusion(&evaluation, &["caf\u{e9}".into(), "\u{6f22}".into()], &path).unwrap();
@@ -155,7 +156,7 @@ mod tests {
     fn any_number_of_labels_can_be_drawn() {
         for count in [0, 1, 19, 20, 100, 119, 120, 1000] {
             let labels: Vec<String> = (0..count).map(|i| format!("label {i}")).collect();
-            let canvas = draw(&Evaluation::new(count), &labels);
+            let canvas = draw(&Evaluation::new(Form::Classes(count)), &labels);
             assert!(canvas.width >= count * LEAST_CELL && canvas.width < 5000, "{count}: {}", canvas.width);
         }
     }

@@ -1,29 +1,40 @@
-//! `fedtune-client predict`: labels for a file of texts.
+//! `fedtune-client predict`: labels or numbers for a file of rows.
 
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use fedtune_config::job::Task;
 use tempfile::NamedTempFile;
 
+use super::columns::ColumnNames;
 use super::{CliError, processor};
-use crate::data::{self, DataError, Fault, RawRow, Wanted};
-use crate::finetune::metrics::{predicted, probabilities};
-use crate::finetune::{self, Silent};
-use crate::model::Classifier;
+use crate::data::{self, Columns, Content, DataError, Fault, RawRow, Renamed};
+use crate::finetune::metrics::{applies, predicted, probabilities, probability};
+use crate::finetune::{self, Prediction, Silent};
+use crate::model::{Classifier, Objective};
 
 const EXAMPLES: &str = "\
 Examples:
   fedtune-client predict --model tuned --data notes.csv --out labels.csv
   fedtune-client predict --model tuned --data notes.jsonl --text-column sentence --out labels.csv --scores
+  fedtune-client predict --model cells --data images --out labels.csv --scores
 
-The output has one line for each row of the input, in the same order: the label with the highest score and the score.
-A row that cannot be read keeps its line, with an empty label; such rows are counted on standard error.";
+The output has one line for each row of the input, in the same order. What stands there follows from the model's task:
+  one label a text      `label`, the one with the highest score, and its `score`
+  several labels        `labels`, those with a probability above a half, with the separator between them
+  a number              `value`
+  a label for each word `labels`, a JSON list; null for words behind the longest sequence
+  images                before these `file`, its path in the folder, or `row`, its number in the Parquet file (from 1)
+A row that cannot be read keeps its line, with empty cells; such rows are counted on standard error.";
 
 /// Rows held in memory at a time.
 const CHUNK: usize = 1024;
 
-/// Label the texts of a file.
+/// Bytes of rows held in memory at a time; images are large.
+const CHUNK_BYTES: usize = 32 << 20;
+
+/// Apply a fine-tuned model to the rows of a file.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Arguments {
@@ -33,12 +44,12 @@ pub(super) struct Arguments {
     /// Folder of the base model, where --model holds adapters.
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
-    /// CSV or JSONL file with texts; it need not have labels.
+    /// CSV, JSONL or Parquet file with texts (or pairs, or lists of words) or images, or a folder of images; it need not
+    /// have labels.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Column with the text.
-    #[arg(long, value_name = "NAME", default_value = "text")]
-    text_column: String,
+    #[command(flatten)]
+    columns: ColumnNames,
     /// CSV file to write.
     #[arg(long, value_name = "FILE.csv")]
     out: PathBuf,
@@ -68,8 +79,13 @@ pub(super) fn batch_size(text: &str) -> Result<usize, String> {
 struct Predictions<'a> {
     arguments: &'a Arguments,
     classifier: &'a Classifier,
+    task: &'a Task,
     writer: csv::Writer<BufWriter<NamedTempFile>>,
-    waiting: Vec<Option<String>>,
+    /// Rows to label, those of images with a name.
+    waiting: Vec<(Option<String>, Option<Content>)>,
+    waiting_bytes: usize,
+    /// Cells of a line.
+    width: usize,
     rows: u64,
     faulty: u64,
     first: Option<(u64, Fault)>,
@@ -79,20 +95,35 @@ impl Arguments {
     pub(super) fn run(self) -> Result<(), CliError> {
         let device = processor(self.threads)?;
         let classifier = Classifier::load_exported(&self.model, self.base.as_deref(), &device)?;
+        let objective = classifier.network().objective();
+        if objective == Objective::NextToken {
+            let message = "predict: this model continues texts; `fedtune-client evaluate` tells how well it does";
+            return Err(CliError::Usage(message.into()));
+        }
+        if (self.scores || self.logits) && !matches!(objective, Objective::Class | Objective::Sets) {
+            return Err(CliError::Usage(
+                "--scores and --logits are of the labels of a text, which this model does not give".into(),
+            ));
+        }
+        let task = self.columns.task_of(&classifier)?;
+        let columns = Columns::of(&task, &Renamed::default()).unlabelled();
         let folder = self.out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let file = NamedTempFile::new_in(folder).map_err(|e| self.write_error(e))?;
         let mut predictions = Predictions {
             arguments: &self,
             classifier: &classifier,
+            task: &task,
             writer: csv::Writer::from_writer(BufWriter::new(file)),
             waiting: Vec::new(),
+            waiting_bytes: 0,
+            width: 0,
             rows: 0,
             faulty: 0,
             first: None,
         };
         predictions.header()?;
         let mut failed = None;
-        data::scan(&self.data, Wanted::text(&self.text_column), &mut |line, row| {
+        data::scan(&self.data, &columns, &mut |line, row| {
             if failed.is_none() {
                 failed = predictions.add(line, row).err();
             }
@@ -114,7 +145,14 @@ impl Predictions<'_> {
     }
 
     fn header(&mut self) -> Result<(), CliError> {
-        let mut fields = vec!["label".to_owned(), "score".to_owned()];
+        let fields: &[&str] = match self.classifier.network().objective() {
+            Objective::Class => &["label", "score"],
+            Objective::Sets | Objective::Tokens => &["labels"],
+            Objective::Value | Objective::NextToken => &["value"],
+        };
+        let images = self.task.kind.reads_images();
+        let place = images.then_some(if self.arguments.data.is_dir() { "file" } else { "row" });
+        let mut fields: Vec<String> = place.iter().chain(fields).map(|name| (*name).to_owned()).collect();
         let labels = self.classifier.labels();
         if self.arguments.scores {
             fields.extend(labels.iter().map(|label| format!("score_{label}")));
@@ -122,46 +160,87 @@ impl Predictions<'_> {
         if self.arguments.logits {
             fields.extend(labels.iter().map(|label| format!("logit_{label}")));
         }
+        self.width = fields.len();
         self.write(&fields)
     }
 
     fn add(&mut self, line: u64, row: Result<RawRow, Fault>) -> Result<(), CliError> {
         self.rows += 1;
-        match row {
-            Ok(row) => self.waiting.push(Some(row.text)),
+        let name = self.task.kind.reads_images().then(|| match &row {
+            Ok(RawRow { content: Content::Image(picture), .. }) => picture.file.clone(),
+            Err(Fault::Image { file, .. }) => file.clone(),
+            _ => None,
+        });
+        let name = name.map(|file| file.unwrap_or_else(|| line.to_string()));
+        let content = match row {
+            Ok(row) => {
+                self.waiting_bytes += row.content.length();
+                Some(row.content)
+            }
             Err(fault) => {
                 self.faulty += 1;
                 self.first.get_or_insert((line, fault));
-                self.waiting.push(None);
+                None
             }
-        }
-        if self.waiting.len() >= CHUNK { self.label() } else { Ok(()) }
+        };
+        self.waiting.push((name, content));
+        let full = self.waiting.len() >= CHUNK || self.waiting_bytes >= CHUNK_BYTES;
+        if full { self.label() } else { Ok(()) }
     }
 
     /// Labels and writes the waiting rows.
     fn label(&mut self) -> Result<(), CliError> {
         let waiting = std::mem::take(&mut self.waiting);
-        let texts: Vec<&str> = waiting.iter().flatten().map(String::as_str).collect();
-        let mut logits = finetune::logits(self.classifier, &texts, self.arguments.batch_size, &mut Silent)?.into_iter();
-        let labels = self.classifier.labels();
-        let more = usize::from(self.arguments.scores) + usize::from(self.arguments.logits);
-        for row in &waiting {
-            let logits = if row.is_some() { logits.next() } else { None };
-            let Some(logits) = logits else {
-                self.write(&vec![String::new(); 2 + more * labels.len()])?;
-                continue;
-            };
-            let (best, shares) = (predicted(&logits), probabilities(&logits));
-            let mut fields = vec![labels[best].clone(), format!("{:.6}", shares[best])];
-            if self.arguments.scores {
-                fields.extend(shares.iter().map(|share| format!("{share:.6}")));
+        self.waiting_bytes = 0;
+        let (mut names, mut contents) = (Vec::with_capacity(waiting.len()), Vec::with_capacity(waiting.len()));
+        for (name, content) in waiting {
+            names.push((name, content.is_none()));
+            contents.extend(content);
+        }
+        let found = finetune::predict(self.classifier, &contents, self.arguments.batch_size, &mut Silent)?;
+        let mut found = found.into_iter();
+        for (name, faulty) in names {
+            let mut fields: Vec<String> = name.into_iter().collect();
+            if let Some(prediction) = if faulty { None } else { found.next() } {
+                fields.extend(self.fields(&prediction));
             }
-            if self.arguments.logits {
-                fields.extend(logits.iter().map(f32::to_string));
-            }
+            fields.resize(self.width, String::new());
             self.write(&fields)?;
         }
         Ok(())
+    }
+
+    fn fields(&self, prediction: &Prediction) -> Vec<String> {
+        let labels = self.classifier.labels();
+        let outputs = match prediction {
+            Prediction::Outputs(outputs) => outputs,
+            Prediction::Tags(tags) => {
+                let names: Vec<Option<&String>> = tags.iter().map(|tag| tag.and_then(|tag| labels.get(tag))).collect();
+                return vec![serde_json::json!(names).to_string()];
+            }
+        };
+        let (mut fields, shares) = match self.classifier.network().objective() {
+            Objective::Class => {
+                let (best, shares) = (predicted(outputs), probabilities(outputs));
+                (vec![labels[best].clone(), format!("{:.6}", shares[best])], shares)
+            }
+            Objective::Sets => {
+                let separator = self.task.label_separator.unwrap_or('|').to_string();
+                let found = labels.iter().zip(outputs).filter(|(_, logit)| applies(**logit));
+                let names: Vec<&str> = found.map(|(label, _)| label.as_str()).collect();
+                (vec![names.join(&separator)], outputs.iter().map(|logit| probability(*logit)).collect())
+            }
+            Objective::Value | Objective::Tokens | Objective::NextToken => {
+                return outputs.iter().map(f32::to_string).collect();
+            }
+        };
+        if self.arguments.scores {
+            fields.extend(shares.iter().map(|share| format!("{share:.6}")));
+        }
+        if self.arguments.logits {
+            fields.extend(outputs.iter().map(f32::to_string));
+        }
+        fields
     }
 
     fn finish(mut self) -> Result<(), CliError> {

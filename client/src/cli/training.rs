@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use fedtune_config::Job;
-use fedtune_config::job::Trainable;
+use fedtune_config::job::{Task, TaskKind, Trainable};
 use fedtune_config::site::{Duplicates, OVERSAMPLE_MAX};
 
 use super::CliError;
-use crate::data::{self, Columns, DataReport, Rows, Sampling};
+use super::columns::{ColumnNames, check};
+use crate::data::{self, Columns, DataReport, Renamed, Rows, Sampling};
 
 /// A learning rate for a new head on a model that stays as it is.
 const HEAD_LEARNING_RATE: f64 = 1e-3;
@@ -25,12 +26,19 @@ pub(super) struct Training {
     /// 5e-4 for lora).
     #[arg(long, value_name = "JOB.toml")]
     pub(super) job: Option<PathBuf>,
-    /// Column with the text, where it differs from the job's (default `text`).
-    #[arg(long, value_name = "NAME")]
-    text_column: Option<String>,
-    /// Column with the label, where it differs from the job's (default `label`).
-    #[arg(long, value_name = "NAME")]
-    label_column: Option<String>,
+    /// What is learnt, where no job says: text-classification (one label for each text), multi-label-classification (any
+    /// number of them), text-regression (a number), token-classification (a label for each word), causal-lm (the response
+    /// to each prompt) or image-classification (one label for each image).
+    #[arg(
+        long,
+        value_name = "KIND",
+        conflicts_with = "job",
+        default_value = "text-classification",
+        hide_default_value = true
+    )]
+    task: TaskKind,
+    #[command(flatten)]
+    columns: ColumnNames,
     /// What is trained, in place of the job's: full, head, last-N or lora.
     #[arg(long, value_name = "PART")]
     trainable: Option<Trainable>,
@@ -90,8 +98,9 @@ impl Training {
         let mut job = self.base_job(model)?;
         let columns = self.columns(&job);
         if self.job.is_none() {
-            job.task.labels = data::labels_in(train, &columns)?;
+            job.task.labels = data::labels_in(train, &columns, &job.task)?;
         }
+        check(&job)?;
         Ok((job, columns))
     }
 
@@ -99,8 +108,9 @@ impl Training {
     pub(super) fn base_job(&self, model: &Path) -> Result<Job, CliError> {
         let mut job = match &self.job {
             Some(path) => fedtune_config::load::<Job>(path)?,
-            None => Job::classify("local", model, Vec::new()),
+            None => Job::new("local", model, Task::new(self.task, Vec::new())),
         };
+        self.columns.apply(&mut job.task);
         job.model.path = model.to_path_buf();
         if let Some(trainable) = self.trainable {
             job.training.trainable = trainable;
@@ -118,6 +128,11 @@ impl Training {
             (job.training.epochs, job.training.steps, job.rounds.count) = (Some(epochs as usize), None, 1);
         }
         if let Some(length) = self.max_length {
+            if job.task.kind.reads_images() {
+                return Err(CliError::Usage(
+                    "--max-length cuts texts, and the task here reads images; leave it out".into(),
+                ));
+            }
             job.task.max_length = length as usize;
         }
         if let Some(seed) = self.seed {
@@ -128,11 +143,7 @@ impl Training {
 
     /// The columns, without a group.
     pub(super) fn columns(&self, job: &Job) -> Columns {
-        Columns {
-            text: self.text_column.clone().unwrap_or_else(|| job.task.text_column.clone()),
-            label: self.label_column.clone().unwrap_or_else(|| job.task.label_column.clone()),
-            group: None,
-        }
+        Columns::of(&job.task, &Renamed::default())
     }
 
     /// Which rows are trained on.

@@ -3,22 +3,28 @@
 //! A report holds no text, only lines, labels and counts. Memory: some 150 bytes for each distinct text, and the signatures
 //! of [`super::near`] for the first million.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::error::DataError;
+use fedtune_config::job::{Task, TaskKind};
+
+use super::content::Content;
+use super::error::{DataError, Fault};
 use super::fold::{Identity, fold, identity};
 use super::labels::{LabelMap, MAX_LABELS};
 use super::near::{Pair, Signatures};
-use super::report::{DataReport, Faults, First, Seen, Sight, Unknown};
+use super::report::{DataReport, Faults, First, Seen, Sight, Unknown, shorten};
 use super::suspect::suspicions;
+use super::target::{TargetRef, separator, target};
 use super::{Columns, RawRow, scan};
 
 /// How files are checked.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings<'a> {
+    /// What the rows are for.
+    pub task: &'a Task,
     /// The columns to read.
     pub columns: &'a Columns,
     /// The labels that are allowed; without it those of the first file.
@@ -56,6 +62,8 @@ pub struct FileCheck {
     pub unknown_labels: BTreeMap<String, Unknown>,
     /// The labels of the used rows.
     pub labels: Vec<LabelCount>,
+    /// The numbers of the used rows, where they have numbers.
+    pub numbers: Option<NumberSummary>,
     /// Characters of the used texts.
     pub characters: Option<LengthSummary>,
     /// Usable texts that are seldom meant, by what is odd about them.
@@ -75,9 +83,9 @@ pub struct FileCheck {
 pub struct LabelCount {
     /// The label.
     pub label: String,
-    /// Used rows with it.
+    /// Used rows with it; words, where words are labelled.
     pub rows: u64,
-    /// Their share of the used rows.
+    /// Their share of the used rows, or of all words.
     pub share: f64,
     /// A label with ten times the rows or more that is written almost alike.
     pub resembles: Option<String>,
@@ -127,6 +135,44 @@ pub struct Shared {
     pub near: Matches,
     /// Rows of the test file whose group is in the training file.
     pub grouped_rows: Option<u64>,
+}
+
+/// A distribution of numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct NumberSummary {
+    /// The smallest.
+    pub least: f64,
+    /// The mean.
+    pub mean: f64,
+    /// The standard deviation.
+    pub sd: f64,
+    /// The largest.
+    pub most: f64,
+}
+
+/// Numbers that are summed up as they come (Welford 1962).
+#[derive(Debug, Default)]
+struct Numbers {
+    count: f64,
+    mean: f64,
+    squares: f64,
+    range: Option<(f64, f64)>,
+}
+
+impl Numbers {
+    fn add(&mut self, value: f64) {
+        self.count += 1.0;
+        let off = value - self.mean;
+        self.mean += off / self.count;
+        self.squares += off * (value - self.mean);
+        let (least, most) = self.range.unwrap_or((value, value));
+        self.range = Some((least.min(value), most.max(value)));
+    }
+
+    fn summary(&self) -> Option<NumberSummary> {
+        let (least, most) = self.range?;
+        Some(NumberSummary { least, mean: self.mean, sd: (self.squares / self.count).sqrt(), most })
+    }
 }
 
 /// How often each length occurs.
@@ -215,13 +261,13 @@ pub fn check(train: &Path, test: Option<&Path>, settings: Settings<'_>) -> Resul
             if let (Some(first), Some(second)) = (train.texts.get(&pair.first), test.texts.get(&pair.second))
                 && train.seen.first(&second.1).is_none()
             {
-                near.add(settings.listed, Repeat::new(second.0, first.0, pair.similarity));
+                near.add(settings.listed, Repeat::new(&second.0, &first.0, pair.similarity));
             }
         }
         Shared {
-            texts: test.in_train.named(&test.names, &train.names),
+            texts: test.in_train.named(&test.names, settings.task),
             other_label: test.in_train_otherwise,
-            near: near.named(&test.names, &train.names),
+            near: near.named(&test.names, settings.task),
             grouped_rows: test.groups.as_ref().map(|_| test.grouped_in_train),
         }
     });
@@ -233,6 +279,7 @@ pub fn check(train: &Path, test: Option<&Path>, settings: Settings<'_>) -> Resul
 struct Reading {
     report: DataReport,
     names: Vec<String>,
+    numbers: Numbers,
     lengths: Lengths,
     suspicious: BTreeMap<&'static str, Lines>,
     duplicates: Repeats,
@@ -246,8 +293,8 @@ struct Reading {
     grouped_in_train: u64,
 }
 
-/// A row and an earlier one, with labels by index.
-#[derive(Debug, Clone, Copy)]
+/// A row and an earlier one, with labels by index; both files know the labels by the same indices.
+#[derive(Debug)]
 struct Repeat {
     row: First,
     earlier: First,
@@ -255,8 +302,8 @@ struct Repeat {
 }
 
 impl Repeat {
-    fn new(row: First, earlier: First, similarity: f64) -> Self {
-        Self { row, earlier, similarity }
+    fn new(row: &First, earlier: &First, similarity: f64) -> Self {
+        Self { row: row.clone(), earlier: earlier.clone(), similarity }
     }
 }
 
@@ -274,12 +321,13 @@ impl Repeats {
         }
     }
 
-    fn named(&self, names: &[String], earlier_names: &[String]) -> Matches {
+    fn named(&self, names: &[String], task: &Task) -> Matches {
+        let shown = |row: &First| shorten(&row.target.borrowed().shown(names, separator(task)));
         let named = |repeat: &Repeat| Match {
             line: repeat.row.line,
-            label: names[repeat.row.label].clone(),
+            label: shown(&repeat.row),
             earlier_line: repeat.earlier.line,
-            earlier_label: earlier_names[repeat.earlier.label].clone(),
+            earlier_label: shown(&repeat.earlier),
             similarity: repeat.similarity,
         };
         Matches { count: self.count, listed: self.listed.iter().map(named).collect() }
@@ -293,10 +341,11 @@ impl Reading {
         train: Option<&Self>,
         signatures: &mut Signatures,
     ) -> Result<Self, DataError> {
-        let Settings { columns, labels, listed } = settings;
+        let Settings { task, columns, labels, listed } = settings;
         let mut reading = Self {
             report: DataReport::with_examples(path, listed),
             names: labels.map(LabelMap::known).unwrap_or_default(),
+            numbers: Numbers::default(),
             lengths: Lengths::default(),
             suspicious: BTreeMap::new(),
             duplicates: Repeats::default(),
@@ -310,32 +359,41 @@ impl Reading {
         };
         let mut found: HashMap<String, usize> = HashMap::new();
         let mut too_many = false;
-        scan(path, columns.wanted(), &mut |line, row| {
-            let RawRow { text, label, group } = match row {
+        let mut grown = |name: &str, names: &mut Vec<String>| match found.get(name) {
+            Some(label) => Ok(*label),
+            None if found.len() >= MAX_LABELS => {
+                too_many = true;
+                Err(Fault::UnknownLabel { label: name.into() })
+            }
+            None => {
+                found.insert(name.into(), names.len());
+                names.push(name.into());
+                Ok(names.len() - 1)
+            }
+        };
+        scan(path, columns, &mut |line, row| {
+            let RawRow { content, label, group } = match row {
                 Ok(row) => row,
                 Err(fault) => return reading.report.fault(line, fault),
             };
-            let name = label.unwrap_or_default();
-            let label = match labels {
-                Some(labels) => match labels.index(&name) {
-                    Some(label) => label,
-                    None => return reading.report.unknown_label(line, &name, labels),
-                },
-                None => match found.get(&name) {
-                    Some(label) => *label,
-                    None if found.len() >= MAX_LABELS => return too_many = true,
-                    None => {
-                        found.insert(name.clone(), reading.names.len());
-                        reading.names.push(name);
-                        reading.names.len() - 1
-                    }
-                },
+            let index = |name: &str| match labels {
+                Some(labels) => labels.index(name).ok_or_else(|| Fault::UnknownLabel { label: name.into() }),
+                None => grown(name, &mut reading.names),
             };
-            reading.use_row(First { line, label }, &text, group.as_deref(), train, signatures, listed);
+            match (target(task.kind, separator(task), label, &content, index), labels) {
+                (Ok(target), _) => {
+                    let row = First { line, target };
+                    reading.use_row(row, &content, group.as_deref(), train, signatures, listed);
+                }
+                (Err(Fault::UnknownLabel { label }), Some(labels)) => {
+                    reading.report.unknown_label(line, &label, labels);
+                }
+                (Err(fault), _) => reading.report.fault(line, fault),
+            }
         })?;
         let (path, report) = (path.to_path_buf(), &reading.report);
         if too_many {
-            return Err(DataError::TooManyLabels { path, column: columns.label.clone(), most: MAX_LABELS });
+            return Err(DataError::TooManyLabels { path, column: columns.label_name(), most: MAX_LABELS });
         }
         if report.rows == 0 {
             return Err(DataError::NoRows { path });
@@ -349,41 +407,50 @@ impl Reading {
     fn use_row(
         &mut self,
         row: First,
-        text: &str,
+        content: &Content,
         group: Option<&str>,
         train: Option<&Self>,
         signatures: &mut Signatures,
         listed: usize,
     ) {
-        let folded = fold(text);
-        let known_by = identity(&folded);
-        self.lengths.add(text.chars().count());
-        for name in suspicions(text, &folded) {
+        let folded = content.folded();
+        let known_by = content.identity();
+        let texts = content.texts();
+        if !texts.is_empty() {
+            self.lengths.add(texts.iter().map(|text| text.chars().count()).sum());
+        }
+        if let TargetRef::Value(value) = row.target.borrowed() {
+            self.numbers.add(value.into());
+        }
+        let names: BTreeSet<_> = texts.iter().flat_map(|text| suspicions(text, &fold(text))).collect();
+        for name in names {
             let lines = self.suspicious.entry(name).or_default();
             lines.rows += 1;
             if lines.lines.len() < listed {
                 lines.lines.push(row.line);
             }
         }
-        let sight = self.seen.add(known_by, row.line, row.label);
+        let sight = self.seen.add(known_by, &row);
         match sight {
             Sight::New => {
-                if let Some(place) = signatures.add(&folded) {
-                    self.texts.insert(place, (row, known_by));
+                if !texts.is_empty()
+                    && let Some(place) = signatures.add(&folded)
+                {
+                    self.texts.insert(place, (row.clone(), known_by));
                 }
             }
-            Sight::Repeated(earlier) => self.duplicates.add(listed, Repeat::new(row, earlier, 1.0)),
-            Sight::OtherLabel(earlier) => self.conflicts.add(listed, Repeat::new(row, earlier, 1.0)),
+            Sight::Repeated(earlier) => self.duplicates.add(listed, Repeat::new(&row, &earlier, 1.0)),
+            Sight::OtherTarget(earlier) => self.conflicts.add(listed, Repeat::new(&row, &earlier, 1.0)),
         }
-        self.report.use_row(row.label);
+        self.report.use_row(row.target.borrowed());
         let group = group.map(identity);
         if let (Some(groups), Some(group)) = (&mut self.groups, group) {
             groups.insert(group);
         }
         let Some(train) = train else { return };
         if let Some(earlier) = train.seen.first(&known_by) {
-            self.in_train.add(listed, Repeat::new(row, earlier, 1.0));
-            self.in_train_otherwise += u64::from(self.names[row.label] != train.names[earlier.label]);
+            self.in_train.add(listed, Repeat::new(&row, earlier, 1.0));
+            self.in_train_otherwise += u64::from(row.target.borrowed().key() != earlier.target.borrowed().key());
         }
         if let (Some(groups), Some(group)) = (&train.groups, group) {
             self.grouped_in_train += u64::from(groups.contains(&group));
@@ -394,12 +461,13 @@ impl Reading {
         let mut near = Repeats::default();
         for pair in pairs {
             if let (Some(first), Some(second)) = (self.texts.get(&pair.first), self.texts.get(&pair.second)) {
-                near.add(settings.listed, Repeat::new(second.0, first.0, pair.similarity));
+                near.add(settings.listed, Repeat::new(&second.0, &first.0, pair.similarity));
             }
         }
         let names = &self.names;
         FileCheck {
-            labels: label_counts(names, &self.report, settings.labels.is_none()),
+            labels: label_counts(names, &self.report, settings),
+            numbers: self.numbers.summary(),
             path: self.report.path,
             rows: self.report.rows,
             used: self.report.used,
@@ -407,9 +475,9 @@ impl Reading {
             unknown_labels: self.report.unknown_labels,
             characters: self.lengths.summary(),
             suspicious: self.suspicious,
-            duplicates: self.duplicates.named(names, names),
-            conflicts: self.conflicts.named(names, names),
-            near_duplicates: near.named(names, names),
+            duplicates: self.duplicates.named(names, settings.task),
+            conflicts: self.conflicts.named(names, settings.task),
+            near_duplicates: near.named(names, settings.task),
             groups: self.groups.map(|groups| groups.len() as u64),
         }
     }
@@ -419,7 +487,11 @@ impl Reading {
 const COMPARED: usize = 1000;
 
 /// The labels in the order of their rows, the most first.
-fn label_counts(names: &[String], report: &DataReport, compare: bool) -> Vec<LabelCount> {
+fn label_counts(names: &[String], report: &DataReport, settings: Settings<'_>) -> Vec<LabelCount> {
+    let whole = match settings.task.kind {
+        TaskKind::TokenClassification => report.per_label.values().sum(),
+        _ => report.used,
+    };
     let rows = |label: usize| report.per_label.get(&label).copied().unwrap_or(0);
     let mut labels: Vec<LabelCount> = names
         .iter()
@@ -427,12 +499,12 @@ fn label_counts(names: &[String], report: &DataReport, compare: bool) -> Vec<Lab
         .map(|(label, name)| LabelCount {
             label: name.clone(),
             rows: rows(label),
-            share: rows(label) as f64 / report.used.max(1) as f64,
+            share: rows(label) as f64 / whole.max(1) as f64,
             resembles: None,
         })
         .collect();
     labels.sort_by(|a, b| b.rows.cmp(&a.rows).then_with(|| a.label.cmp(&b.label)));
-    if compare && labels.len() <= COMPARED {
+    if settings.labels.is_none() && labels.len() <= COMPARED {
         for place in 1..labels.len() {
             let (more, rest) = labels.split_at_mut(place);
             let rare = &mut rest[0];
@@ -464,6 +536,14 @@ mod tests {
         assert_eq!(found, Some(expected));
         assert!((lengths.share_above(90) - 0.1).abs() < 1e-12);
         assert!(lengths.share_above(100) == 0.0);
+    }
+
+    #[test]
+    fn numbers_have_their_mean_and_deviation() {
+        let mut numbers = Numbers::default();
+        assert_eq!(numbers.summary(), None);
+        [2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0].into_iter().for_each(|value| numbers.add(value));
+        assert_eq!(numbers.summary(), Some(NumberSummary { least: 2.0, mean: 5.0, sd: 2.0, most: 9.0 }));
     }
 
     #[test]

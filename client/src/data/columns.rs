@@ -1,45 +1,153 @@
-//! Which columns hold text, label and group, and finding them in a header.
+//! Which columns hold content, label and group, and finding them in a header.
 
 use std::path::Path;
 
 use fedtune_config::Job;
+use fedtune_config::job::{Task, TaskKind};
 use fedtune_config::site::Data;
 
 use super::error::DataError;
 
+/// Where a row's content stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ContentColumns {
+    /// A text.
+    Text(String),
+    /// Two texts.
+    Pair(String, String),
+    /// A list of words; JSONL only.
+    Words(String),
+    /// A prompt and its response.
+    Exchange(String, String),
+    /// An image; Parquet, or a folder of images.
+    Image(String),
+}
+
+/// Where a row's label stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LabelColumn {
+    /// Its name.
+    pub name: String,
+    /// What stands there.
+    pub form: LabelForm,
+}
+
+/// What stands in a label column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LabelForm {
+    /// One label or number.
+    One,
+    /// Labels in one text, or a list of them; perhaps none.
+    Set,
+    /// A list with a label for each word; JSONL only.
+    List,
+}
+
 /// The names of the needed columns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Columns {
-    /// The column with the text.
-    pub text: String,
-    /// The column with the label.
-    pub label: String,
+    /// The columns with the content.
+    pub content: ContentColumns,
+    /// The column with the label, where one is read.
+    pub label: Option<LabelColumn>,
     /// The column whose equal values keep rows on one side of a split (a subject's number), if there is one.
     pub group: Option<String>,
 }
 
-/// What is read of each row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wanted<'a> {
-    /// The column with the text.
-    pub text: &'a str,
-    /// The column with the label, where one is asked for.
-    pub label: Option<&'a str>,
-    /// The column with the group, where one is asked for.
-    pub group: Option<&'a str>,
+impl ContentColumns {
+    /// The columns, each with its name in messages and options.
+    pub(super) fn named(&self) -> [Option<(&str, &'static str)>; 2] {
+        match self {
+            Self::Text(text) => [Some((text, "text")), None],
+            Self::Pair(text, pair) => [Some((text, "text")), Some((pair, "pair"))],
+            Self::Words(words) => [Some((words, "tokens")), None],
+            Self::Exchange(prompt, response) => [Some((prompt, "prompt")), Some((response, "response"))],
+            Self::Image(image) => [Some((image, "image")), None],
+        }
+    }
+
+    /// Whether rows are images.
+    pub(super) fn is_image(&self) -> bool {
+        matches!(self, Self::Image(_))
+    }
 }
 
-impl<'a> Wanted<'a> {
-    /// Texts only.
-    pub fn text(text: &'a str) -> Self {
-        Self { text, label: None, group: None }
+/// Names that take the place of a task's.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Renamed {
+    /// Of the text.
+    pub text: Option<String>,
+    /// Of the second text.
+    pub pair: Option<String>,
+    /// Of the words.
+    pub tokens: Option<String>,
+    /// Of the label.
+    pub label: Option<String>,
+    /// Of the prompt.
+    pub prompt: Option<String>,
+    /// Of the response.
+    pub response: Option<String>,
+    /// Of the image.
+    pub image: Option<String>,
+}
+
+impl From<&Data> for Renamed {
+    fn from(site: &Data) -> Self {
+        Self {
+            text: site.text_column.clone(),
+            pair: site.pair_column.clone(),
+            tokens: site.tokens_column.clone(),
+            label: site.label_column.clone(),
+            prompt: site.prompt_column.clone(),
+            response: site.response_column.clone(),
+            image: site.image_column.clone(),
+        }
     }
 }
 
 impl Columns {
-    /// All of them.
-    pub fn wanted(&self) -> Wanted<'_> {
-        Wanted { text: &self.text, label: Some(&self.label), group: self.group.as_deref() }
+    /// Texts with one label each.
+    pub fn labelled(text: &str, label: &str) -> Self {
+        let label = Some(LabelColumn { name: label.into(), form: LabelForm::One });
+        Self { content: ContentColumns::Text(text.into()), label, group: None }
+    }
+
+    /// A task's columns, but for those that are `renamed`; without a group.
+    pub fn of(task: &Task, renamed: &Renamed) -> Self {
+        let or = |renamed: &Option<String>, column: &Option<String>| {
+            renamed.clone().or_else(|| column.clone()).unwrap_or_default()
+        };
+        let content = match task.kind {
+            TaskKind::TokenClassification => ContentColumns::Words(or(&renamed.tokens, &task.tokens_column)),
+            TaskKind::CausalLm => ContentColumns::Exchange(
+                or(&renamed.prompt, &task.prompt_column),
+                or(&renamed.response, &task.response_column),
+            ),
+            TaskKind::ImageClassification => ContentColumns::Image(or(&renamed.image, &task.image_column)),
+            TaskKind::TextClassification | TaskKind::MultiLabelClassification | TaskKind::TextRegression => {
+                let text = or(&renamed.text, &task.text_column);
+                // Whether rows are pairs is the task's matter, not a file's.
+                match &task.pair_column {
+                    Some(_) => ContentColumns::Pair(text, or(&renamed.pair, &task.pair_column)),
+                    None => ContentColumns::Text(text),
+                }
+            }
+        };
+        let form = match task.kind {
+            TaskKind::TextClassification | TaskKind::TextRegression | TaskKind::ImageClassification => {
+                Some(LabelForm::One)
+            }
+            TaskKind::MultiLabelClassification => Some(LabelForm::Set),
+            TaskKind::TokenClassification => Some(LabelForm::List),
+            TaskKind::CausalLm => None,
+        };
+        let label = form.map(|form| LabelColumn { name: or(&renamed.label, &task.label_column), form });
+        Self { content, label, group: None }
+    }
+
+    /// The job's columns, unless the site maps others.
+    pub fn resolve(job: &Job, site: &Data) -> Self {
+        Self { group: site.group_column.clone(), ..Self::of(&job.task, &site.into()) }
     }
 
     /// Without the group, for rows that are not split.
@@ -48,17 +156,32 @@ impl Columns {
         Self { group: None, ..self }
     }
 
-    /// The job's columns, unless the site maps others.
-    pub fn resolve(job: &Job, site: &Data) -> Self {
-        Self {
-            text: site.text_column.clone().unwrap_or_else(|| job.task.text_column.clone()),
-            label: site.label_column.clone().unwrap_or_else(|| job.task.label_column.clone()),
-            group: site.group_column.clone(),
-        }
+    /// Without label and group, for rows that are only read.
+    #[must_use]
+    pub fn unlabelled(self) -> Self {
+        Self { label: None, group: None, ..self }
+    }
+
+    /// The name of the label column, empty where there is none.
+    pub(super) fn label_name(&self) -> String {
+        self.label.as_ref().map(|label| label.name.clone()).unwrap_or_default()
+    }
+
+    /// Every column with its name in messages: those of the content, the label, the group.
+    pub(super) fn named(&self) -> [Option<(&str, &'static str)>; 4] {
+        let [first, second] = self.content.named();
+        let label = self.label.as_ref().map(|label| (label.name.as_str(), "label"));
+        [first, second, label, self.group.as_deref().map(|group| (group, "group"))]
+    }
+
+    /// Whether what they hold are lists, which are read from JSONL alone.
+    pub(super) fn needs_lists(&self) -> bool {
+        matches!(self.content, ContentColumns::Words(_))
+            || self.label.as_ref().is_some_and(|label| label.form == LabelForm::List)
     }
 }
 
-/// The place of a needed column (`role` is `text`, `label` or `group`) in the header that stands on `line`.
+/// The place of a needed column (`role` is its name in messages) in the header that stands on `line`.
 pub(super) fn find(
     path: &Path,
     line: u64,

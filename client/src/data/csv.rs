@@ -4,10 +4,12 @@ use std::io::BufRead;
 use std::path::Path;
 
 use csv_core::{ReadFieldResult, Reader};
+use serde_json::Value;
 
-use super::columns::{self, Wanted};
+use super::columns::{self, Columns};
 use super::error::{DataError, Fault};
-use super::{MAX_TEXT, Place, RawRow};
+use super::raw::{self, RawRow};
+use super::{MAX_TEXT, Place};
 
 /// Columns of a header, and bytes of a column's name, that are looked at.
 const MAX_COLUMNS: usize = 4096;
@@ -172,11 +174,11 @@ impl<'a, R: BufRead> Records<'a, R> {
 /// A row and where it begins.
 type PlacedRow = (Place, Result<RawRow, Fault>);
 
-/// What the header says: the number of cells, and the places of text, label and group.
+/// What the header says: the number of cells, and the places of the columns that are read.
 #[derive(Debug)]
 pub(super) struct Layout {
     cells: usize,
-    places: [Option<usize>; 3],
+    places: [Option<usize>; 4],
 }
 
 /// Calls `each` with every row; see [`super::scan`]. `input` stands at the byte `start` of the file.
@@ -184,7 +186,7 @@ pub(super) fn scan(
     path: &Path,
     input: impl BufRead,
     start: u64,
-    wanted: Wanted<'_>,
+    columns: &Columns,
     each: &mut dyn FnMut(Place, Result<RawRow, Fault>),
 ) -> Result<Layout, DataError> {
     let mut records = Records::new(path, input, start);
@@ -199,24 +201,33 @@ pub(super) fn scan(
     let Some(header) = header else { return Err(DataError::Empty { path: path.into() }) };
     let names = decode(path, names)?;
     let line = header.place.line;
-    check_separator(path, line, &names, wanted.text)?;
-    let find = |name, role| columns::find(path, line, &names, name, role);
-    let text = find(wanted.text, "text")?;
-    let label = wanted.label.map(|label| find(label, "label")).transpose()?;
-    let group = wanted.group.map(|group| find(group, "group")).transpose()?;
-    let layout = Layout { cells: header.cells, places: [Some(text), label, group] };
-    while let Some((place, row)) = records.row(&layout)? {
+    let wanted = columns.named();
+    check_separator(path, line, &names, wanted[0].map_or("", |(name, _)| name))?;
+    let mut places = [None; 4];
+    for (place, wanted) in places.iter_mut().zip(wanted) {
+        *place = wanted.map(|(name, role)| columns::find(path, line, &names, name, role)).transpose()?;
+    }
+    if columns.needs_lists() {
+        return Err(DataError::NeedsLists { path: path.into() });
+    }
+    let layout = Layout { cells: header.cells, places };
+    while let Some((place, row)) = records.row(&layout, columns)? {
         each(place, row);
     }
     Ok(layout)
 }
 
 /// The row that begins where `input` stands, some way into the file; `None` if no usable one does.
-pub(super) fn row_at(path: &Path, input: impl BufRead, layout: &Layout) -> Result<Option<RawRow>, DataError> {
+pub(super) fn row_at(
+    path: &Path,
+    input: impl BufRead,
+    layout: &Layout,
+    columns: &Columns,
+) -> Result<Option<RawRow>, DataError> {
     let mut records = Records::new(path, input, 0);
     // The reader passes over a byte-order mark where it begins, which is not where the file begins.
     records.reader.read_field(b"\n", &mut [0]);
-    match records.row(layout) {
+    match records.row(layout, columns) {
         Ok(found) => Ok(found.and_then(|(_, row)| row.ok())),
         Err(DataError::OpenQuote { .. }) => Ok(None),
         Err(error) => Err(error),
@@ -225,9 +236,9 @@ pub(super) fn row_at(path: &Path, input: impl BufRead, layout: &Layout) -> Resul
 
 impl<R: BufRead> Records<'_, R> {
     /// The next record as a row.
-    fn row(&mut self, layout: &Layout) -> Result<Option<PlacedRow>, DataError> {
+    fn row(&mut self, layout: &Layout, columns: &Columns) -> Result<Option<PlacedRow>, DataError> {
         let Layout { cells, places } = layout;
-        let mut taken: [Cell; 3] = Default::default();
+        let mut taken: [Cell; 4] = Default::default();
         // One byte above the limit is kept, so that the check below sees the excess.
         let record = self.next(
             |place| places.contains(&Some(place)).then_some(usize::MAX),
@@ -240,10 +251,9 @@ impl<R: BufRead> Records<'_, R> {
             },
         )?;
         let Some(record) = record else { return Ok(None) };
-        let [text, label, group] = taken;
         let row = if record.cells == *cells {
-            row(text, places[1].map(|_| label), places[2].map(|_| group))
-        } else if std::str::from_utf8(&text.bytes).is_err() && text.length <= MAX_TEXT {
+            row(taken, places, columns)
+        } else if std::str::from_utf8(&taken[0].bytes).is_err() && taken[0].length <= MAX_TEXT {
             // Said first: such a file has one encoding fault, and as many other faults as it causes.
             Err(Fault::NotUtf8)
         } else {
@@ -253,29 +263,12 @@ impl<R: BufRead> Records<'_, R> {
     }
 }
 
-fn row(text: Cell, label: Option<Cell>, group: Option<Cell>) -> Result<RawRow, Fault> {
-    let text = content(text)?;
-    check_text(&text)?;
-    let name = |cell: Option<Cell>, empty: Fault| {
-        let Some(name) = cell.map(content).transpose()? else { return Ok(None) };
-        if name.trim().is_empty() { Err(empty) } else { Ok(Some(name.trim().to_owned())) }
-    };
-    Ok(RawRow { text, label: name(label, Fault::EmptyLabel)?, group: name(group, Fault::EmptyGroup)? })
-}
-
-/// Faults of a text that do not depend on the format.
-pub(super) fn check_text(text: &str) -> Result<(), Fault> {
-    if text.len() > MAX_TEXT {
-        Err(Fault::TooLong { bytes: text.len() })
-    } else if text.contains('\0') {
-        Err(Fault::Nul)
-    } else if text.is_empty() {
-        Err(Fault::EmptyText)
-    } else if text.trim().is_empty() {
-        Err(Fault::BlankText)
-    } else {
-        Ok(())
+fn row(cells: [Cell; 4], places: &[Option<usize>; 4], columns: &Columns) -> Result<RawRow, Fault> {
+    let mut values = raw::Values::default();
+    for ((value, cell), place) in values.iter_mut().zip(cells).zip(places) {
+        *value = place.map(|_| content(cell).map(Value::String)).transpose()?;
     }
+    raw::row(columns, values)
 }
 
 fn content(cell: Cell) -> Result<String, Fault> {

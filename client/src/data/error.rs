@@ -19,7 +19,7 @@ pub enum DataError {
         source: std::io::Error,
     },
     /// The ending names no format we read.
-    #[error("{}: found the ending {found:?}; expected .csv or .jsonl (.ndjson)", path.display())]
+    #[error("{}: found the ending {found:?}; expected .csv, .jsonl (.ndjson) or .parquet", path.display())]
     Ending {
         /// The file.
         path: PathBuf,
@@ -31,6 +31,43 @@ pub enum DataError {
     Empty {
         /// The file.
         path: PathBuf,
+    },
+    /// Lists in a format that has none.
+    #[error(
+        "{}: lists are read from JSONL files only, and token classification reads a list of words and a list of labels; give \
+         a JSONL file",
+        path.display()
+    )]
+    NeedsLists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Images in a format that has none.
+    #[error(
+        "{}: images are read from Parquet files (an image in each row) and from folders with one folder for each label; give \
+         one of these",
+        path.display()
+    )]
+    NeedsImages {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A folder for a task of texts.
+    #[error("{}: found a folder; expected a CSV, JSONL or Parquet file", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A group column for what has no columns.
+    #[error(
+        "{}: a folder of images has no column {column:?}; leave the group column out, or give a Parquet file that has it",
+        path.display()
+    )]
+    FolderGroup {
+        /// The folder.
+        path: PathBuf,
+        /// The column.
+        column: String,
     },
     /// Another kind of file under this name.
     #[error("{}: found {found}; expected UTF-8 text. {remedy}", path.display())]
@@ -57,7 +94,7 @@ pub enum DataError {
         line: u64,
         /// The column.
         wanted: String,
-        /// `text`, `label` or `group`.
+        /// `text`, `pair`, `tokens`, `prompt`, `response`, `label` or `group`.
         role: &'static str,
         /// The columns of the file.
         found: Vec<String>,
@@ -180,6 +217,12 @@ pub enum DataError {
         /// What it is or has.
         found: String,
     },
+    /// Rows chosen by a label where they have none, or several.
+    #[error(
+        "per_label and oversample choose training rows by their label, and the rows of this task do not have one label each; \
+         leave them out"
+    )]
+    Sampling,
     /// data.labels maps to something the job does not know.
     #[error("data.labels: {local:?} is mapped to {target:?}; expected one of the job's labels: {}", list(known))]
     Mapping {
@@ -217,6 +260,27 @@ pub enum Fault {
     EmptyText,
     /// Only white space.
     BlankText,
+    /// A prompt whose response is empty.
+    EmptyResponse,
+    /// A word that is only white space.
+    BlankWord {
+        /// Which one, counted from 1.
+        place: usize,
+    },
+    /// Not as many labels as words.
+    TagCount {
+        /// Words of the row.
+        words: usize,
+        /// Its labels.
+        labels: usize,
+    },
+    /// A label that should be a number.
+    NotANumber {
+        /// What it is.
+        found: String,
+    },
+    /// A list where one label belongs, or one label where a list does.
+    LabelForm,
     /// An empty label.
     EmptyLabel,
     /// An empty group, so that nobody knows on which side of a split the row belongs.
@@ -281,6 +345,11 @@ impl Fault {
             Self::TooLong { .. } => "text too long",
             Self::EmptyText => "empty text",
             Self::BlankText => "text of white space only",
+            Self::EmptyResponse => "empty response",
+            Self::BlankWord { .. } => "blank word",
+            Self::TagCount { .. } => "labels and words differ in number",
+            Self::NotANumber { .. } => "not a finite number",
+            Self::LabelForm => "not the label that the task reads",
             Self::EmptyLabel => "empty label",
             Self::EmptyGroup => "empty group",
             Self::BadJson { .. } => "not valid JSON",
@@ -314,9 +383,17 @@ impl fmt::Display for Fault {
             }
             Self::Image { file: None, fault } => write!(out, "{fault}"),
             Self::Image { file: Some(file), fault } => write!(out, "{file}: {fault}"),
-            Self::NotUtf8 | Self::Nul | Self::EmptyText | Self::BlankText | Self::EmptyLabel | Self::EmptyGroup => {
-                out.write_str(self.kind())
-            }
+            Self::BlankWord { place } => write!(out, "word {place} is only white space"),
+            Self::TagCount { words, labels } => write!(out, "found {labels} labels for {words} words"),
+            Self::NotANumber { found } => write!(out, "found {found:?}, expected a finite number"),
+            Self::LabelForm => out.write_str("found a list in place of one label, or one label in place of a list"),
+            Self::NotUtf8
+            | Self::Nul
+            | Self::EmptyText
+            | Self::BlankText
+            | Self::EmptyResponse
+            | Self::EmptyLabel
+            | Self::EmptyGroup => out.write_str(self.kind()),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Folders of images: `<folder>/<label>/<file>`.
+//! Folders of images: `<folder>/<label>/<file>`, and where no label is read `<folder>/<file>` too.
 
 use std::fs::File;
 use std::io::Read;
@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
+use super::content::{Content, Picture};
 use super::error::{DataError, Fault};
 use super::image::{ImageFault, MAX_BYTES};
-use super::images::RawImage;
 use super::labels::MAX_LABELS;
 
 /// The images of a folder in the order of labels and file names, byte by byte, which is the same on every machine.
@@ -18,26 +18,30 @@ pub(super) struct Listing {
     /// The folder without links, in which every image must be.
     inside: PathBuf,
     labels: Vec<String>,
-    /// Place of the label, and the file's name.
-    files: Vec<(u32, std::ffi::OsString)>,
+    /// Place of the label, `None` for a file beside the labels' folders, and the file's name.
+    files: Vec<(Option<u32>, std::ffi::OsString)>,
 }
 
 impl Listing {
-    /// Looks at the names in a folder. Those that begin with a dot are passed over; a file beside the labels' folders is an
-    /// error, since it would go unnoticed otherwise.
-    pub(super) fn of(root: &Path) -> Result<Self, DataError> {
+    /// Looks at the names in a folder. Those that begin with a dot are passed over. A file beside the labels' folders is an
+    /// image if the rows are not `labelled`, otherwise an error, since it would go unnoticed.
+    pub(super) fn of(root: &Path, labelled: bool) -> Result<Self, DataError> {
         let read = |path: &Path| {
             let path = path.to_path_buf();
             move |source| DataError::Read { path: path.clone(), source }
         };
         let not = |found: String| DataError::ImageFolder { path: root.into(), found };
         let inside = root.canonicalize().map_err(read(root))?;
-        let mut labels = Vec::new();
+        let (mut labels, mut files) = (Vec::new(), Vec::new());
         for name in names(root).map_err(read(root))? {
+            let path = root.join(&name);
+            if !labelled && !path.is_dir() {
+                files.push((None, name));
+                continue;
+            }
             let Some(label) = name.to_str().map(String::from) else {
                 return Err(not(format!("the name {name:?}, which is not UTF-8")));
             };
-            let path = root.join(&name);
             if !path.metadata().map_err(read(&path))?.is_dir() {
                 return Err(not(format!("{label:?}, which is not a folder")));
             }
@@ -49,13 +53,12 @@ impl Listing {
                 return Err(not(format!("more than {MAX_LABELS} folders")));
             }
         }
-        if labels.is_empty() {
-            return Err(not("no folder".into()));
+        if labels.is_empty() && files.is_empty() {
+            return Err(not(if labelled { "no folder" } else { "nothing" }.into()));
         }
-        let mut files = Vec::new();
         for (place, label) in labels.iter().enumerate() {
             let folder = root.join(label);
-            files.extend(names(&folder).map_err(read(&folder))?.into_iter().map(|name| (place as u32, name)));
+            files.extend(names(&folder).map_err(read(&folder))?.into_iter().map(|name| (Some(place as u32), name)));
             if u32::try_from(files.len()).is_err() {
                 return Err(DataError::TooManyRows { path: root.into(), most: u32::MAX });
             }
@@ -69,27 +72,40 @@ impl Listing {
     }
 
     /// The labels, sorted.
-    pub(super) fn labels(&self) -> &[String] {
-        &self.labels
+    pub(super) fn into_labels(self) -> Vec<String> {
+        self.labels
     }
 
     /// The image with a number, counted from 1.
-    pub(super) fn image(&self, number: u64) -> Result<RawImage, Fault> {
-        let file = usize::try_from(number).ok().and_then(|number| self.files.get(number.checked_sub(1)?));
-        let Some((label, name)) = file else {
+    pub(super) fn picture(&self, number: u64) -> Result<Content, Fault> {
+        let Some(path) = self.path(number) else {
             return Err(Fault::Image { file: None, fault: ImageFault::Absent });
         };
-        let label = &self.labels[*label as usize];
-        match self.bytes(&self.root.join(label).join(name)) {
-            Ok(bytes) => Ok(RawImage { bytes, label: label.clone(), group: None }),
-            Err(fault) => Err(Fault::Image { file: Some(self.name(number)), fault }),
+        let file = Some(path.display().to_string());
+        match self.bytes(&self.root.join(&path)) {
+            Ok(bytes) => Ok(Content::Image(Box::new(Picture { bytes, file }))),
+            Err(fault) => Err(Fault::Image { file, fault }),
         }
+    }
+
+    /// The label of an image.
+    pub(super) fn label(&self, number: u64) -> Option<&str> {
+        let label = self.file(number)?.0?;
+        self.labels.get(label as usize).map(String::as_str)
     }
 
     /// The path of a file below the folder, for messages.
     pub(super) fn name(&self, number: u64) -> String {
-        let file = usize::try_from(number).ok().and_then(|number| self.files.get(number.checked_sub(1)?));
-        file.map(|(label, name)| format!("{}/{}", self.labels[*label as usize], name.display())).unwrap_or_default()
+        self.path(number).map(|path| path.display().to_string()).unwrap_or_default()
+    }
+
+    fn file(&self, number: u64) -> Option<&(Option<u32>, std::ffi::OsString)> {
+        self.files.get(usize::try_from(number).ok()?.checked_sub(1)?)
+    }
+
+    fn path(&self, number: u64) -> Option<PathBuf> {
+        let label = self.label(number).unwrap_or_default();
+        Some(Path::new(label).join(&self.file(number)?.1))
     }
 
     fn bytes(&self, path: &Path) -> Result<Bytes, ImageFault> {

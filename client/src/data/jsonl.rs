@@ -7,10 +7,10 @@ use std::path::Path;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-use super::columns::Wanted;
-use super::csv::check_text;
+use super::columns::Columns;
 use super::error::{DataError, Fault};
-use super::{MAX_TEXT, Place, RawRow};
+use super::raw::{self, RawRow, Values};
+use super::{MAX_TEXT, Place};
 
 /// The longest line that is parsed; a text of the allowed length fits even with every character escaped.
 const MAX_LINE: usize = 8 * MAX_TEXT;
@@ -20,7 +20,7 @@ pub(super) fn scan(
     path: &Path,
     mut input: impl BufRead,
     start: u64,
-    wanted: Wanted<'_>,
+    columns: &Columns,
     each: &mut dyn FnMut(Place, Result<RawRow, Fault>),
 ) -> Result<(), DataError> {
     let mut place = Place { line: 1, start };
@@ -31,7 +31,7 @@ pub(super) fn scan(
         if length > MAX_LINE {
             each(place, Err(Fault::TooLong { bytes: length }));
         } else if !content.iter().all(u8::is_ascii_whitespace) {
-            each(place, row(&content, wanted));
+            each(place, row(&content, columns));
         }
         // Past the last line, where no line end may be, nothing begins.
         place = Place { line: place.line + 1, start: place.start + length as u64 + 1 };
@@ -40,10 +40,10 @@ pub(super) fn scan(
 }
 
 /// The row in the line that begins where `input` stands; `None` if it is no usable one.
-pub(super) fn row_at(path: &Path, mut input: impl BufRead, wanted: Wanted<'_>) -> Result<Option<RawRow>, DataError> {
+pub(super) fn row_at(path: &Path, mut input: impl BufRead, columns: &Columns) -> Result<Option<RawRow>, DataError> {
     let mut content = Vec::new();
     let length = next_line(&mut input, &mut content).map_err(|source| DataError::Read { path: path.into(), source })?;
-    Ok(length.filter(|length| *length <= MAX_LINE).and_then(|_| row(&content, wanted).ok()))
+    Ok(length.filter(|length| *length <= MAX_LINE).and_then(|_| row(&content, columns).ok()))
 }
 
 /// Reads a line, keeping at most a byte more than [`MAX_LINE`] of it; gives its length, or `None` at the end.
@@ -68,59 +68,20 @@ fn next_line(input: &mut impl BufRead, content: &mut Vec<u8>) -> std::io::Result
     }
 }
 
-fn row(line: &[u8], wanted: Wanted<'_>) -> Result<RawRow, Fault> {
+fn row(line: &[u8], columns: &Columns) -> Result<RawRow, Fault> {
     let line = std::str::from_utf8(line).map_err(|_| Fault::NotUtf8)?;
     let mut parser = serde_json::Deserializer::from_str(line);
     let bad = |e: serde_json::Error| Fault::BadJson { message: e.to_string() };
-    let found = parser.deserialize_any(Fields(wanted)).map_err(bad)?;
+    let found = parser.deserialize_any(Fields(columns)).map_err(bad)?;
     parser.end().map_err(bad)?;
-    let [text, label, group] = found?;
-    let text = match text.ok_or_else(|| Fault::KeyMissing { key: wanted.text.into() })? {
-        Value::String(text) => text,
-        other => return Err(wrong(wanted.text, &other, "a string")),
-    };
-    check_text(&text)?;
-    let label = wanted.label.map(|key| name(key, label, Fault::EmptyLabel)).transpose()?;
-    let group = wanted.group.map(|key| name(key, group, Fault::EmptyGroup)).transpose()?;
-    Ok(RawRow { text, label, group })
-}
-
-/// A label or a group.
-fn name(key: &str, value: Option<Value>, empty: Fault) -> Result<String, Fault> {
-    let name = match value.ok_or_else(|| Fault::KeyMissing { key: key.into() })? {
-        Value::String(name) => name,
-        Value::Number(number) => number.to_string(),
-        Value::Bool(truth) => truth.to_string(),
-        other => return Err(wrong(key, &other, "a string, a number or a boolean")),
-    };
-    match name.trim() {
-        "" => Err(empty),
-        name if name.contains('\0') => Err(Fault::Nul),
-        name if name.len() > MAX_TEXT => Err(Fault::TooLong { bytes: name.len() }),
-        name => Ok(name.to_owned()),
-    }
-}
-
-fn wrong(key: &str, value: &Value, expected: &'static str) -> Fault {
-    Fault::WrongType { key: key.into(), found: kind(value), expected }
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
-    }
+    raw::row(columns, found?)
 }
 
 /// Takes the needed keys out of an object and passes over the rest.
-struct Fields<'a>(Wanted<'a>);
+struct Fields<'a>(&'a Columns);
 
-/// The values of text, label and group.
-type Found = Result<[Option<Value>; 3], Fault>;
+/// The values of the columns.
+type Found = Result<Values, Fault>;
 
 impl<'de> Visitor<'de> for Fields<'_> {
     type Value = Found;
@@ -130,8 +91,8 @@ impl<'de> Visitor<'de> for Fields<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Found, A::Error> {
-        let keys = [Some(self.0.text), self.0.label, self.0.group];
-        let (mut found, mut twice) = ([None, None, None], None);
+        let keys = self.0.named().map(|named| named.map(|(key, _)| key));
+        let (mut found, mut twice) = (Values::default(), None);
         while let Some(key) = map.next_key::<String>()? {
             if !keys.contains(&Some(key.as_str())) {
                 map.next_value::<serde::de::IgnoredAny>()?;

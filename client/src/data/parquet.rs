@@ -15,107 +15,78 @@ use std::path::Path;
 
 use ::parquet::data_type::ByteArray;
 use bytes::Bytes;
+use serde_json::Value;
 
 pub use error::ParquetError;
 
-use super::csv::check_text;
+use super::columns::{Columns, ContentColumns};
+use super::content::{Content, Picture};
 use super::error::{DataError, Fault};
 use super::image::{ImageFault, MAX_BYTES};
-use super::images::{ImageColumns, RawImage};
-use super::{MAX_TEXT, RawRow, Wanted};
-use cells::NameCells;
-use open::Table;
+use super::raw::{self, RawRow};
+use super::{MAX_TEXT, Place};
+use cells::BytesCells;
+use open::{Leaf, Part, Table};
 
 /// Calls `each` with the number (counted from 1) and the content of every row in file order, as [`scan`](super::scan) does.
+/// Images are not decoded, only too large ones are faults.
 ///
 /// # Errors
 /// The file as a whole is unusable.
-pub fn scan_text(
+pub(super) fn scan(
     path: &Path,
-    wanted: Wanted<'_>,
-    each: &mut dyn FnMut(u64, Result<RawRow, Fault>),
+    columns: &Columns,
+    each: &mut dyn FnMut(Place, Result<RawRow, Fault>),
 ) -> Result<(), DataError> {
+    if columns.needs_lists() {
+        return Err(DataError::NeedsLists { path: path.into() });
+    }
     let table = Table::open(path)?;
-    let text = table.text(wanted.text, "text")?;
-    let label = wanted.label.map(|column| table.name(column, "label")).transpose()?;
-    let group = wanted.group.map(|column| table.name(column, "group")).transpose()?;
+    let leaves = leaves(&table, &columns.content)?;
+    let label = columns.label.as_ref().map(|label| table.name(&label.name, "label")).transpose()?;
+    let group = columns.group.as_ref().map(|column| table.name(column, "group")).transpose()?;
     let mut row = 0;
-    for group_of_rows in table.row_groups() {
-        let part = group_of_rows?;
-        let mut texts = part.bytes(text)?;
+    for part in table.row_groups() {
+        let part = part?;
+        let mut contents = Contents::of(&part, leaves)?;
         let mut labels = label.as_ref().map(|column| part.names(column)).transpose()?;
         let mut groups = group.as_ref().map(|column| part.names(column)).transpose()?;
         for _ in 0..part.rows() {
             row += 1;
-            let text = texts.next()?;
-            let label = next_name(&mut labels, Fault::EmptyLabel)?;
-            let group = next_name(&mut groups, Fault::EmptyGroup)?;
-            each(
-                row,
-                usable_text(wanted.text, text)
-                    .and_then(|text| Ok(RawRow { text, label: label.transpose()?, group: group.transpose()? })),
-            );
+            let content = contents.next(&columns.content)?;
+            let label = labels.as_mut().map(|cells| cells.next()).transpose()?;
+            let group = groups.as_mut().map(|cells| cells.next()).transpose()?;
+            let found =
+                content.and_then(|content| raw::labelled(columns, content, label.transpose()?, group.transpose()?));
+            each(Place { line: row, start: 0 }, found);
         }
     }
     Ok(())
 }
 
-/// Calls `each` with the number (counted from 1) and the encoded image of every row in file order. Images are not decoded,
-/// only too large ones are faults.
+/// The contents of some rows, which are given by number (counted from 1) in ascending order; fewer where the file has
+/// become shorter. `None` for one that is not usable any more. Pages that hold none of them are not decompressed.
 ///
 /// # Errors
 /// The file as a whole is unusable.
-pub fn scan_images(
+pub(super) fn contents_at(
     path: &Path,
-    columns: &ImageColumns,
-    each: &mut dyn FnMut(u64, Result<RawImage, Fault>),
-) -> Result<(), DataError> {
+    columns: &ContentColumns,
+    rows: &[u64],
+) -> Result<Vec<Option<Content>>, DataError> {
     let table = Table::open(path)?;
-    let image = table.image(&columns.image)?;
-    let label = table.name(&columns.label, "label")?;
-    let group = columns.group.as_deref().map(|column| table.name(column, "group")).transpose()?;
-    let mut row = 0;
-    for group_of_rows in table.row_groups() {
-        let part = group_of_rows?;
-        let mut images = part.bytes(image)?;
-        let mut labels = Some(part.names(&label)?);
-        let mut groups = group.as_ref().map(|column| part.names(column)).transpose()?;
-        for _ in 0..part.rows() {
-            row += 1;
-            let image = images.next()?;
-            let label = next_name(&mut labels, Fault::EmptyLabel)?;
-            let group = next_name(&mut groups, Fault::EmptyGroup)?;
-            each(
-                row,
-                usable_image(image).and_then(|bytes| {
-                    let label = label.transpose()?.unwrap_or_default();
-                    Ok(RawImage { bytes, label, group: group.transpose()? })
-                }),
-            );
-        }
-    }
-    Ok(())
-}
-
-/// The images of some rows, which are given by number (counted from 1) in ascending order; fewer where the file has become
-/// shorter. `None` for one that is not usable any more. Pages that hold none of them are not decompressed.
-///
-/// # Errors
-/// The file as a whole is unusable.
-pub(super) fn images_at(path: &Path, column: &str, rows: &[u64]) -> Result<Vec<Option<Bytes>>, DataError> {
-    let table = Table::open(path)?;
-    let column = table.image(column)?;
+    let leaves = leaves(&table, columns)?;
     let mut found = Vec::with_capacity(rows.len());
     let mut first = 1;
     for part in table.row_groups() {
         let part = part?;
         let end = first + part.rows();
         if rows.get(found.len()).is_some_and(|row| *row < end) {
-            let mut images = part.bytes(column)?;
+            let mut contents = Contents::of(&part, leaves)?;
             let mut next = first;
             while let Some(row) = rows.get(found.len()).filter(|row| **row < end) {
-                images.skip(row.saturating_sub(next))?;
-                found.push(usable_image(images.next()?).ok());
+                contents.skip(row.saturating_sub(next))?;
+                found.push(contents.next(columns)?.ok());
                 next = row + 1;
             }
         }
@@ -128,24 +99,65 @@ pub(super) fn images_at(path: &Path, column: &str, rows: &[u64]) -> Result<Vec<O
 ///
 /// # Errors
 /// The file as a whole is unusable.
-pub fn class_names(path: &Path, column: &str) -> Result<Option<Vec<String>>, DataError> {
+pub(super) fn class_names(path: &Path, column: &str) -> Result<Option<Vec<String>>, DataError> {
     Ok(classes::of_column(&Table::open(path)?, column)?)
 }
 
-type Name = Option<Result<String, Fault>>;
-
-fn next_name(cells: &mut Option<NameCells<'_>>, empty: Fault) -> Result<Name, ParquetError> {
-    cells.as_mut().map(|cells| cells.next(empty)).transpose()
+/// Whether a column of this name holds images.
+///
+/// # Errors
+/// The file as a whole is unusable.
+pub(super) fn holds_images(path: &Path, column: &str) -> Result<bool, DataError> {
+    Ok(Table::open(path)?.image(column).is_ok())
 }
 
-fn usable_text(column: &str, cell: Option<ByteArray>) -> Result<String, Fault> {
-    let cell = cell.ok_or_else(|| null(column, "a string"))?;
-    if cell.len() > MAX_TEXT {
-        return Err(Fault::TooLong { bytes: cell.len() });
+/// The columns of a content.
+fn leaves(table: &Table, columns: &ContentColumns) -> Result<(Leaf, Option<Leaf>), ParquetError> {
+    if let ContentColumns::Image(name) = columns {
+        return Ok((table.image(name)?, None));
     }
-    let text = std::str::from_utf8(cell.data()).map_err(|_| Fault::NotUtf8)?;
-    check_text(text)?;
-    Ok(text.to_owned())
+    let [first, second] = columns.named();
+    let (name, role) = first.unwrap_or_default();
+    let second = second.map(|(name, role)| table.text(name, role)).transpose()?;
+    Ok((table.text(name, role)?, second))
+}
+
+/// The cells of a content in one part.
+struct Contents<'a> {
+    first: BytesCells<'a>,
+    second: Option<BytesCells<'a>>,
+}
+
+impl<'a> Contents<'a> {
+    fn of(part: &Part<'a>, (first, second): (Leaf, Option<Leaf>)) -> Result<Self, ParquetError> {
+        Ok(Self { first: part.bytes(first)?, second: second.map(|leaf| part.bytes(leaf)).transpose()? })
+    }
+
+    fn next(&mut self, columns: &ContentColumns) -> Result<Result<Content, Fault>, ParquetError> {
+        let first = self.first.next()?;
+        let second = self.second.as_mut().map(BytesCells::next).transpose()?;
+        if columns.is_image() {
+            return Ok(usable_image(first).map(|bytes| Content::Image(Box::new(Picture { bytes, file: None }))));
+        }
+        Ok(text_value(first).and_then(|first| {
+            let second = second.map(text_value).transpose()?;
+            raw::content(columns, Some(first), second)
+        }))
+    }
+
+    fn skip(&mut self, rows: u64) -> Result<(), ParquetError> {
+        self.first.skip(rows)?;
+        self.second.as_mut().map_or(Ok(()), |cells| cells.skip(rows))
+    }
+}
+
+/// A string as JSON has it.
+fn text_value(cell: Option<ByteArray>) -> Result<Value, Fault> {
+    match cell {
+        None => Ok(Value::Null),
+        Some(cell) if cell.len() > MAX_TEXT => Err(Fault::TooLong { bytes: cell.len() }),
+        Some(cell) => Ok(std::str::from_utf8(cell.data()).map_err(|_| Fault::NotUtf8)?.into()),
+    }
 }
 
 fn usable_image(cell: Option<ByteArray>) -> Result<Bytes, Fault> {
@@ -157,8 +169,4 @@ fn usable_image(cell: Option<ByteArray>) -> Result<Bytes, Fault> {
         // A cell is a part of its page, which need not stay in memory for it.
         Some(cell) => Ok(Bytes::copy_from_slice(cell.data())),
     }
-}
-
-fn null(column: &str, expected: &'static str) -> Fault {
-    Fault::WrongType { key: column.into(), found: "null", expected }
 }

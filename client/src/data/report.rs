@@ -11,6 +11,7 @@ use super::Rows;
 use super::error::Fault;
 use super::fold::Identity;
 use super::labels::LabelMap;
+use super::target::{Target, TargetRef};
 
 /// How many examples of each fault are kept where nobody says otherwise.
 const EXAMPLES: usize = 5;
@@ -44,7 +45,7 @@ pub struct DataReport {
     pub rows: u64,
     /// Rows used.
     pub used: u64,
-    /// Used rows by label index.
+    /// Used rows (words, where words are labelled) by label index.
     pub per_label: BTreeMap<usize, u64>,
     /// Faults by kind.
     pub faults: BTreeMap<&'static str, Faults>,
@@ -61,55 +62,57 @@ pub struct DataReport {
     examples: usize,
 }
 
-/// The texts of earlier rows.
+/// The contents of earlier rows.
 #[derive(Debug, Default)]
 pub(super) struct Seen(HashMap<Identity, Known>);
 
-/// Where a text first stood, and its labels; few texts have a second one.
+/// Where a content first stood, and the keys of its targets; few contents have a second one.
 #[derive(Debug)]
 struct Known {
     first: First,
-    others: Vec<usize>,
+    key: u64,
+    others: Vec<u64>,
 }
 
-/// The first row of a text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The first row of a content.
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct First {
     pub(super) line: u64,
-    pub(super) label: usize,
+    pub(super) target: Target,
 }
 
 impl Seen {
     /// Adds a row, and tells how it stands to those before it.
-    pub(super) fn add(&mut self, identity: Identity, line: u64, label: usize) -> Sight {
+    pub(super) fn add(&mut self, identity: Identity, row: &First) -> Sight {
+        let key = row.target.borrowed().key();
         match self.0.entry(identity) {
             Entry::Vacant(place) => {
-                place.insert(Known { first: First { line, label }, others: Vec::new() });
+                place.insert(Known { first: row.clone(), key, others: Vec::new() });
                 Sight::New
             }
             Entry::Occupied(mut known) => {
-                let Known { first, others } = known.get_mut();
-                if first.label == label || others.contains(&label) {
-                    return Sight::Repeated(*first);
+                let known = known.get_mut();
+                if known.key == key || known.others.contains(&key) {
+                    return Sight::Repeated(known.first.clone());
                 }
-                others.push(label);
-                Sight::OtherLabel(*first)
+                known.others.push(key);
+                Sight::OtherTarget(known.first.clone())
             }
         }
     }
 
-    /// The first row of a text.
-    pub(super) fn first(&self, identity: &Identity) -> Option<First> {
-        self.0.get(identity).map(|known| known.first)
+    /// The first row of a content.
+    pub(super) fn first(&self, identity: &Identity) -> Option<&First> {
+        self.0.get(identity).map(|known| &known.first)
     }
 }
 
 /// How a row stands to the rows before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) enum Sight {
     New,
     Repeated(First),
-    OtherLabel(First),
+    OtherTarget(First),
 }
 
 impl DataReport {
@@ -138,10 +141,10 @@ impl DataReport {
         self.rows - self.used - self.removed
     }
 
-    pub(super) fn use_row(&mut self, label: usize) {
+    pub(super) fn use_row(&mut self, target: TargetRef<'_>) {
         self.rows += 1;
         self.used += 1;
-        *self.per_label.entry(label).or_default() += 1;
+        target.labels().for_each(|label| *self.per_label.entry(label).or_default() += 1);
     }
 
     /// The rows without those whose text and label stand in an earlier row, which are counted. `rows` are those of this
@@ -149,13 +152,15 @@ impl DataReport {
     pub fn remove_duplicates(&mut self, rows: &Rows) -> Rows {
         let mut seen = HashSet::new();
         rows.select((0..rows.len()).filter(|row| {
-            let label = rows.label(*row);
-            let keep = seen.insert((rows.text_number(*row), label));
+            let target = rows.target(*row);
+            let keep = seen.insert((rows.text_number(*row), target.key()));
             if !keep {
                 self.used -= 1;
                 self.removed += 1;
-                if let Some(count) = self.per_label.get_mut(&label) {
-                    *count -= 1;
+                for label in target.labels() {
+                    if let Some(count) = self.per_label.get_mut(&label) {
+                        *count -= 1;
+                    }
                 }
             }
             keep

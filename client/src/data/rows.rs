@@ -1,5 +1,5 @@
-//! The usable rows of a file: what is small of each in memory, the texts in memory or, where they are large together, in
-//! the file.
+//! The usable rows of a file: what is small of each in memory, the contents in memory or, where they are large together,
+//! in the file.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -9,32 +9,37 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::content::Content;
 use super::error::DataError;
-use super::fold::{Identity, fold, identity};
-use super::{Columns, Layout, RawRow, csv, jsonl};
+use super::fold::Identity;
+use super::target::{Target, TargetColumn, TargetRef};
+use super::{Columns, Layout, csv, jsonl, parquet};
 
-/// How many bytes the texts of a file may take in memory, each with a `String`'s own; where they would take more, all of
-/// them stay in the file and are read again when they are needed.
+/// How many bytes the contents of a file may take in memory; where they would take more, all of them stay in the file and
+/// are read again when they are needed.
 pub const HELD_TEXT: usize = 64 << 20;
+
+/// How many bytes the encoded images of a file or folder may take in memory, likewise.
+pub const HELD_IMAGES: usize = 256 << 20;
 
 /// Bytes that are read at once of a row in a file; most rows are shorter.
 const READ_AHEAD: usize = 8 << 10;
 
 /// A usable row.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Row {
-    /// The text; never empty.
-    pub text: String,
-    /// Index into the job's labels.
-    pub label: usize,
+    /// What a model is given.
+    pub content: Content,
+    /// What is to be learnt.
+    pub target: Target,
     /// Its first line in the file, counted from 1.
     pub line: u64,
     /// The value of the group column, where one is read.
     pub group: Option<String>,
 }
 
-/// Usable rows, all of a file's or some of them. Twenty bytes a row are in memory, some fifty for each distinct text, and
-/// the texts unless they are in the file (see [`HELD_TEXT`]). Nothing but memory and time depends on where they are.
+/// Usable rows, all of a file's or some of them. Twenty bytes a row and its target are in memory, some sixty for each
+/// distinct content, and the contents unless they are in the file (see [`HELD_TEXT`]). Nothing but memory and time depends on where they are.
 #[derive(Debug, Clone, Default)]
 pub struct Rows {
     index: Arc<Index>,
@@ -46,27 +51,27 @@ pub struct Rows {
 #[derive(Debug, Default)]
 struct Index {
     lines: Vec<u32>,
-    labels: Vec<u32>,
-    /// Numbers of the distinct texts.
+    targets: TargetColumn,
+    /// Numbers of the distinct contents.
     texts: Vec<u32>,
     /// Numbers of the groups counted from 1, 0 for none; empty where no row has one.
     groups: Vec<u32>,
     group_names: Vec<String>,
-    /// By the number of the text.
+    /// By the number of the content.
     identities: Vec<Identity>,
-    /// Bytes of the text as it first stood, by its number.
+    /// Bytes of the content as it first stood, by its number.
     lengths: Vec<u32>,
-    content: Content,
+    contents: Contents,
 }
 
-/// Where the texts are.
+/// Where the contents are.
 #[derive(Debug)]
-enum Content {
-    Held(Vec<String>),
+enum Contents {
+    Held(Vec<Content>),
     InFile { starts: Vec<u64>, file: Source },
 }
 
-impl Default for Content {
+impl Default for Contents {
     fn default() -> Self {
         Self::Held(Vec::new())
     }
@@ -95,47 +100,77 @@ impl From<Metadata> for Stamp {
 }
 
 impl Source {
-    fn texts(&self, index: &Index, starts: &[u64], places: &[usize]) -> Result<Vec<String>, DataError> {
+    fn contents(&self, index: &Index, starts: &[u64], places: &[usize]) -> Result<Vec<Content>, DataError> {
         let Some(first) = places.first() else { return Ok(Vec::new()) };
-        let read = |source| DataError::Read { path: self.path.clone(), source };
-        let changed = |place: usize, found| {
-            Err(DataError::Changed { path: self.path.clone(), line: u64::from(index.lines[place]), found })
+        let changed = |place: usize, found: String| {
+            let line = u64::from(index.lines[place]);
+            let found = if let Layout::Folder(listing) = &self.layout {
+                format!("{}: {found}", listing.name(line))
+            } else {
+                found
+            };
+            DataError::Changed { path: self.path.clone(), line, found }
         };
-        let mut file = File::open(&self.path).map_err(read)?;
-        let now = Stamp::from(file.metadata().map_err(read)?);
-        if now.length != self.stamp.length {
-            return changed(*first, format!("it had {} bytes and has {}", self.stamp.length, now.length));
-        }
-        if now != self.stamp {
-            return changed(*first, "it was written to".into());
-        }
-        let mut texts = Vec::with_capacity(places.len());
-        for place in places {
-            file.seek(SeekFrom::Start(starts[*place])).map_err(read)?;
-            match self.row(BufReader::with_capacity(READ_AHEAD, &file))? {
-                Some(row) if identity(&fold(&row.text)) == index.identities[index.texts[*place] as usize] => {
-                    texts.push(row.text);
-                }
-                Some(_) => return changed(*place, "the row has another text".into()),
-                None => return changed(*place, "no usable row begins there any more".into()),
+        let found = match &self.layout {
+            Layout::Folder(listing) => {
+                places.iter().map(|place| listing.picture(u64::from(index.lines[*place])).ok()).collect()
             }
-        }
-        Ok(texts)
+            layout => {
+                let read = |source| DataError::Read { path: self.path.clone(), source };
+                let file = File::open(&self.path).map_err(read)?;
+                let now = Stamp::from(file.metadata().map_err(read)?);
+                if now.length != self.stamp.length {
+                    let found = format!("it had {} bytes and has {}", self.stamp.length, now.length);
+                    return Err(changed(*first, found));
+                }
+                if now != self.stamp {
+                    return Err(changed(*first, "it was written to".into()));
+                }
+                match layout {
+                    Layout::Parquet => self.parquet_rows(index, places)?,
+                    _ => places
+                        .iter()
+                        .map(|place| self.text_row(&file, starts[*place]))
+                        .collect::<Result<Vec<_>, _>>()?,
+                }
+            }
+        };
+        let checked = |(place, content): (&usize, Option<Content>)| match content {
+            Some(content) if content.identity() == index.identities[index.texts[*place] as usize] => Ok(content),
+            Some(Content::Image(_)) => Err(changed(*place, "it is another image".into())),
+            Some(_) => Err(changed(*place, "the row has another text".into())),
+            None => Err(changed(*place, "no usable row is there any more".into())),
+        };
+        places.iter().zip(found).map(checked).collect()
     }
 
-    /// The row that begins where `input` stands; `None` if no usable one does.
-    fn row(&self, input: BufReader<&File>) -> Result<Option<RawRow>, DataError> {
-        match &self.layout {
-            Layout::Csv(layout) => csv::row_at(&self.path, input, layout),
-            Layout::Jsonl => jsonl::row_at(&self.path, input, self.columns.wanted()),
-        }
+    /// Each part of the file is read once.
+    fn parquet_rows(&self, index: &Index, places: &[usize]) -> Result<Vec<Option<Content>>, DataError> {
+        let number = |place: &usize| u64::from(index.lines[*place]);
+        let mut numbers: Vec<u64> = places.iter().map(number).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        let contents = parquet::contents_at(&self.path, &self.columns.content, &numbers)?;
+        let found: HashMap<u64, Option<Content>> = numbers.into_iter().zip(contents).collect();
+        Ok(places.iter().map(|place| found.get(&number(place)).cloned().flatten()).collect())
+    }
+
+    /// The content of the row that begins at a byte of the file; `None` if no usable one does.
+    fn text_row(&self, mut file: &File, start: u64) -> Result<Option<Content>, DataError> {
+        file.seek(SeekFrom::Start(start)).map_err(|source| DataError::Read { path: self.path.clone(), source })?;
+        let input = BufReader::with_capacity(READ_AHEAD, file);
+        let row = match &self.layout {
+            Layout::Csv(layout) => csv::row_at(&self.path, input, layout, &self.columns)?,
+            _ => jsonl::row_at(&self.path, input, &self.columns)?,
+        };
+        Ok(row.map(|row| row.content))
     }
 }
 
 impl Rows {
     /// How many.
     pub fn len(&self) -> usize {
-        self.chosen.as_ref().map_or(self.index.labels.len(), Vec::len)
+        self.chosen.as_ref().map_or(self.index.lines.len(), Vec::len)
     }
 
     /// Whether there is none.
@@ -143,14 +178,19 @@ impl Rows {
         self.len() == 0
     }
 
-    /// The label of a row, as an index into the job's. Rows are counted from 0; one that is not there is a bug of the caller.
-    pub fn label(&self, row: usize) -> usize {
-        self.index.labels[self.origin(row)] as usize
+    /// What is to be learnt of a row. Rows are counted from 0; one that is not there is a bug of the caller.
+    pub fn target(&self, row: usize) -> TargetRef<'_> {
+        self.index.targets.get(self.origin(row))
     }
 
-    /// The labels of all rows in order.
+    /// The targets of all rows in order.
+    pub fn targets(&self) -> impl Iterator<Item = TargetRef<'_>> {
+        (0..self.len()).map(|row| self.target(row))
+    }
+
+    /// The label of every row in order, as an index into the job's; nothing where rows have other targets than one label.
     pub fn labels(&self) -> impl Iterator<Item = usize> {
-        (0..self.len()).map(|row| self.label(row))
+        self.targets().filter_map(|target| if let TargetRef::Class(label) = target { Some(label) } else { None })
     }
 
     /// The first line of a row in its file, counted from 1.
@@ -164,17 +204,17 @@ impl Rows {
         self.index.group_names.get(number as usize).map(String::as_str)
     }
 
-    /// The texts of some rows, in the order in which they are asked for.
+    /// The contents of some rows, in the order in which they are asked for.
     ///
     /// # Errors
     /// They are in a file which cannot be read, or is no longer as it was.
-    pub fn texts(&self, rows: impl IntoIterator<Item = usize>) -> Result<Vec<Cow<'_, str>>, DataError> {
+    pub fn contents(&self, rows: impl IntoIterator<Item = usize>) -> Result<Vec<Cow<'_, Content>>, DataError> {
         let places = rows.into_iter().map(|row| self.origin(row));
-        match &self.index.content {
-            Content::Held(texts) => Ok(places.map(|place| Cow::Borrowed(texts[place].as_str())).collect()),
-            Content::InFile { starts, file } => {
-                let texts = file.texts(&self.index, starts, &places.collect::<Vec<_>>())?;
-                Ok(texts.into_iter().map(Cow::Owned).collect())
+        match &self.index.contents {
+            Contents::Held(contents) => Ok(places.map(|place| Cow::Borrowed(&contents[place])).collect()),
+            Contents::InFile { starts, file } => {
+                let contents = file.contents(&self.index, starts, &places.collect::<Vec<_>>())?;
+                Ok(contents.into_iter().map(Cow::Owned).collect())
             }
         }
     }
@@ -182,15 +222,16 @@ impl Rows {
     /// A whole row.
     ///
     /// # Errors
-    /// As [`Self::texts`].
+    /// As [`Self::contents`].
     pub fn row(&self, row: usize) -> Result<Row, DataError> {
-        let text = self.texts([row])?.into_iter().map(Cow::into_owned).collect();
-        Ok(Row { text, label: self.label(row), line: self.line(row), group: self.group(row).map(str::to_owned) })
+        let content = self.contents([row])?.pop().map(Cow::into_owned).unwrap_or_default();
+        let target = self.target(row).to_owned();
+        Ok(Row { content, target, line: self.line(row), group: self.group(row).map(str::to_owned) })
     }
 
-    /// Whether the texts are in memory.
+    /// Whether the contents are in memory.
     pub fn held(&self) -> bool {
-        matches!(self.index.content, Content::Held(_))
+        matches!(self.index.contents, Contents::Held(_))
     }
 
     /// Some of these rows, in the order given; a row may be there several times.
@@ -208,10 +249,10 @@ impl Rows {
 
     /// The number of rows of its file.
     pub(crate) fn origins(&self) -> usize {
-        self.index.labels.len()
+        self.index.lines.len()
     }
 
-    /// A number for each distinct text of the file.
+    /// A number for each distinct content of the file.
     pub(super) fn text_number(&self, row: usize) -> u32 {
         self.index.texts[self.origin(row)]
     }
@@ -221,12 +262,12 @@ impl Rows {
         self.index.groups.get(self.origin(row)).and_then(|number| number.checked_sub(1))
     }
 
-    /// What the text is known by.
+    /// What the content is known by.
     pub(super) fn identity(&self, row: usize) -> &Identity {
         &self.index.identities[self.text_number(row) as usize]
     }
 
-    /// About how long a text is: its bytes, or those of an equal one.
+    /// About how long a content is: its bytes, or those of an equal one.
     pub(crate) fn length(&self, row: usize) -> u32 {
         self.index.lengths[self.text_number(row) as usize]
     }
@@ -249,21 +290,21 @@ impl FromIterator<Row> for Rows {
 pub(super) enum Repetition {
     None,
     Whole,
-    OtherLabel,
+    OtherTarget,
 }
 
 /// Rows while they are read.
 pub(super) struct Gathering {
     index: Index,
     starts: Vec<u64>,
-    held: Vec<String>,
+    held: Vec<Content>,
     held_bytes: usize,
-    /// Bytes of texts that may be held.
+    /// Bytes of contents that may be held.
     most: usize,
     numbers: HashMap<Identity, u32>,
-    /// The label with which a text first stood, by its number, and the others that it has.
-    first_labels: Vec<u32>,
-    other_labels: HashSet<(u32, u32)>,
+    /// The target with which a content first stood, by its number, and the others that it has; by their keys.
+    first_targets: Vec<u64>,
+    other_targets: HashSet<(u32, u64)>,
     groups: HashMap<String, u32>,
     overflow: bool,
 }
@@ -277,38 +318,40 @@ impl Gathering {
             held_bytes: 0,
             most,
             numbers: HashMap::new(),
-            first_labels: Vec::new(),
-            other_labels: HashSet::new(),
+            first_targets: Vec::new(),
+            other_targets: HashSet::new(),
             groups: HashMap::new(),
             overflow: false,
         }
     }
 
-    /// Adds a row that begins at the byte `start` of the file.
+    /// Adds a row that begins at the byte `start` of the file. A row whose target is of another kind than the first's is
+    /// passed over; no reader of targets makes such.
     pub(super) fn add(&mut self, row: Row, start: u64) -> Repetition {
         let index = &mut self.index;
-        let (Ok(line), Ok(label), Ok(place)) =
-            (u32::try_from(row.line), u32::try_from(row.label), u32::try_from(index.labels.len()))
-        else {
+        let (Ok(line), Ok(place)) = (u32::try_from(row.line), u32::try_from(index.lines.len())) else {
             self.overflow = true;
             return Repetition::None;
         };
-        let known_by = identity(&fold(&row.text));
-        // There are no more distinct texts, and no more groups, than rows.
+        if !index.targets.push(&row.target) {
+            return Repetition::None;
+        }
+        let target = row.target.borrowed().key();
+        let known_by = row.content.identity();
+        // There are no more distinct contents, and no more groups, than rows.
         let next = index.identities.len() as u32;
         let number = *self.numbers.entry(known_by).or_insert(next);
         let repetition = if number == next {
             index.identities.push(known_by);
-            index.lengths.push(u32::try_from(row.text.len()).unwrap_or(u32::MAX));
-            self.first_labels.push(label);
+            index.lengths.push(u32::try_from(row.content.length()).unwrap_or(u32::MAX));
+            self.first_targets.push(target);
             Repetition::None
-        } else if self.first_labels[number as usize] == label || !self.other_labels.insert((number, label)) {
+        } else if self.first_targets[number as usize] == target || !self.other_targets.insert((number, target)) {
             Repetition::Whole
         } else {
-            Repetition::OtherLabel
+            Repetition::OtherTarget
         };
         index.lines.push(line);
-        index.labels.push(label);
         index.texts.push(number);
         if let Some(name) = row.group {
             index.groups.resize(place as usize, 0);
@@ -320,9 +363,9 @@ impl Gathering {
             index.groups.push(number);
         }
         self.starts.push(start);
-        self.held_bytes = self.held_bytes.saturating_add(row.text.len() + size_of::<String>());
+        self.held_bytes = self.held_bytes.saturating_add(row.content.memory());
         if self.held_bytes <= self.most {
-            self.held.push(row.text);
+            self.held.push(row.content);
         } else if !self.held.is_empty() {
             self.held = Vec::new();
         }
@@ -336,14 +379,14 @@ impl Gathering {
         }
         if self.held_bytes > self.most {
             let starts = std::mem::take(&mut self.starts);
-            self.index.content = Content::InFile { starts, file };
+            self.index.contents = Contents::InFile { starts, file };
             return Ok(Rows { index: Arc::new(self.index), chosen: None });
         }
         Ok(self.held())
     }
 
     fn held(mut self) -> Rows {
-        self.index.content = Content::Held(self.held);
+        self.index.contents = Contents::Held(self.held);
         Rows { index: Arc::new(self.index), chosen: None }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::Rows;
+use super::{DataError, Rows};
 
 /// Fewer rows of frequent labels, or more of rare ones.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,9 +23,15 @@ impl Default for Sampling {
 impl Sampling {
     /// The rows to train on. Which rows are chosen follows from seed and texts, and a text that repeats is chosen after
     /// others. The order is that of the rows, a repeated row beside itself.
-    pub fn apply(&self, rows: Rows, seed: u64) -> Rows {
+    ///
+    /// # Errors
+    /// Some rows are to be chosen, and rows do not have one label each.
+    pub fn apply(&self, rows: Rows, seed: u64) -> Result<Rows, DataError> {
         if *self == Self::default() {
-            return rows;
+            return Ok(rows);
+        }
+        if rows.labels().count() != rows.len() {
+            return Err(DataError::Sampling);
         }
         let labels = rows.labels().map(|label| label + 1).max().unwrap_or(0);
         let mut of_label: Vec<Vec<usize>> = vec![Vec::new(); labels];
@@ -53,7 +59,7 @@ impl Sampling {
                 times[*place] = wanted / count + usize::from(order < wanted % count);
             }
         }
-        rows.select(times.into_iter().enumerate().flat_map(|(row, times)| std::iter::repeat_n(row, times)))
+        Ok(rows.select(times.into_iter().enumerate().flat_map(|(row, times)| std::iter::repeat_n(row, times))))
     }
 }
 
@@ -62,11 +68,15 @@ impl Sampling {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::Row;
+    use super::super::{Row, Target};
     use super::*;
 
     fn rows(labels: &[usize]) -> Rows {
-        let row = |(i, label): (usize, &usize)| Row { text: format!("t{i}"), label: *label, ..Row::default() };
+        let row = |(i, label): (usize, &usize)| Row {
+            content: format!("t{i}").into(),
+            target: Target::Class(*label),
+            ..Row::default()
+        };
         labels.iter().enumerate().map(row).collect()
     }
 
@@ -75,29 +85,38 @@ mod tests {
     }
 
     fn texts(rows: &Rows) -> Vec<String> {
-        rows.texts(0..rows.len()).unwrap().into_iter().map(String::from).collect()
+        rows.contents(0..rows.len()).unwrap().iter().map(|content| content.texts().concat()).collect()
     }
 
     #[test]
     fn labels_are_cut_and_filled_up() {
         let labels = [vec![0; 20], vec![1; 6], vec![2; 1]].concat();
-        let sample = |per_label, oversample| counts(&Sampling { per_label, oversample }.apply(rows(&labels), 1));
+        let sample =
+            |per_label, oversample| counts(&Sampling { per_label, oversample }.apply(rows(&labels), 1).unwrap());
         assert_eq!(sample(None, 1.0), [20, 6, 1]);
         assert_eq!(sample(Some(4), 1.0), [4, 4, 1]);
         assert_eq!(sample(None, 2.5), [20, 15, 2]);
         assert_eq!(sample(None, 5.0), [20, 20, 5]);
         assert_eq!(sample(Some(4), 3.0), [4, 4, 3]);
-        let chosen = |seed| texts(&Sampling { per_label: Some(4), ..Sampling::default() }.apply(rows(&labels), seed));
+        let chosen =
+            |seed| texts(&Sampling { per_label: Some(4), ..Sampling::default() }.apply(rows(&labels), seed).unwrap());
         assert_eq!(chosen(1), chosen(1));
         assert_ne!(chosen(1), chosen(2));
     }
 
     #[test]
     fn few_rows_are_different_texts() {
-        let text = |i| if i < 10 { "The  same".into() } else { format!("t{i}") };
-        let rows = (0..12).map(|i| Row { text: text(i), ..Row::default() }).collect();
-        let chosen = Sampling { per_label: Some(3), ..Sampling::default() }.apply(rows, 3);
+        let text = |i| if i < 10 { "The  same".to_owned() } else { format!("t{i}") };
+        let rows = (0..12).map(|i| Row { content: text(i).into(), ..Row::default() }).collect();
+        let chosen = Sampling { per_label: Some(3), ..Sampling::default() }.apply(rows, 3).unwrap();
         assert_eq!(texts(&chosen).iter().filter(|text| *text == "The  same").count(), 1);
+    }
+
+    #[test]
+    fn rows_without_one_label_each_are_not_chosen_from() {
+        let rows: Rows = [Row { target: Target::Value(1.0), ..Row::default() }].into_iter().collect();
+        assert!(Sampling { per_label: Some(3), ..Sampling::default() }.apply(rows.clone(), 3).is_err());
+        assert_eq!(Sampling::default().apply(rows, 3).unwrap().len(), 1);
     }
 
     proptest! {
@@ -106,7 +125,7 @@ mod tests {
             labels in proptest::collection::vec(0usize..3, 1..60), oversample in 1.0..8.0f64, seed: u64,
         ) {
             let rows = rows(&labels);
-            let sampled = Sampling { per_label: None, oversample }.apply(rows.clone(), seed);
+            let sampled = Sampling { per_label: None, oversample }.apply(rows.clone(), seed).unwrap();
             let most = counts(&rows).into_iter().max().unwrap_or(0);
             prop_assert!(counts(&sampled).into_iter().all(|count| count <= most));
             for row in 0..rows.len() {

@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::Rows;
+use super::{Rows, TargetRef};
+
+/// How many strata numbers make.
+const BINS: usize = 10;
 
 /// Splits off about `validation_fraction` of the rows of each label; see [`parts`]. Order is kept. When a fraction above
 /// zero would leave training empty, everything is training.
@@ -25,17 +28,19 @@ pub fn folds(rows: &Rows, folds: usize, seed: u64) -> Vec<usize> {
 /// Puts each row into one of several parts whose sizes are as `shares` are, and gives the parts.
 ///
 /// Rows of the same text (see [`fold`](super::fold::fold)) or the same group are in the same part, so that nothing of a part can be known
-/// from another. Each part has its share of the rows of each label, as near as that allows. The parts follow from seed,
-/// texts, labels and groups, and do not change with the order of the rows.
+/// from another. Each part has its share of the rows of each label, as near as that allows; of a row with several labels the
+/// one that is rarest among these rows counts, and numbers count by tenths of their distribution. The parts follow from
+/// seed, texts, targets and groups, and do not change with the order of the rows.
 ///
 /// What belongs together is placed the largest first, otherwise in the order of a hash, by the method of Sainte-Laguë:
 /// where the quotient of rows placed, half the new ones counted, and rows due is least, summed over labels and over all.
 pub fn parts(rows: &Rows, shares: &[f64], seed: u64) -> Vec<usize> {
-    let labels = rows.labels().map(|label| label + 1).max().unwrap_or(0);
+    let strata = strata(rows);
+    let labels = strata.iter().map(|label| label + 1).max().unwrap_or(0);
     // One more place, for the rows of all labels: it spreads labels that are too rare to be spread alone. It weighs as
     // much as a label of middle size does for one row.
     let mut due = vec![0.0; labels + 1];
-    for label in rows.labels() {
+    for label in strata.iter().copied() {
         due[label] += 1.0;
         due[labels] += 1.0;
     }
@@ -46,7 +51,7 @@ pub fn parts(rows: &Rows, shares: &[f64], seed: u64) -> Vec<usize> {
     for cluster in clusters(rows, seed) {
         let mut counts: BTreeMap<usize, f64> = BTreeMap::new();
         for row in &cluster {
-            *counts.entry(rows.label(*row)).or_default() += 1.0;
+            *counts.entry(strata[*row]).or_default() += 1.0;
         }
         counts.insert(labels, cluster.len() as f64);
         let cost = |part: usize| -> f64 {
@@ -67,6 +72,29 @@ pub fn parts(rows: &Rows, shares: &[f64], seed: u64) -> Vec<usize> {
         }
     }
     part_of
+}
+
+/// The stratum of each row: what its target is of which every part is to have its share.
+fn strata(rows: &Rows) -> Vec<usize> {
+    let mut often: HashMap<usize, usize> = HashMap::new();
+    rows.targets().flat_map(TargetRef::labels).for_each(|label| *often.entry(label).or_default() += 1);
+    let mut values: Vec<f32> = rows
+        .targets()
+        .filter_map(|target| if let TargetRef::Value(value) = target { Some(value) } else { None })
+        .collect();
+    values.sort_by(f32::total_cmp);
+    let stratum = |target: TargetRef<'_>| match target {
+        TargetRef::Class(label) => label,
+        // The first one is of rows without a label.
+        TargetRef::Set(_) | TargetRef::Tags(_) => {
+            let rarest = target.labels().min_by_key(|label| (often.get(label).copied(), *label));
+            rarest.map_or(0, |label| label + 1)
+        }
+        // Equal numbers are in one bin, that of the first of them.
+        TargetRef::Value(value) => values.partition_point(|other| *other < value) * BINS / values.len().max(1),
+        TargetRef::Response(_) => 0,
+    };
+    rows.targets().map(stratum).collect()
 }
 
 /// Rows that belong together, the largest sets first, otherwise in the order of a keyed hash.
@@ -115,11 +143,15 @@ fn join(roots: &mut [usize], one: usize, other: usize) {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::Row;
+    use super::super::{Row, Target};
     use super::*;
 
+    fn row(text: String, target: Target) -> Row {
+        Row { content: text.into(), target, ..Row::default() }
+    }
+
     fn rows(count: usize) -> Rows {
-        (0..count).map(|i| Row { text: format!("text {i}"), label: i % 3, ..Row::default() }).collect()
+        (0..count).map(|i| row(format!("text {i}"), Target::Class(i % 3))).collect()
     }
 
     #[test]
@@ -136,9 +168,35 @@ mod tests {
 
     #[test]
     fn rare_labels_are_spread_together() {
-        let rows: Rows = (0..200).map(|i| Row { text: format!("t{i}"), label: i / 2, ..Row::default() }).collect();
+        let rows: Rows = (0..200).map(|i| row(format!("t{i}"), Target::Class(i / 2))).collect();
         let validation = split(rows, 0.2).1.len();
         assert!((36..=44).contains(&validation), "{validation}");
+    }
+
+    #[test]
+    fn numbers_are_spread_by_tenths_and_sets_by_their_rarest_label() {
+        let values: Rows =
+            (0..1000u16).map(|i| row(format!("t{i}"), Target::Value(f32::from(i * 7 % 1000).powi(3)))).collect();
+        let mut found: Vec<f64> = split(values, 0.2)
+            .1
+            .targets()
+            .map(|target| {
+                let TargetRef::Value(value) = target else { panic!("numbers stay numbers") };
+                f64::from(value).cbrt()
+            })
+            .collect();
+        found.sort_by(f64::total_cmp);
+        for (tenth, part) in found.chunks(20).enumerate() {
+            let middle = part.iter().sum::<f64>() / part.len() as f64;
+            assert!((middle - (50.0 + 100.0 * tenth as f64)).abs() < 25.0, "{tenth}: {middle}");
+        }
+        // Every row has the label 0, one in ten has the label 1 too.
+        let sets: Rows = (0..400u16)
+            .map(|i| row(format!("t{i}"), Target::Set(if i % 10 == 0 { vec![0, 1] } else { vec![0] })))
+            .collect();
+        let (_, validation) = split(sets, 0.25);
+        let rare = validation.targets().filter(|target| *target == TargetRef::Set(&[0, 1])).count();
+        assert!(validation.len() == 100 && rare == 10, "{} {rare}", validation.len());
     }
 
     #[test]
@@ -154,9 +212,10 @@ mod tests {
             let turned = (0..count).map(|row| rows(count).row((row + turn) % count).unwrap()).collect();
             let (train_2, validation_2) = split(turned, fraction);
             let sorted = |part: &Rows| {
-                let mut texts = part.texts(0..part.len()).unwrap();
+                let contents = part.contents(0..part.len()).unwrap();
+                let mut texts: Vec<String> = contents.iter().map(|content| content.texts().concat()).collect();
                 texts.sort();
-                texts.into_iter().map(String::from).collect::<Vec<_>>()
+                texts
             };
             prop_assert_eq!(sorted(&train), sorted(&train_2));
             prop_assert_eq!(sorted(&validation), sorted(&validation_2));
@@ -169,7 +228,7 @@ mod tests {
             let rows: Rows = labels
                 .iter()
                 .enumerate()
-                .map(|(i, label)| Row { text: format!("t{i}"), label: *label, ..Row::default() })
+                .map(|(i, label)| row(format!("t{i}"), Target::Class(*label)))
                 .collect();
             let found = folds(&rows, count, seed);
             for label in 0..4 {
@@ -190,8 +249,8 @@ mod tests {
                 .iter()
                 .enumerate()
                 .map(|(i, (text, label, group))| Row {
-                    text: if i % 2 == 0 { format!("Text {text}") } else { format!(" text  {text}") },
-                    label: *label,
+                    content: if i % 2 == 0 { format!("Text {text}") } else { format!(" text  {text}") }.into(),
+                    target: Target::Class(*label),
                     group: group.map(|group| group.to_string()),
                     ..Row::default()
                 })

@@ -1,25 +1,26 @@
-//! Reading and tokenising the next batches while one is computed.
+//! Reading and preparing the next batches while one is computed.
 
 use std::sync::mpsc::SyncSender;
 
 use fedtune_config::job::Training;
 
+use super::encode::{Changes, Prepared, prepare, targets};
 use super::error::FinetuneError;
 use super::fit::Plan;
 use super::order::Batches;
 use crate::data::Rows;
-use crate::model::Classifier;
-use crate::model::batch::Tokens;
+use crate::data::image::{Augmentation, Use};
+use crate::model::{Classifier, Targets};
 
 /// Batches that may wait until they are computed.
 pub(super) const AHEAD: usize = 4;
 
-/// The rows of a step, tokenised.
+/// The rows of a step, made ready for the network.
 #[derive(Debug)]
 pub(super) struct Batch {
     pub(super) rows: Vec<u32>,
-    /// Of each of the rows.
-    pub(super) tokens: Vec<Tokens>,
+    pub(super) prepared: Prepared,
+    pub(super) targets: Targets,
     /// Whether an epoch ends with it.
     pub(super) ends_epoch: bool,
 }
@@ -32,6 +33,7 @@ pub(super) fn send_batches(
     plan: Plan,
     out: &SyncSender<Result<Batch, FinetuneError>>,
 ) {
+    let augmentation = training.augmentation.as_ref().map(Augmentation::from);
     let mut steps = 0;
     for epoch in 0.. {
         let batches = Batches::of(rows.len(), |row| rows.length(row), training, plan.round, epoch);
@@ -42,8 +44,14 @@ pub(super) fn send_batches(
             }
             steps += 1;
             let ends_epoch = batches.peek().is_none() || steps == plan.steps;
-            let batch =
-                tokenized(classifier, rows, batch).map(|tokens| Batch { rows: batch.to_vec(), tokens, ends_epoch });
+            let at =
+                |row: u32| Use { seed: training.seed, round: plan.round, step: steps as u64 - 1, row: u64::from(row) };
+            let batch = ready(classifier, rows, batch, augmentation.as_ref(), at).map(|(prepared, targets)| Batch {
+                rows: batch.to_vec(),
+                prepared,
+                targets,
+                ends_epoch,
+            });
             let failed = batch.is_err();
             if out.send(batch).is_err() || failed {
                 return;
@@ -52,7 +60,17 @@ pub(super) fn send_batches(
     }
 }
 
-fn tokenized(classifier: &Classifier, rows: &Rows, batch: &[u32]) -> Result<Vec<Tokens>, FinetuneError> {
-    let texts = rows.texts(batch.iter().map(|row| *row as usize))?;
-    Ok(classifier.tokenize(&texts.iter().map(AsRef::as_ref).collect::<Vec<&str>>())?)
+fn ready(
+    classifier: &Classifier,
+    rows: &Rows,
+    batch: &[u32],
+    augmentation: Option<&Augmentation>,
+    at: impl Fn(u32) -> Use,
+) -> Result<(Prepared, Targets), FinetuneError> {
+    let places = || batch.iter().map(|row| *row as usize);
+    let changes =
+        augmentation.map(|augmentation| Changes { augmentation, uses: batch.iter().map(|row| at(*row)).collect() });
+    let prepared = prepare(classifier, &rows.contents(places())?, changes.as_ref())?;
+    let targets = targets(classifier.network().objective(), &prepared, places().map(|row| rows.target(row)))?;
+    Ok((prepared, targets))
 }

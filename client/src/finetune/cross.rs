@@ -22,7 +22,7 @@ pub struct FoldReport {
     pub fit: FitReport,
     /// Counts over this fold.
     pub evaluation: Evaluation,
-    /// Ranking and calibration over this fold.
+    /// What needs every row's outputs, over this fold.
     pub scores: Scores,
 }
 
@@ -31,7 +31,8 @@ pub struct FoldReport {
 pub struct CrossValidation {
     /// The folds in order.
     pub folds: Vec<FoldReport>,
-    /// The logits of every row by the model that was not trained on it, in the order of the rows.
+    /// The outputs for every row by the model that was not trained on it, in the order of the rows; empty ones where words
+    /// or tokens are predicted.
     pub logits: Vec<Vec<f32>>,
 }
 
@@ -59,7 +60,7 @@ pub fn cross_validate<O: Observer>(
     let mut reports = Vec::with_capacity(count);
     for fold in 0..count {
         let (held, others): (Vec<usize>, Vec<usize>) = (0..rows.len()).partition(|row| fold_of[*row] == fold);
-        let others = sampling.apply(rows.select(others), training.seed);
+        let others = sampling.apply(rows.select(others), training.seed)?;
         let mut classifier = Classifier::load(model, &ModelSpec::from(job), device)?;
         let steps = training.steps_per_round(others.len()).saturating_mul(job.rounds.count as usize);
         let plan = Plan { first_step: 0, steps, total_steps: steps, round: 1 };
@@ -68,6 +69,7 @@ pub fn cross_validate<O: Observer>(
         let (evaluation, scores, found) =
             evaluate_logits(&classifier, &fold, training.batch_size, &mut observer("evaluating"))?;
         reports.push(FoldReport { fit, evaluation, scores });
+        // Words and tokens have outputs of their own, of which none are kept.
         for (row, logits) in held.into_iter().zip(found) {
             all[row] = logits;
         }

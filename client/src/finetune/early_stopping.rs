@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use candle_core::Tensor;
-use fedtune_config::job;
+use fedtune_config::job::Metric;
 
 use super::error::FinetuneError;
 use super::evaluate::evaluate;
@@ -19,7 +19,8 @@ pub struct EarlyStopping<'a> {
     rows: &'a Rows,
     batch_size: usize,
     patience: usize,
-    criteria: &'a job::Evaluation,
+    metric: Metric,
+    min_delta: f64,
     epochs: Vec<Evaluation>,
     best: Option<Best>,
 }
@@ -48,8 +49,8 @@ impl EpochScores {
 }
 
 impl<'a> EarlyStopping<'a> {
-    /// Ends after `patience` epochs without a better one, never for 0. Metric and least improvement are those of the job's
-    /// `evaluation`.
+    /// Ends after `patience` epochs without a better one, never for 0. `criteria` are what is compared and the least
+    /// improvement.
     ///
     /// # Errors
     /// No rows.
@@ -57,27 +58,24 @@ impl<'a> EarlyStopping<'a> {
         rows: &'a Rows,
         batch_size: usize,
         patience: usize,
-        criteria: &'a job::Evaluation,
+        criteria: (Metric, f64),
     ) -> Result<Self, FinetuneError> {
         if rows.is_empty() {
             return Err(FinetuneError::NoRows { purpose: "validate on" });
         }
-        Ok(Self { rows, batch_size, patience, criteria, epochs: Vec::new(), best: None })
+        let (metric, min_delta) = criteria;
+        Ok(Self { rows, batch_size, patience, metric, min_delta, epochs: Vec::new(), best: None })
     }
 
     /// Scores the model; [`ControlFlow::Break`] when it is time to end.
     pub(super) fn epoch_done(&mut self, classifier: &Classifier) -> Result<ControlFlow<()>, FinetuneError> {
         let evaluation = evaluate(classifier, self.rows, self.batch_size, &mut Silent)?;
-        let score = match self.criteria.metric {
-            job::Metric::Accuracy => evaluation.accuracy(),
-            job::Metric::MacroF1 => evaluation.macro_f1(),
-            job::Metric::Loss => -evaluation.loss(),
-        };
+        let score = evaluation.measure(self.metric.name()).map_or(f64::NAN, |value| self.metric.score(value));
         // What is not a number is worse than any.
         let score = score.max(f64::NEG_INFINITY);
         self.epochs.push(evaluation);
         let epoch = self.epochs.len();
-        if self.best.as_ref().is_none_or(|best| score > best.score + self.criteria.min_delta) {
+        if self.best.as_ref().is_none_or(|best| score > best.score + self.min_delta) {
             let trained = classifier.network().parameters().iter().filter(|(_, parameter)| parameter.trained);
             let weights = trained
                 .map(|(name, parameter)| Ok((name.clone(), parameter.var.as_detached_tensor().copy()?)))

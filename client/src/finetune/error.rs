@@ -12,6 +12,11 @@ pub enum FinetuneError {
         /// What the rows are for.
         purpose: &'static str,
     },
+    /// Rows of another kind of task than the model's.
+    #[error(
+        "the rows are of another kind of task than the model was made for; give rows of its kind, or fine-tune a model for theirs"
+    )]
+    OtherTargets,
     /// L2-SP without anything that it could hold.
     #[error(
         "training.l2_sp holds trained tensors near the base model, but with training.trainable = \"{trainable}\" none of \
@@ -32,6 +37,9 @@ pub enum FinetuneError {
         /// Folds asked for.
         folds: usize,
     },
+    /// An image that could be decoded when it was checked, and cannot now.
+    #[error("an image cannot be used any more: {0}; leave the files as they are until the end")]
+    Image(String),
     /// The observer asked to stop.
     #[error("cancelled after step {step}")]
     Cancelled {

@@ -1,48 +1,85 @@
 //! Scoring rows.
 
-use std::borrow::Cow;
 use std::ops::{ControlFlow, Range};
 use std::time::Instant;
 
+use candle_core::{Device, Tensor};
+
+use super::encode::{prepare, targets};
 use super::error::FinetuneError;
-use super::metrics::Evaluation;
+use super::metrics::{self, Evaluation, predicted};
 use super::progress::{Observer, Progress};
 use super::scores::Scores;
-use crate::data::Rows;
-use crate::model::Classifier;
+use crate::data::{Content, Rows, Target, TargetRef};
+use crate::model::network::{Input, Network};
+use crate::model::ops::read_values;
+use crate::model::{Classifier, Objective, Targets};
 
-/// Logits of each text, `labels` values each, in evaluation mode and in order.
+/// What a model says of a row.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Prediction {
+    /// Its outputs: a logit for each label, or the number.
+    Outputs(Vec<f32>),
+    /// The label of each word; `None` for words that are cut off.
+    Tags(Vec<Option<usize>>),
+}
+
+/// What the model says of each content, in evaluation mode and in order.
 ///
 /// # Errors
-/// Cancellation, or a failure of the device.
-pub fn logits(
+/// The model predicts tokens that follow; cancellation, or a failure of the device.
+pub fn predict(
     classifier: &Classifier,
-    texts: &[&str],
+    contents: &[Content],
     batch_size: usize,
     observer: &mut dyn Observer,
-) -> Result<Vec<Vec<f32>>, FinetuneError> {
-    let mut all = Vec::with_capacity(texts.len());
-    let batch = |places: Range<usize>| Ok(texts[places].iter().copied().map(Cow::Borrowed).collect());
-    each_batch(classifier, texts.len(), batch_size, batch, observer, |_, logits| all.extend(logits))?;
+) -> Result<Vec<Prediction>, FinetuneError> {
+    let objective = classifier.network().objective();
+    if objective == Objective::NextToken {
+        return Err(FinetuneError::OtherTargets);
+    }
+    let mut all = Vec::with_capacity(contents.len());
+    each_batch(contents.len(), batch_size, observer, |places| {
+        let prepared = prepare(classifier, &contents[places.clone()], None)?;
+        let (network, encoded) = (classifier.network(), prepared.texts());
+        let input = prepared.input(network, 0..places.len())?;
+        if objective != Objective::Tokens {
+            all.extend(network.logits(&input)?.to_vec2::<f32>()?.into_iter().map(Prediction::Outputs));
+            return Ok(());
+        }
+        // Any label does to find the words that are not cut off.
+        let any = encoded.iter().map(|encoded| encoded.marks.iter().map(|mark| mark.map(|_| 0)).collect());
+        let outputs = counted(network, &input, &any.collect::<Vec<_>>())?;
+        let mut outputs = outputs.chunks_exact(network.outputs().max(1));
+        for (content, encoded) in contents[places].iter().zip(encoded) {
+            let words = if let Content::Words(words) = content { words.len() } else { 0 };
+            let mut tags = vec![None; words];
+            for word in encoded.marks.iter().flatten() {
+                if let (Some(tag), Some(logits)) = (tags.get_mut(*word as usize), outputs.next()) {
+                    *tag = Some(predicted(logits));
+                }
+            }
+            all.push(Prediction::Tags(tags));
+        }
+        Ok(())
+    })?;
     Ok(all)
 }
 
-/// Scores labelled rows.
+/// Scores rows.
 ///
 /// # Errors
-/// No rows, rows that cannot be read again, cancellation, or a failure of the device.
+/// No rows, rows that cannot be read again or are of another task, cancellation, or a failure of the device.
 pub fn evaluate(
     classifier: &Classifier,
     rows: &Rows,
     batch_size: usize,
     observer: &mut dyn Observer,
 ) -> Result<Evaluation, FinetuneError> {
-    let mut evaluation = Evaluation::new(classifier.labels().len());
-    each_row(classifier, rows, batch_size, observer, |label, logits| evaluation.add(&logits, label))?;
-    Ok(evaluation)
+    run(classifier, rows, batch_size, observer, |_| {})
 }
 
-/// Scores labelled rows, and tells what the probabilities are worth.
+/// Scores rows, and tells what needs every row's outputs.
 ///
 /// # Errors
 /// As [`evaluate`].
@@ -56,59 +93,86 @@ pub fn evaluate_scores(
     Ok((evaluation, scores))
 }
 
-/// As [`evaluate_scores`], with the logits of every row.
+/// As [`evaluate_scores`], with the outputs of every row; none where words or tokens are predicted.
 pub(super) fn evaluate_logits(
     classifier: &Classifier,
     rows: &Rows,
     batch_size: usize,
     observer: &mut dyn Observer,
 ) -> Result<(Evaluation, Scores, Vec<Vec<f32>>), FinetuneError> {
-    let mut evaluation = Evaluation::new(classifier.labels().len());
-    let mut all = Vec::with_capacity(rows.len());
-    each_row(classifier, rows, batch_size, observer, |label, logits| {
-        evaluation.add(&logits, label);
-        all.push(logits);
-    })?;
-    let scores = Scores::of(&all, &rows.labels().collect::<Vec<_>>());
+    let mut all = Vec::new();
+    let evaluation = run(classifier, rows, batch_size, observer, |logits| all.push(logits))?;
+    let truth: Vec<Target> = rows.targets().take(all.len()).map(TargetRef::to_owned).collect();
+    let scores = Scores::of(metrics::form(classifier), &all, &truth);
     Ok((evaluation, scores, all))
 }
 
-/// Calls `found` with the label and the logits of each row in order.
-fn each_row(
+fn run(
     classifier: &Classifier,
     rows: &Rows,
     batch_size: usize,
     observer: &mut dyn Observer,
-    mut found: impl FnMut(usize, Vec<f32>),
-) -> Result<(), FinetuneError> {
+    mut found: impl FnMut(Vec<f32>),
+) -> Result<Evaluation, FinetuneError> {
     if rows.is_empty() {
         return Err(FinetuneError::NoRows { purpose: "evaluate on" });
     }
-    let batch = |places| Ok(rows.texts(places)?);
-    each_batch(classifier, rows.len(), batch_size, batch, observer, |places, logits| {
-        places.zip(logits).for_each(|(row, logits)| found(rows.label(row), logits));
-    })
+    let network = classifier.network();
+    let (objective, outputs) = (network.objective(), network.outputs().max(1));
+    let mut evaluation = Evaluation::new(metrics::form(classifier));
+    each_batch(rows.len(), batch_size, observer, |places| {
+        let prepared = prepare(classifier, &rows.contents(places.clone())?, None)?;
+        let targets = targets(objective, &prepared, places.clone().map(|row| rows.target(row)))?;
+        let input = prepared.input(network, 0..places.len())?;
+        let Targets::Tokens(tokens) = targets else {
+            for (row, logits) in places.zip(network.logits(&input)?.to_vec2::<f32>()?) {
+                metrics::add(&mut evaluation, &logits, rows.target(row));
+                found(logits);
+            }
+            return Ok(());
+        };
+        let Input::Text(batch) = &input else { return Err(FinetuneError::OtherTargets) };
+        if objective == Objective::NextToken {
+            let counts = tokens.iter().any(|row| row.iter().skip(1).any(Option::is_some));
+            let foreseen = if counts { network.foreseen(batch, &tokens)? } else { Vec::new() };
+            metrics::add_foreseen(&mut evaluation, tokens.len(), &foreseen);
+            return Ok(());
+        }
+        let logits = counted(network, &input, &tokens)?;
+        let mut logits = logits.chunks_exact(outputs);
+        for row in &tokens {
+            let counted = row.iter().flatten().map(|label| *label as usize).zip(logits.by_ref());
+            metrics::add_words(&mut evaluation, classifier.labels(), counted);
+        }
+        Ok(())
+    })?;
+    Ok(evaluation)
 }
 
-/// Calls `found` with the logits of the texts of each batch of `count`, which `texts` gives.
-fn each_batch<'a>(
-    classifier: &Classifier,
+/// The outputs for the tokens that count, one after another.
+fn counted(network: &Network, input: &Input, targets: &[Vec<Option<u32>>]) -> Result<Vec<f32>, FinetuneError> {
+    let Input::Text(batch) = input else { return Err(FinetuneError::OtherTargets) };
+    if targets.iter().flatten().all(Option::is_none) {
+        return Ok(Vec::new());
+    }
+    let (rows, _) = batch.counted(targets, false)?;
+    let logits: Tensor = network.logits_of(input, rows)?.to_device(&Device::Cpu)?.contiguous()?;
+    Ok(read_values(&logits, |values| Ok(values.to_vec()))?)
+}
+
+/// Calls `compute` with the places of each batch of `count` rows.
+fn each_batch(
     count: usize,
     batch_size: usize,
-    texts: impl Fn(Range<usize>) -> Result<Vec<Cow<'a, str>>, FinetuneError>,
     observer: &mut dyn Observer,
-    mut found: impl FnMut(Range<usize>, Vec<Vec<f32>>),
+    mut compute: impl FnMut(Range<usize>) -> Result<(), FinetuneError>,
 ) -> Result<(), FinetuneError> {
     let batch_size = batch_size.max(1);
     let started = Instant::now();
-    let network = classifier.network();
     for (step, start) in (0..count).step_by(batch_size).enumerate() {
         let places = start..(start + batch_size).min(count);
-        let texts = texts(places.clone())?;
-        let tokens = classifier.tokenize(&texts.iter().map(AsRef::as_ref).collect::<Vec<&str>>())?;
-        let batch = network.batch(&tokens.iter().collect::<Vec<_>>());
         let done = places.end;
-        found(places, network.logits(&batch)?.to_vec2::<f32>()?);
+        compute(places)?;
         let progress = Progress {
             step: step + 1,
             steps: count.div_ceil(batch_size),

@@ -9,6 +9,7 @@ use fedtune_config::job::Training;
 
 use super::ahead::{AHEAD, Batch, send_batches};
 use super::early_stopping::{EarlyStopping, EpochScores};
+use super::encode::Prepared;
 use super::error::FinetuneError;
 use super::gradients::{self, gradient_norm};
 use super::loss::loss;
@@ -18,7 +19,7 @@ use super::pull::Pulls;
 use super::{augment, order, schedule};
 use crate::data::Rows;
 use crate::model::network::Pass;
-use crate::model::{Classifier, DropoutStream, Loss};
+use crate::model::{Classifier, DropoutStream, Encoded, Loss, Targets};
 
 /// Which part of a job's steps to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,7 +144,6 @@ fn run(
 /// What the steps of one run share.
 struct Trainer<'a> {
     classifier: &'a Classifier,
-    rows: &'a Rows,
     training: &'a Training,
     plan: Plan,
     loss: Loss,
@@ -160,7 +160,6 @@ impl<'a> Trainer<'a> {
     ) -> Result<Self, FinetuneError> {
         Ok(Self {
             classifier,
-            rows,
             training,
             plan,
             loss: loss(rows, classifier.labels().len(), training),
@@ -175,6 +174,10 @@ impl<'a> Trainer<'a> {
         let diverged = |what, value| FinetuneError::Diverged { what, value, step, learning_rate };
         let parameters = self.classifier.network().parameters();
         let mut pass = self.pass(step, batch)?;
+        if pass.gradients.is_empty() {
+            // No token of the batch counts.
+            return Ok((0.0, learning_rate));
+        }
         if !pass.loss.is_finite() {
             return Err(diverged("the loss", pass.loss));
         }
@@ -193,28 +196,39 @@ impl<'a> Trainer<'a> {
     /// Loss and gradients of a batch, part by part.
     fn pass(&self, step: usize, batch: &Batch) -> Result<Pass, FinetuneError> {
         let network = self.classifier.network();
-        let labels: Vec<u32> = batch.rows.iter().map(|row| self.rows.label(*row as usize) as u32).collect();
-        let loss = Loss { divisor: Some(self.loss.weight(&labels)), ..self.loss.clone() };
-        let mut whole = Pass { loss: 0.0, gradients: Default::default() };
+        let weigh = |targets: &Targets| targets.weight(network.objective(), &self.loss, network.outputs());
+        let (targets, weight) = (&batch.targets, weigh(&batch.targets));
+        let loss = Loss { divisor: Some(weight), ..self.loss.clone() };
+        let mut whole = Pass { loss: 0.0, gradients: Default::default(), statistics: Default::default() };
         for (part, place) in order::parts(batch.rows.len(), self.training).enumerate() {
-            let (rows, tokens) = (&batch.rows[place.clone()], &batch.tokens[place.clone()]);
-            let thinned: Vec<_> = rows
-                .iter()
-                .zip(tokens)
-                .map(|(row, tokens)| {
-                    augment::drop_tokens(tokens, self.training, self.plan.round, step as u64, u64::from(*row))
-                })
-                .collect();
-            let sequences: Vec<_> = thinned.iter().map(AsRef::as_ref).collect();
+            let targets = targets.part(place.clone());
+            // Where tokens count, long prompts can leave none of a part.
+            if weigh(&targets) == 0.0 {
+                continue;
+            }
+            let input = match &batch.prepared {
+                Prepared::Texts(encoded) => {
+                    let rows = batch.rows[place.clone()].iter().zip(&encoded[place]);
+                    let thin = |(row, encoded): (&u32, &'_ Encoded)| {
+                        let round = self.plan.round;
+                        augment::drop_tokens(&encoded.tokens, self.training, round, step as u64, u64::from(*row))
+                            .into_owned()
+                    };
+                    let thinned: Vec<_> = rows.map(thin).collect();
+                    network.batch(&thinned.iter().collect::<Vec<_>>())
+                }
+                images => images.input(network, place)?,
+            };
             let dropout = DropoutStream {
                 probability: self.classifier.dropout(),
                 seed: self.training.seed,
                 round: self.plan.round,
                 step: (step * self.training.accumulate.max(1) + part) as u64,
             };
-            let pass = network.gradients(&network.batch(&sequences), &labels[place], &loss, Some(dropout))?;
+            let pass = network.gradients(&input, &targets, &loss, Some(dropout))?;
+            network.track(&pass)?;
             whole.loss += pass.loss;
-            if part == 0 {
+            if whole.gradients.is_empty() {
                 whole.gradients = pass.gradients;
             } else {
                 gradients::add(&mut whole.gradients, pass.gradients)?;

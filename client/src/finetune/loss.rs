@@ -2,13 +2,13 @@
 
 use fedtune_config::job::{ClassWeights, Training};
 
-use crate::data::Rows;
+use crate::data::{Rows, TargetRef};
 use crate::model::Loss;
 
 /// The job's loss for these training rows.
 pub(super) fn loss(rows: &Rows, labels: usize, training: &Training) -> Loss {
     let mut counts = vec![0; labels];
-    for label in rows.labels() {
+    for label in rows.targets().flat_map(TargetRef::labels) {
         // A label beyond the classifier's is refused when its batch comes.
         if let Some(count) = counts.get_mut(label) {
             *count += 1;
@@ -54,10 +54,10 @@ fn balanced(counts: &[usize]) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::Row;
+    use crate::data::{Row, Target};
 
     fn rows() -> Rows {
-        [0, 0, 0, 2].into_iter().map(|label| Row { label, ..Row::default() }).collect()
+        [0, 0, 0, 2].into_iter().map(|label| Row { target: Target::Class(label), ..Row::default() }).collect()
     }
 
     #[test]

@@ -1,109 +1,101 @@
-//! Metrics of a classifier, all from a confusion matrix, so that evaluations of several sites can be added.
+//! What is counted of a network's answers. The sums and their measures are [`fedtune_proto::evaluation`]'s, so that
+//! evaluations of several sites add up.
 
-use serde::{Deserialize, Serialize};
+pub use fedtune_proto::evaluation::{Counts, Evaluation, Form, LabelScore};
 
+use super::entities::entities;
+use crate::data::TargetRef;
+use crate::model::network::Foreseen;
 use crate::model::ops::row_loss;
+use crate::model::{Classifier, Objective};
 
-/// Counts over labelled rows.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Evaluation {
-    /// Rows.
-    pub examples: u64,
-    /// Sum of the rows' cross-entropy, in nats.
-    pub loss_sum: f64,
-    /// `labels × labels` counts, row by row: the row is the true label, the column the predicted one.
-    pub confusion: Vec<u64>,
-}
-
-/// Scores of one label; a quotient with denominator 0 counts as 0, as in scikit-learn.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct LabelScore {
-    /// Share of the rows predicted as this label that have it.
-    pub precision: f64,
-    /// Share of the rows with this label that are predicted so.
-    pub recall: f64,
-    /// Harmonic mean of the two.
-    pub f1: f64,
-    /// Rows with this label.
-    pub support: u64,
-}
-
-impl Evaluation {
-    /// No rows yet.
-    pub fn new(labels: usize) -> Self {
-        Self { examples: 0, loss_sum: 0.0, confusion: vec![0; labels * labels] }
-    }
-
-    /// Number of labels.
-    pub fn labels(&self) -> usize {
-        self.confusion.len().isqrt()
-    }
-
-    /// Counts a row; a label or a number of logits outside this evaluation's labels is passed over.
-    pub fn add(&mut self, logits: &[f32], label: usize) {
-        let labels = self.labels();
-        if label >= labels || logits.len() != labels {
-            return;
-        }
-        self.examples += 1;
-        self.loss_sum += row_loss(logits, label);
-        self.confusion[label * labels + predicted(logits)] += 1;
-    }
-
-    /// Adds another evaluation; one of other labels is refused and gives `false`.
-    #[must_use]
-    pub fn merge(&mut self, other: &Self) -> bool {
-        if self.confusion.len() != other.confusion.len() {
-            return false;
-        }
-        self.examples += other.examples;
-        self.loss_sum += other.loss_sum;
-        for (sum, other) in self.confusion.iter_mut().zip(&other.confusion) {
-            *sum += other;
-        }
-        true
-    }
-
-    /// Share of rows predicted rightly.
-    pub fn accuracy(&self) -> f64 {
-        let labels = self.labels();
-        let right = (0..labels).map(|label| self.confusion[label * labels + label]).sum();
-        ratio(right, self.examples)
-    }
-
-    /// Unweighted mean of the labels' F1 (scikit-learn's `f1_score(average="macro", zero_division=0)` over all labels).
-    pub fn macro_f1(&self) -> f64 {
-        let scores = self.per_label();
-        if scores.is_empty() { 0.0 } else { scores.iter().map(|score| score.f1).sum::<f64>() / scores.len() as f64 }
-    }
-
-    /// Mean cross-entropy.
-    pub fn loss(&self) -> f64 {
-        if self.examples == 0 { 0.0 } else { self.loss_sum / self.examples as f64 }
-    }
-
-    /// Scores of every label, in order.
-    pub fn per_label(&self) -> Vec<LabelScore> {
-        let labels = self.labels();
-        let count = |truth: usize, predicted: usize| self.confusion[truth * labels + predicted];
-        (0..labels)
-            .map(|label| {
-                let right = count(label, label);
-                let support = (0..labels).map(|predicted| count(label, predicted)).sum();
-                let claimed: u64 = (0..labels).map(|truth| count(truth, label)).sum();
-                LabelScore {
-                    precision: ratio(right, claimed),
-                    recall: ratio(right, support),
-                    f1: ratio(2 * right, support + claimed),
-                    support,
-                }
-            })
-            .collect()
+/// What is counted of a model's answers.
+pub fn form(classifier: &Classifier) -> Form {
+    let labels = classifier.labels().len();
+    match classifier.network().objective() {
+        Objective::Class => Form::Classes(labels),
+        Objective::Sets => Form::Sets(labels),
+        Objective::Value => Form::Values,
+        Objective::Tokens => Form::Tags(labels),
+        Objective::NextToken => Form::NextToken,
     }
 }
 
-fn ratio(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+/// Counts a row's outputs; a target or a number of outputs that does not fit is passed over.
+pub(super) fn add(evaluation: &mut Evaluation, logits: &[f32], target: TargetRef<'_>) {
+    let loss = match (&mut evaluation.counts, target) {
+        (Counts::Confusion(confusion), TargetRef::Class(label)) => {
+            let labels = confusion.len().isqrt();
+            if label >= labels || logits.len() != labels {
+                return;
+            }
+            confusion[label * labels + predicted(logits)] += 1;
+            row_loss(logits, label)
+        }
+        (Counts::Sets(sets), TargetRef::Set(truth)) => {
+            if logits.len() != sets.right.len() || logits.is_empty() {
+                return;
+            }
+            let (mut exact, mut loss) = (true, 0.0);
+            for (label, logit) in logits.iter().enumerate() {
+                let (has, says) = (truth.iter().any(|has| usize::from(*has) == label), applies(*logit));
+                sets.right[label] += u64::from(has && says);
+                sets.predicted[label] += u64::from(says);
+                sets.actual[label] += u64::from(has);
+                exact &= has == says;
+                let x = f64::from(*logit);
+                // Binary cross-entropy on the logit: log(1 + exp(x)) − x where the label applies.
+                loss += x.max(0.0) + (-x.abs()).exp().ln_1p() - if has { x } else { 0.0 };
+            }
+            sets.exact += u64::from(exact);
+            loss / logits.len() as f64
+        }
+        (Counts::Values(values), TargetRef::Value(value)) => {
+            let [output] = logits else { return };
+            let (y, p) = (f64::from(value), f64::from(*output));
+            values.add(y, p);
+            (y - p).powi(2)
+        }
+        _ => return,
+    };
+    evaluation.examples += 1;
+    evaluation.loss_sum += loss;
+}
+
+/// Counts the words of a row that are not cut off: for each its label and its outputs.
+pub(super) fn add_words<'a>(
+    evaluation: &mut Evaluation,
+    names: &[String],
+    words: impl Iterator<Item = (usize, &'a [f32])>,
+) {
+    let Counts::Tags(tags) = &mut evaluation.counts else { return };
+    let labels = tags.confusion.len().isqrt();
+    let (mut truth, mut said) = (Vec::new(), Vec::new());
+    for (label, logits) in words.filter(|(label, logits)| *label < labels && logits.len() == labels) {
+        let best = predicted(logits);
+        tags.confusion[label * labels + best] += 1;
+        evaluation.loss_sum += row_loss(logits, label);
+        truth.push(label);
+        said.push(best);
+    }
+    let of = |labels: &[usize]| {
+        let found = entities(labels.iter().map(|label| names.get(*label).map_or("O", String::as_str)));
+        found.into_iter().map(|(start, end, kind)| (start, end, kind.to_owned())).collect::<Vec<_>>()
+    };
+    let (truth, said) = (of(&truth), of(&said));
+    tags.entities_right += said.iter().filter(|entity| truth.contains(entity)).count() as u64;
+    tags.entities_predicted += said.len() as u64;
+    tags.entities_actual += truth.len() as u64;
+    evaluation.examples += 1;
+}
+
+/// Counts the tokens of so many rows that count.
+pub(super) fn add_foreseen(evaluation: &mut Evaluation, rows: usize, tokens: &[Foreseen]) {
+    let Counts::Tokens(sums) = &mut evaluation.counts else { return };
+    sums.counted += tokens.len() as u64;
+    sums.right += tokens.iter().filter(|token| token.first).count() as u64;
+    evaluation.loss_sum += tokens.iter().map(|token| token.loss).sum::<f64>();
+    evaluation.examples += rows as u64;
 }
 
 /// The index of the largest logit, the first among equals.
@@ -117,32 +109,71 @@ pub fn predicted(logits: &[f32]) -> usize {
     best
 }
 
+/// Whether a label of a set is said to apply: its probability is above a half.
+pub fn applies(logit: f32) -> bool {
+    logit > 0.0
+}
+
+/// The logistic function of a logit.
+pub fn probability(logit: f32) -> f64 {
+    1.0 / (1.0 + (-f64::from(logit)).exp())
+}
+
 /// Softmax of a row of logits.
 pub fn probabilities(logits: &[f32]) -> Vec<f64> {
     (0..logits.len()).map(|label| (-row_loss(logits, label)).exp()).collect()
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 
     #[test]
-    fn scores_agree_with_scikit_learn() {
-        // y_true = [0,0,0,1,1,2], y_pred = [0,0,1,1,1,0]: f1 = [2/3, 0.8, 0].
-        let mut evaluation = Evaluation::new(3);
+    fn rows_are_counted_by_their_largest_logit() {
+        let mut evaluation = Evaluation::new(Form::Classes(3));
         for (truth, predicted) in [(0, 0), (0, 0), (0, 1), (1, 1), (1, 1), (2, 0)] {
             let mut logits = [0.0; 3];
             logits[predicted] = 1.0;
-            evaluation.add(&logits, truth);
+            add(&mut evaluation, &logits, TargetRef::Class(truth));
         }
-        assert!((evaluation.accuracy() - 4.0 / 6.0).abs() < 1e-12);
-        assert!((evaluation.macro_f1() - (2.0 / 3.0 + 0.8) / 3.0).abs() < 1e-12);
-        let third = evaluation.per_label()[2];
-        assert_eq!((third.precision, third.recall, third.f1, third.support), (0.0, 0.0, 0.0, 1));
-        let mut twice = evaluation.clone();
-        assert!(twice.merge(&evaluation));
-        assert!((twice.accuracy() - evaluation.accuracy()).abs() < 1e-12 && twice.examples == 12);
-        assert!(!twice.merge(&Evaluation::new(2)));
+        assert_eq!(evaluation.confusion().unwrap(), [2, 1, 0, 0, 2, 0, 1, 0, 0]);
+        add(&mut evaluation, &[0.0; 3], TargetRef::Class(3));
+        add(&mut evaluation, &[0.0; 3], TargetRef::Value(1.0));
+        assert_eq!(evaluation.examples, 6);
+    }
+
+    #[test]
+    fn labels_of_a_set_are_decided_one_by_one() {
+        let mut evaluation = Evaluation::new(Form::Sets(2));
+        add(&mut evaluation, &[2.0, -1.0], TargetRef::Set(&[0]));
+        add(&mut evaluation, &[2.0, 0.5], TargetRef::Set(&[1]));
+        let Counts::Sets(sets) = &evaluation.counts else { panic!("sets stay sets") };
+        assert_eq!(
+            (sets.exact, &sets.right[..], &sets.predicted[..], &sets.actual[..]),
+            (1, &[1, 1][..], &[2, 1][..], &[1, 1][..])
+        );
+        // torch.nn.BCEWithLogitsLoss()(tensor([[2, -1], [2, 0.5]]), tensor([[1., 0], [0, 1]]))
+        let softplus = |x: f64| x.exp().ln_1p();
+        let expected = (softplus(-2.0) + softplus(-1.0) + softplus(2.0) + softplus(-0.5)) / 4.0;
+        assert!((evaluation.loss() - expected).abs() < 1e-9, "{}", evaluation.loss());
+    }
+
+    #[test]
+    fn words_count_one_by_one_and_entities_whole() {
+        let names = ["O", "B-X", "I-X"].map(String::from);
+        let mut evaluation = Evaluation::new(Form::Tags(3));
+        let hot = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]];
+        let words = |truth: &[usize], said: &[usize]| -> Vec<(usize, [f32; 3])> {
+            truth.iter().zip(said).map(|(truth, said)| (*truth, hot[*said])).collect()
+        };
+        for row in [words(&[0, 1, 2], &[0, 1, 2]), words(&[1, 2, 0, 1], &[1, 0, 0, 1])] {
+            add_words(&mut evaluation, &names, row.iter().map(|(label, logits)| (*label, &logits[..])));
+        }
+        assert_eq!((evaluation.examples, evaluation.counted()), (2, 7));
+        assert!((evaluation.accuracy().unwrap() - 6.0 / 7.0).abs() < 1e-12);
+        // Two of three entities are found whole, and three are claimed.
+        assert!((evaluation.measure("entity_f1").unwrap() - 2.0 / 3.0).abs() < 1e-12);
     }
 
     #[test]

@@ -8,7 +8,6 @@ use fedtune_config::job::{self, Training};
 use rayon::prelude::*;
 
 use super::gradients::BLOCK;
-use crate::model::names::decays;
 use crate::model::network::{Gradient, Parameter};
 use crate::model::ops::{read_values, vectorised};
 
@@ -58,7 +57,7 @@ impl Optimizer {
         for (name, gradient) in gradients {
             let Some(parameter) = parameters.get(name) else { bail!("a gradient for {name}, which is no parameter") };
             let rate = learning_rate * self.layer_decay.powi(parameter.depth as i32);
-            let decay = if decays(name) { self.weight_decay } else { 0.0 };
+            let decay = if parameter.role.decays() { self.weight_decay } else { 0.0 };
             let change = Change { scale, keep: 1.0 - rate * decay, rate };
             match &mut self.rule {
                 Rule::AdamW(moments) => {
@@ -228,12 +227,13 @@ mod tests {
     use candle_core::{Device, Var};
 
     use super::*;
+    use crate::model::Role;
 
     fn parameters(name: &str, values: &[f32], width: usize) -> BTreeMap<String, Parameter> {
         let tensor = Tensor::from_slice(values, (values.len() / width, width), &Device::Cpu).unwrap();
         BTreeMap::from([(
             name.to_owned(),
-            Parameter { var: Var::from_tensor(&tensor).unwrap(), trained: true, depth: 0 },
+            Parameter { var: Var::from_tensor(&tensor).unwrap(), trained: true, depth: 0, role: Role::Weight },
         )])
     }
 

@@ -31,7 +31,7 @@ impl Pulls {
     pub(super) fn new(training: &Training, classifier: &Classifier) -> Result<Self, FinetuneError> {
         let mut pulls = Vec::new();
         if training.proximal > 0.0 {
-            let trained = classifier.network().parameters().iter().filter(|(_, parameter)| parameter.trained);
+            let trained = classifier.network().parameters().iter().filter(|(_, parameter)| parameter.learns());
             let anchors = trained
                 .map(|(name, parameter)| Ok((name.clone(), parameter.var.as_detached_tensor().copy()?)))
                 .collect::<Result<_, Error>>()?;
@@ -120,6 +120,7 @@ mod tests {
     use candle_core::{Device, Var};
 
     use super::*;
+    use crate::model::Role;
 
     #[test]
     fn every_row_is_pulled_towards_its_anchor() {
@@ -127,7 +128,7 @@ mod tests {
         let values = tensor(&[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]);
         let parameters = BTreeMap::from([(
             "words".to_owned(),
-            Parameter { var: Var::from_tensor(&values).unwrap(), trained: true, depth: 0 },
+            Parameter { var: Var::from_tensor(&values).unwrap(), trained: true, depth: 0, role: Role::Weight },
         )]);
         let anchors = BTreeMap::from([("words".to_owned(), tensor(&[[1.0, 0.0], [1.0, 4.0], [5.0, 10.0]]))]);
         let pulls = Pulls(vec![Pull { strength: 0.5, anchors }]);

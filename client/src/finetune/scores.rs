@@ -1,45 +1,107 @@
-//! What the probabilities of a classifier are worth: ranking and calibration. They need every row's scores, so unlike an
+//! What outputs are worth as ranks and as probabilities. These measures need every row's outputs, so unlike an
 //! [`Evaluation`](super::Evaluation) those of several sites do not add up.
 
 use serde::Serialize;
 
-use super::metrics::{predicted, probabilities};
+use super::metrics::{Form, predicted, probabilities};
+use crate::data::Target;
 
 /// Bins of the calibration error.
 const BINS: usize = 15;
 
-/// Measures over labelled rows.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+/// Measures over rows.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Scores {
     /// For each label the area under the receiver operating characteristic of its probability against all other labels:
     /// the chance that a row with the label scores above one without, ties counted half. `None` where all rows have the
-    /// label, or none has.
+    /// label, or none has. Empty where rows have no labels.
     pub auroc: Vec<Option<f64>>,
-    /// Unweighted mean of those that there are.
-    pub macro_auroc: Option<f64>,
-    /// Expected calibration error (Guo et al. 2017, 1706.04599, eq. 3) of the highest probability, in 15 bins of equal
-    /// width: the mean distance of a bin's accuracy from its mean probability, by its share of the rows.
-    pub calibration_error: f64,
+    /// The others by name; see [`Self::of`].
+    pub measures: Vec<(&'static str, Option<f64>)>,
 }
 
 impl Scores {
-    /// Of rows of `labels` logits each, and the rows' labels; as many of both.
-    pub fn of(logits: &[Vec<f32>], truth: &[usize]) -> Self {
-        let shares: Vec<Vec<f64>> = logits.iter().map(|logits| probabilities(logits)).collect();
-        let labels = logits.first().map_or(0, Vec::len);
-        let auroc: Vec<Option<f64>> = (0..labels)
-            .map(|label| {
-                auroc(shares.iter().zip(truth).map(|(shares, truth)| (shares[label], *truth == label)).collect())
-            })
-            .collect();
-        let known: Vec<f64> = auroc.iter().flatten().copied().collect();
-        let macro_auroc = (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64);
-        let best = logits.iter().zip(&shares).zip(truth).map(|((logits, shares), truth)| {
-            let best = predicted(logits);
-            (shares.get(best).copied().unwrap_or(0.0), best == *truth)
-        });
-        Self { auroc, macro_auroc, calibration_error: calibration_error(best) }
+    /// Of rows of outputs, and the rows' targets; as many of both.
+    /// - One label a row: `macro_auroc`, the unweighted mean of the areas that there are, and `calibration_error`, the
+    ///   expected calibration error (Guo et al. 2017, 1706.04599, eq. 3) of the highest probability in 15 bins of equal
+    ///   width: the mean distance of a bin's accuracy from its mean probability, by its share of the rows.
+    /// - Sets of labels: `macro_auroc`.
+    /// - Numbers: `spearman`, the correlation of ranks, those of equal numbers averaged.
+    pub fn of(form: Form, outputs: &[Vec<f32>], truth: &[Target]) -> Self {
+        match form {
+            Form::Classes(labels) => {
+                let truth: Vec<usize> =
+                    truth.iter().map(|target| if let Target::Class(label) = target { *label } else { 0 }).collect();
+                let shares: Vec<Vec<f64>> = outputs.iter().map(|logits| probabilities(logits)).collect();
+                let auroc = areas(labels, |label| {
+                    shares.iter().zip(&truth).map(|(shares, truth)| (shares[label], *truth == label)).collect()
+                });
+                let best = outputs.iter().zip(&shares).zip(&truth).map(|((logits, shares), truth)| {
+                    let best = predicted(logits);
+                    (shares.get(best).copied().unwrap_or(0.0), best == *truth)
+                });
+                let calibration = ("calibration_error", Some(calibration_error(best)));
+                Self { measures: vec![("macro_auroc", mean(&auroc)), calibration], auroc }
+            }
+            Form::Sets(labels) => {
+                let has = |target: &Target, label: usize| target.borrowed().labels().any(|has| has == label);
+                // Probabilities rise with logits, so their ranks are the same.
+                let auroc = areas(labels, |label| {
+                    let rows = outputs.iter().zip(truth);
+                    rows.map(|(logits, target)| (f64::from(logits[label]), has(target, label))).collect()
+                });
+                Self { measures: vec![("macro_auroc", mean(&auroc))], auroc }
+            }
+            Form::Values => {
+                let rows = outputs.iter().zip(truth).filter_map(|(outputs, target)| match (&outputs[..], target) {
+                    ([output], Target::Value(value)) => Some((f64::from(*output), f64::from(*value))),
+                    _ => None,
+                });
+                let (said, truth): (Vec<f64>, Vec<f64>) = rows.unzip();
+                let measures = vec![("spearman", correlation(&ranks(&said), &ranks(&truth)))];
+                Self { auroc: Vec::new(), measures }
+            }
+            Form::Tags(_) | Form::NextToken => Self::default(),
+        }
     }
+
+    /// The measure of a name, if there is one.
+    pub fn measure(&self, name: &str) -> Option<f64> {
+        self.measures.iter().find(|(found, _)| *found == name).and_then(|(_, value)| *value)
+    }
+}
+
+fn areas(labels: usize, rows: impl Fn(usize) -> Vec<(f64, bool)>) -> Vec<Option<f64>> {
+    (0..labels).map(|label| auroc(rows(label))).collect()
+}
+
+fn mean(areas: &[Option<f64>]) -> Option<f64> {
+    let known: Vec<f64> = areas.iter().flatten().copied().collect();
+    (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)
+}
+
+/// The rank of each number, counted from 1; equal ones have the mean of theirs.
+fn ranks(values: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|a, b| values[*a].total_cmp(&values[*b]));
+    let (mut ranks, mut below) = (vec![0.0; values.len()], 0.0);
+    for ties in order.chunk_by(|a, b| values[*a] == values[*b]) {
+        let size = ties.len() as f64;
+        ties.iter().for_each(|place| ranks[*place] = below + (size + 1.0) / 2.0);
+        below += size;
+    }
+    ranks
+}
+
+/// Pearson's correlation; `None` where one of the two is always the same.
+fn correlation(one: &[f64], other: &[f64]) -> Option<f64> {
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
+    let (one_mean, other_mean) = (mean(one), mean(other));
+    let sum = |f: &dyn Fn(f64, f64) -> f64| -> f64 {
+        one.iter().zip(other).map(|(x, y)| f(x - one_mean, y - other_mean)).sum()
+    };
+    let spread = sum(&|x, _| x * x).sqrt() * sum(&|_, y| y * y).sqrt();
+    (spread > 0.0).then(|| sum(&|x, y| x * y) / spread)
 }
 
 /// The Mann–Whitney statistic by mid-ranks, exact; each row's score and whether it is positive.
@@ -96,10 +158,28 @@ mod tests {
     #[test]
     fn the_mean_is_over_labels_that_rows_tell_apart() {
         let logits = [vec![2.0, 1.0, 0.0], vec![0.0, 3.0, 0.0], vec![1.0, 0.0, 0.0]];
-        let scores = Scores::of(&logits, &[0, 1, 0]);
+        let scores = Scores::of(Form::Classes(3), &logits, &[0, 1, 0].map(Target::Class));
         assert_eq!(scores.auroc, [Some(1.0), Some(1.0), None]);
-        assert_eq!(scores.macro_auroc, Some(1.0));
-        assert_eq!(Scores::of(&[], &[]).macro_auroc, None);
+        assert_eq!(scores.measure("macro_auroc"), Some(1.0));
+        assert_eq!(Scores::of(Form::Classes(3), &[], &[]).measure("macro_auroc"), None);
+        let sets = [vec![0, 2], vec![1], vec![2]].map(Target::Set);
+        let scores = Scores::of(Form::Sets(3), &[vec![2.0, 1.0, 0.0], vec![3.0, 3.0, 0.0], vec![1.0, 0.0, 0.0]], &sets);
+        assert_eq!(scores.auroc, [Some(0.5), Some(1.0), Some(0.5)]);
+    }
+
+    #[test]
+    fn the_correlation_of_ranks_agrees_with_scipy() {
+        let spearman = |said: &[f32], truth: &[f32]| {
+            let outputs: Vec<Vec<f32>> = said.iter().map(|value| vec![*value]).collect();
+            let truth: Vec<Target> = truth.iter().map(|value| Target::Value(*value)).collect();
+            Scores::of(Form::Values, &outputs, &truth).measure("spearman")
+        };
+        // spearmanr([1, 2, 3, 4, 5], [5, 6, 7, 8, 7]) of scipy's documentation.
+        let found = spearman(&[1.0, 2.0, 3.0, 4.0, 5.0], &[5.0, 6.0, 7.0, 8.0, 7.0]);
+        assert!(found.is_some_and(|found| (found - 0.820_782_681_668_123_1).abs() < 1e-12), "{found:?}");
+        let found = spearman(&[1.0, 10.0, 100.0], &[-3.0, -2.0, 0.0]);
+        assert!(found.is_some_and(|found| (found - 1.0).abs() < 1e-12), "{found:?}");
+        assert_eq!(spearman(&[1.0, 1.0], &[1.0, 2.0]), None);
     }
 
     #[test]

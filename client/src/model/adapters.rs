@@ -7,9 +7,10 @@ use fedtune_config::job::Lora;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::anatomy::Anatomy;
 use super::error::ModelError;
 use super::folder;
-use super::names::Names;
+use super::objective::Objective;
 use super::ops::dropout::DropoutStream;
 
 /// What peft puts before the names of transformers.
@@ -49,19 +50,25 @@ impl Adapters {
         DropoutStream { probability: self.settings.dropout, ..stream }
     }
 
-    /// The text of `adapter_config.json`, as peft writes it for a sequence classifier. `base` is the name or path of the
-    /// base model, where it is known.
-    pub(super) fn config_json(&self, names: &Names, base: Option<&str>) -> String {
+    /// The text of `adapter_config.json`, as peft writes it. `base` is the name or path of the base model, where it is known.
+    pub(super) fn config_json(&self, anatomy: &Anatomy, objective: Objective, base: Option<&str>) -> String {
+        let task = match objective {
+            // peft has no word for images.
+            _ if anatomy.class.ends_with("ForImageClassification") => None,
+            Objective::Class | Objective::Sets | Objective::Value => Some("SEQ_CLS"),
+            Objective::Tokens => Some("TOKEN_CLS"),
+            Objective::NextToken => Some("CAUSAL_LM"),
+        };
         let Lora { rank, alpha, dropout, targets } = &self.settings;
         let document = json!({
             "peft_type": "LORA",
-            "task_type": "SEQ_CLS",
+            "task_type": task,
             "base_model_name_or_path": base,
             "r": rank,
             "lora_alpha": alpha,
             "lora_dropout": dropout,
             "target_modules": targets,
-            "modules_to_save": names.saved_beside_adapters(),
+            "modules_to_save": Some(&anatomy.beside_adapters).filter(|parts| !parts.is_empty()),
             "bias": "none",
             "fan_in_fan_out": false,
             "init_lora_weights": true,

@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use candle_core::{Result, bail};
+
 use super::ops::Indices;
 
 /// A tokenised text.
@@ -110,6 +112,33 @@ impl Batch {
             }
         }
         Self { layout, indices }
+    }
+
+    /// The rows of tokens that count, and the label of each. `targets` has one for each token of each sequence; with `next`
+    /// it is what the token before should lead to.
+    ///
+    /// # Errors
+    /// There are fewer or more targets than tokens, or none that counts.
+    pub(crate) fn counted(&self, targets: &[Vec<Option<u32>>], next: bool) -> Result<(Vec<u32>, Vec<u32>)> {
+        let fits =
+            targets.len() == self.len() && (0..self.len()).all(|i| self.layout.span(i).len() == targets[i].len());
+        if !fits {
+            bail!("the targets do not fit the tokens of the batch");
+        }
+        let ahead = usize::from(next);
+        let (mut rows, mut labels) = (Vec::new(), Vec::new());
+        for (sequence, targets) in targets.iter().enumerate() {
+            for (row, target) in self.layout.span(sequence).zip(targets.iter().skip(ahead)) {
+                if let Some(label) = target {
+                    rows.push(row as u32);
+                    labels.push(*label);
+                }
+            }
+        }
+        if rows.is_empty() {
+            bail!("no token of the batch counts");
+        }
+        Ok((rows, labels))
     }
 
     /// Number of sequences.

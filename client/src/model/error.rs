@@ -2,13 +2,16 @@
 
 use std::path::PathBuf;
 
+use super::config::Reads;
+use crate::data::image::PreparationError;
+
 /// A model that cannot be loaded, changed or written.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// No such folder.
     #[error(
-        "the model folder {} {found}; expected a folder in Hugging Face layout, with config.json, tokenizer.json and \
-         model.safetensors. Download one, for example with `hf download`, and give its path",
+        "the model folder {} {found}; expected a folder in Hugging Face layout, with config.json, tokenizer.json (or \
+         preprocessor_config.json, for images) and model.safetensors. Download one, for example with `hf download`, and give its path",
         path.display()
     )]
     Folder {
@@ -19,8 +22,8 @@ pub enum ModelError {
     },
     /// A file of the layout is absent.
     #[error(
-        "the model folder {} has no {file}; a folder in Hugging Face layout has config.json, tokenizer.json and \
-         model.safetensors. {remedy}",
+        "the model folder {} has no {file}; a folder in Hugging Face layout has config.json, tokenizer.json (or \
+         preprocessor_config.json, for images) and model.safetensors. {remedy}",
         folder.display()
     )]
     FileMissing {
@@ -30,6 +33,19 @@ pub enum ModelError {
         file: &'static str,
         /// How to get it.
         remedy: &'static str,
+    },
+    /// A model of images without what says how they are prepared, or with a damaged one.
+    #[error(transparent)]
+    Preparation(#[from] PreparationError),
+    /// A model for other rows.
+    #[error("{}: the model reads {found}; expected one that reads {expected}, as the task does", path.display())]
+    Reads {
+        /// The config.json.
+        path: PathBuf,
+        /// What it reads.
+        found: Reads,
+        /// What rows are.
+        expected: String,
     },
     /// A file cannot be read.
     #[error("cannot read {}: {source}; check that it exists and may be read", path.display())]
@@ -67,9 +83,10 @@ pub enum ModelError {
     },
     /// Another architecture.
     #[error(
-        "{}: model_type is {found}; supported: \"bert\", \"distilbert\", \"roberta\", \"xlm-roberta\" and \"modernbert\". \
-         Choose a model of these (for example all-MiniLM-L6-v2, distilbert-base-uncased, roberta-base or \
-         ModernBERT-base)",
+        "{}: model_type is {found}; supported: \"bert\", \"distilbert\", \"roberta\", \"xlm-roberta\" and \"modernbert\" for \
+         texts, \"llama\", \"qwen2\" and \"qwen3\" as language models, \"resnet\" and \"vit\" for images. Choose a model of \
+         these (for example all-MiniLM-L6-v2, roberta-base, ModernBERT-base, Qwen2.5-0.5B, resnet-18 or \
+         vit-base-patch16-224)",
         path.display()
     )]
     Architecture {
@@ -78,11 +95,25 @@ pub enum ModelError {
         /// The model type found.
         found: String,
     },
+    /// A task that the architecture has no form of.
+    #[error("task.kind is {task:?}, which takes {takes}; choose another model or another kind of task")]
+    Objective {
+        /// The kind of task.
+        task: &'static str,
+        /// What it takes.
+        takes: &'static str,
+    },
     /// A precision that the device has no form of.
     #[error(
         "training.precision is \"bf16\", which only the processor has so far; set it to \"f32\", or device.kind to \"cpu\""
     )]
     Precision,
+    /// Layers that cannot be computed again.
+    #[error(
+        "layers can be computed again in the backward pass only for transformers on the processor; leave \
+         that out, or choose another model or device"
+    )]
+    Recompute,
     /// Adapters for layers that are not there.
     #[error("training.lora.targets: {message}")]
     Targets {

@@ -1,9 +1,13 @@
-//! A transformer encoder with pooler and classifier, as a function of its parameters. Here is what all architectures
-//! share; their encoders are in `bert` and `modernbert`.
+//! A model as a function of its parameters. Here is what all architectures share; each has a module that computes its
+//! outputs.
 
-mod bert;
-mod modernbert;
+mod decoder;
+mod encoder;
+mod resnet;
+mod table;
+mod vit;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -12,13 +16,17 @@ use candle_core::{Device, Result, Tensor, Var, bail};
 use fedtune_config::job::Precision;
 
 use super::adapters::Adapters;
-use super::batch::{Batch, Layout};
-use super::config::{EncoderConfig, Pooling};
-use super::names::{EncoderNames, Names, lora_a, lora_b};
+use super::anatomy::{Anatomy, Role, lora_a, lora_b};
+use super::batch::{Batch, Tokens};
+use super::config::Config;
+use super::error::ModelError;
+use super::objective::{Objective, Targets};
 use super::ops::dropout::DropoutStream;
-use super::ops::{self, Indices, Loss, Tape};
-use bert::Bert;
-use modernbert::ModernBert;
+use super::ops::{self, Grid, Loss, Normalise, Tape};
+use decoder::Decoder;
+use encoder::Encoder;
+use resnet::ResNet;
+use vit::Vit;
 
 /// One parameter.
 #[derive(Debug, Clone)]
@@ -27,8 +35,49 @@ pub struct Parameter {
     pub var: Var,
     /// Whether it is trained; if not, no gradient is computed for it or only because of it.
     pub trained: bool,
-    /// Layers between it and the top: 0 for pooler and classifier, 1 for the last encoder layer.
+    /// Layers between it and the top: 0 for the head, 1 for the last layer.
     pub depth: usize,
+    /// What it does.
+    pub role: Role,
+}
+
+/// What a network computes its outputs of.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// Token sequences.
+    Text(Batch),
+    /// Images, f32 `[images, channels, height, width]`, on the network's device.
+    Images(Tensor),
+    /// What the columns of a table became, `[rows, inputs]`.
+    Table(Tensor),
+}
+
+impl Input {
+    /// Number of rows: texts, images, or rows of a table.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Text(batch) => batch.len(),
+            Self::Images(inputs) | Self::Table(inputs) => inputs.dims().first().copied().unwrap_or(0),
+        }
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl From<Batch> for Input {
+    fn from(batch: Batch) -> Self {
+        Self::Text(batch)
+    }
+}
+
+impl Parameter {
+    /// Whether it gets a gradient. A statistic of a batch norm gets none, but is part of the state of what is trained.
+    pub fn learns(&self) -> bool {
+        self.trained && self.role != Role::Statistic
+    }
 }
 
 /// The gradient of one parameter.
@@ -45,24 +94,38 @@ pub enum Gradient {
     },
 }
 
+/// What a decoder expected where a token came.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Foreseen {
+    /// Minus the logarithm of the token's probability.
+    pub loss: f64,
+    /// Whether no other token had a higher score.
+    pub first: bool,
+}
+
 /// Loss and gradients of a batch.
 #[derive(Debug)]
 pub struct Pass {
     /// The loss.
     pub loss: f64,
-    /// One for each trained parameter.
+    /// One for each parameter that learns.
     pub gradients: BTreeMap<String, Gradient>,
+    /// The running statistics as the batch changes them; see [`Network::track`].
+    pub statistics: BTreeMap<String, Tensor>,
 }
 
-/// A sequence classifier without its tokenizer.
+/// A model without what prepares its input.
 #[derive(Debug)]
 pub struct Network {
-    config: EncoderConfig,
-    names: &'static Names,
+    config: Config,
+    anatomy: Anatomy,
+    objective: Objective,
+    outputs: usize,
     adapters: Option<Adapters>,
     parameters: BTreeMap<String, Parameter>,
     device: Device,
     precision: Precision,
+    recompute: bool,
 }
 
 /// Gradients as the device's backward pass gives them.
@@ -86,12 +149,28 @@ struct Mode {
     /// The word rows of a training batch in place of the whole table, so that their gradient is small.
     words: Option<(Var, Vec<u32>)>,
     training: bool,
+    /// Whether layers are computed again in the backward pass, and nothing but their inputs is kept until then.
+    recompute: bool,
     tape: Tape,
+    /// The running statistics of batch norms that went by their batch, as it changes them.
+    statistics: RefCell<BTreeMap<String, Tensor>>,
 }
 
 impl Mode {
     fn evaluation() -> Self {
-        Self { dropout: None, words: None, training: false, tape: Tape::default() }
+        Self {
+            dropout: None,
+            words: None,
+            training: false,
+            recompute: false,
+            tape: Tape::default(),
+            statistics: RefCell::default(),
+        }
+    }
+
+    /// For a layer by itself: the same dropout and precision, on a tape of its own.
+    fn of_layer(&self, training: bool) -> Self {
+        Self { dropout: self.dropout, training, tape: Tape::new(self.tape.precision()), ..Self::evaluation() }
     }
 
     fn dropout(&self, layer: usize, place: u64) -> Option<ops::Dropout> {
@@ -100,21 +179,53 @@ impl Mode {
 }
 
 impl Network {
-    /// Puts parameters together; names and shapes are those of [`Names::tensors`], and of the adapters. `precision` is that
-    /// of training.
+    /// Puts parameters together; names and shapes are those of the anatomy, and of the adapters. `precision` is that of
+    /// training.
     pub(super) fn new(
-        config: EncoderConfig,
+        config: Config,
+        (anatomy, objective, outputs): (Anatomy, Objective, usize),
         adapters: Option<Adapters>,
         parameters: BTreeMap<String, Parameter>,
         device: Device,
         precision: Precision,
     ) -> Self {
-        Self { names: Names::of(config.architecture), config, adapters, parameters, device, precision }
+        Self { config, anatomy, objective, outputs, adapters, parameters, device, precision, recompute: false }
+    }
+
+    /// Whether training keeps of each layer of a transformer nothing but its input, and computes the layer again in the
+    /// backward pass: the same gradients, bit for bit, for less memory and one more forward pass.
+    ///
+    /// # Errors
+    /// Asked for on another device than the processor, or of a model without such layers.
+    pub fn set_recompute(&mut self, recompute: bool) -> std::result::Result<(), ModelError> {
+        if recompute
+            && !(self.device.is_cpu()
+                && matches!(self.config, Config::Encoder(_) | Config::Decoder(_) | Config::Vit(_)))
+        {
+            return Err(ModelError::Recompute);
+        }
+        self.recompute = recompute;
+        Ok(())
     }
 
     /// The settings.
-    pub fn config(&self) -> &EncoderConfig {
+    pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// What it is trained to say.
+    pub fn objective(&self) -> Objective {
+        self.objective
+    }
+
+    /// How many values it gives for each row, or each token.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// What the architecture states of itself.
+    pub(super) fn anatomy(&self) -> &Anatomy {
+        &self.anatomy
     }
 
     /// The low-rank adapters, where there are any.
@@ -152,17 +263,36 @@ impl Network {
     }
 
     /// A batch in the form that suits the device.
-    pub fn batch(&self, sequences: &[&super::batch::Tokens]) -> Batch {
+    pub fn batch(&self, sequences: &[&Tokens]) -> Input {
         // The processor's attention takes sequences of unequal length, so nothing is spent on padding there.
-        if self.device.is_cpu() { Batch::packed(sequences) } else { Batch::padded(sequences) }
+        Input::Text(if self.device.is_cpu() { Batch::packed(sequences) } else { Batch::padded(sequences) })
     }
 
-    /// Logits `[sequences, labels]` in evaluation mode.
+    /// The outputs in evaluation mode: `[rows, outputs]`, for [`Objective::Tokens`] and [`Objective::NextToken`] one row for
+    /// each token of the batch's layout.
     ///
     /// # Errors
     /// An index outside its table, or a failure of the device.
-    pub fn logits(&self, batch: &Batch) -> Result<Tensor> {
-        self.classify(batch, &Mode::evaluation())
+    pub fn logits(&self, input: &Input) -> Result<Tensor> {
+        self.forward(input, None, &Mode::evaluation())
+    }
+
+    /// How well a decoder foresees each token that counts, in their order. `targets` has one for each token of each text, as
+    /// in [`Targets::Tokens`]. Never has the scores of more than some tokens in memory.
+    ///
+    /// # Errors
+    /// As [`Self::gradients`]; also when the network is no decoder.
+    pub fn foreseen(&self, batch: &Batch, targets: &[Vec<Option<u32>>]) -> Result<Vec<Foreseen>> {
+        let Config::Decoder(config) = &self.config else { bail!("only a decoder says the next token") };
+        Decoder::new(self, config, batch, &Mode::evaluation()).foreseen(batch, targets)
+    }
+
+    /// The outputs for some tokens, by their rows in the batch's layout: `[tokens, outputs]`, in evaluation mode.
+    ///
+    /// # Errors
+    /// As [`Self::logits`].
+    pub fn logits_of(&self, input: &Input, tokens: Vec<u32>) -> Result<Tensor> {
+        self.forward(input, Some(tokens), &Mode::evaluation())
     }
 
     /// Hidden states of every token after the last layer, `[rows, hidden]`, in evaluation mode.
@@ -170,44 +300,170 @@ impl Network {
     /// # Errors
     /// As [`Self::logits`].
     pub fn hidden_states(&self, batch: &Batch) -> Result<Tensor> {
-        self.encode(batch, &Mode::evaluation(), Reach::AllTokens)
+        let mode = Mode::evaluation();
+        match &self.config {
+            Config::Encoder(config) => Encoder::new(self, config, &mode).hidden_states(batch),
+            Config::Decoder(config) => Decoder::new(self, config, batch, &mode).hidden_states(batch),
+            _ => bail!("a network without tokens has no hidden states of them"),
+        }
     }
 
     /// Loss and the gradient of every trained parameter.
     ///
     /// # Errors
-    /// As [`Self::logits`]; also when a trained parameter gets no gradient, which would mean that it silently stays.
+    /// As [`Self::logits`]; also when the targets do not fit, or a trained parameter gets no gradient, which would mean that
+    /// it silently stays.
     pub fn gradients(
         &self,
-        batch: &Batch,
-        labels: &[u32],
+        input: &Input,
+        targets: &Targets,
         loss: &Loss,
         dropout: Option<DropoutStream>,
     ) -> Result<Pass> {
-        let words = match self.parameters.get(self.names.words) {
-            Some(table) if table.trained && self.device.is_cpu() => Some(self.used_words(batch, &table.var)?),
+        let words = match (input, self.anatomy.words.and_then(|name| self.parameters.get(name))) {
+            (Input::Text(batch), Some(table)) if table.trained && self.device.is_cpu() => {
+                Some(self.used_words(batch, &table.var)?)
+            }
             _ => None,
         };
-        let mode = Mode { dropout, words, training: true, tape: Tape::new(self.precision) };
-        let logits = self.classify(batch, &mode)?;
-        let loss = ops::cross_entropy(&mode.tape, &logits, labels, loss)?;
-        let Mode { words, tape, .. } = mode;
-        let mut store =
-            if self.device.is_cpu() { Store::Fused(tape.backward(&loss)?) } else { Store::Composed(loss.backward()?) };
+        let (tape, recompute) = (Tape::new(self.precision), self.recompute);
+        let mode = Mode { dropout, words, training: true, recompute, tape, statistics: RefCell::default() };
+        let loss = self.loss(input, targets, loss, &mode)?;
+        let layers = mode.of_layer(true);
+        let Mode { words, tape, statistics, .. } = mode;
+        let mut store = if self.device.is_cpu() {
+            let again = |number: usize, x: &Tensor| {
+                let mode = layers.of_layer(true);
+                Ok((self.layer_again(input, number, x, &mode)?, mode.tape))
+            };
+            Store::Fused(tape.backward_through(&loss, &again)?)
+        } else {
+            Store::Composed(loss.backward()?)
+        };
         let mut gradients = BTreeMap::new();
-        for (name, parameter) in self.parameters.iter().filter(|(_, parameter)| parameter.trained) {
-            let gradient = match &words {
-                Some((compact, rows)) if name == self.names.words => {
-                    store.remove(compact).map(|values| Gradient::Rows { rows: rows.clone(), values })
+        for (name, parameter) in self.parameters.iter().filter(|(_, parameter)| parameter.learns()) {
+            let whole = store.remove(&parameter.var);
+            let part = match &words {
+                Some((compact, rows)) if Some(name.as_str()) == self.anatomy.words => {
+                    store.remove(compact).map(|values| (rows, values))
                 }
-                _ => store.remove(&parameter.var).map(Gradient::Dense),
+                _ => None,
+            };
+            let gradient = match (whole, part) {
+                (whole, None) => whole.map(Gradient::Dense),
+                (None, Some((rows, values))) => Some(Gradient::Rows { rows: rows.clone(), values }),
+                // The table is the output layer too.
+                (Some(whole), Some((rows, values))) => {
+                    ops::add_rows(&whole, rows, &values)?;
+                    Some(Gradient::Dense(whole))
+                }
             };
             match gradient {
                 Some(gradient) => gradients.insert(name.clone(), gradient),
                 None => bail!("the trained tensor {name} got no gradient"),
             };
         }
-        Ok(Pass { loss: f64::from(loss.to_scalar::<f32>()?), gradients })
+        Ok(Pass { loss: f64::from(loss.to_scalar::<f32>()?), gradients, statistics: statistics.into_inner() })
+    }
+
+    /// Takes over the running statistics that a pass over a training batch found, as a step of training does. A pass
+    /// changes nothing itself.
+    ///
+    /// # Errors
+    /// The pass is of another network, or a failure of the device.
+    pub fn track(&self, pass: &Pass) -> Result<()> {
+        for (name, values) in &pass.statistics {
+            match self.parameters.get(name) {
+                Some(parameter) => parameter.var.set(values)?,
+                None => bail!("statistics of {name}, which the network does not have"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the running statistics out of what is trained: batch norms go by them as they are, and no batch changes them.
+    pub fn freeze_statistics(&mut self) {
+        let statistics = self.parameters.values_mut().filter(|parameter| parameter.role == Role::Statistic);
+        statistics.for_each(|parameter| parameter.trained = false);
+    }
+
+    /// The loss of a batch, a scalar.
+    fn loss(&self, input: &Input, targets: &Targets, loss: &Loss, mode: &Mode) -> Result<Tensor> {
+        let Self { objective, outputs, .. } = *self;
+        let divisor = loss.divisor.unwrap_or_else(|| targets.weight(objective, loss, outputs));
+        match (objective, targets) {
+            (Objective::Class, Targets::Classes(labels)) => {
+                ops::cross_entropy(&mode.tape, &self.forward(input, None, mode)?, labels, loss)
+            }
+            (Objective::Sets, Targets::Sets(sets)) => {
+                ops::binary_cross_entropy(&mode.tape, &self.forward(input, None, mode)?, sets, divisor)
+            }
+            (Objective::Value, Targets::Values(values)) => {
+                ops::squared_error(&mode.tape, &self.forward(input, None, mode)?, values, divisor)
+            }
+            (Objective::NextToken, Targets::Tokens(tokens)) => {
+                let (Config::Decoder(config), Input::Text(batch)) = (&self.config, input) else {
+                    bail!("only a decoder says the next token");
+                };
+                let (rows, labels) = batch.counted(tokens, true)?;
+                let decoder = Decoder::new(self, config, batch, mode);
+                ops::words_loss(&mode.tape, &decoder.seen(batch, Some(rows))?, &decoder.output()?, &labels, loss)
+            }
+            (Objective::Tokens, Targets::Tokens(tokens)) => {
+                let Input::Text(batch) = input else { bail!("targets for tokens, and an input that has none") };
+                let (rows, labels) = batch.counted(tokens, false)?;
+                ops::cross_entropy(&mode.tape, &self.forward(input, Some(rows), mode)?, &labels, loss)
+            }
+            _ => bail!("targets of another kind than the network was made for"),
+        }
+    }
+
+    /// The output of a layer, which `run` computes of its input `hidden`.
+    fn layer(
+        &self,
+        number: usize,
+        hidden: &Tensor,
+        mode: &Mode,
+        run: impl Fn(&Mode, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let depth = self.anatomy.layers.saturating_sub(number);
+        let trains = |parameter: &Parameter| parameter.trained && parameter.depth == depth;
+        if !mode.recompute || !(hidden.track_op() || self.parameters.values().any(trains)) {
+            return run(mode, hidden);
+        }
+        let out = run(&mode.of_layer(false), &hidden.detach())?;
+        mode.tape.layer(number, hidden, &out)
+    }
+
+    /// A layer of a transformer, computed again of its input.
+    fn layer_again(&self, input: &Input, number: usize, hidden: &Tensor, mode: &Mode) -> Result<Tensor> {
+        match (&self.config, input) {
+            (Config::Encoder(config), Input::Text(batch)) => {
+                Encoder::new(self, config, mode).layer(batch, number, hidden)
+            }
+            (Config::Decoder(config), Input::Text(batch)) => {
+                Decoder::new(self, config, batch, mode).layer(number, hidden, &batch.layout)
+            }
+            (Config::Vit(config), Input::Images(images)) => {
+                let vit = Vit { network: self, config, mode };
+                vit.layer(number, hidden, &vit.layout(images)?)
+            }
+            _ => bail!("layer {number} cannot be computed again"),
+        }
+    }
+
+    /// The outputs for the rows of the input, or for some of its tokens where `tokens` names their rows in the layout.
+    fn forward(&self, input: &Input, tokens: Option<Vec<u32>>, mode: &Mode) -> Result<Tensor> {
+        match (&self.config, input) {
+            (Config::Encoder(config), Input::Text(batch)) => Encoder::new(self, config, mode).forward(batch, tokens),
+            (Config::Decoder(config), Input::Text(batch)) => {
+                Decoder::new(self, config, batch, mode).forward(batch, tokens)
+            }
+            (Config::ResNet(config), Input::Images(images)) => ResNet { network: self, config, mode }.forward(images),
+            (Config::Vit(config), Input::Images(images)) => Vit { network: self, config, mode }.forward(images),
+            (Config::Table(config), Input::Table(inputs)) => table::forward(self, config, inputs, mode),
+            _ => bail!("an input of another kind than the network was made for"),
+        }
     }
 
     /// The table's rows that the batch uses, as a variable of its own, and their numbers in order.
@@ -264,88 +520,73 @@ impl Network {
             return Ok(out);
         };
         // Places behind those of all layers and the head.
-        let place = (self.config.num_hidden_layers as u64 + 1) * 8 + place;
+        let place = (self.anatomy.layers as u64 + 1) * 8 + place;
         let dropout = mode.dropout.and_then(|stream| adapters.dropout_of(stream).at(place));
         let x = ops::dropout(&mode.tape, x, dropout)?;
         let (down, up) = (self.tensor(&lora_a(name), mode)?, part(self.tensor(&lora_b(name), mode)?)?);
         ops::low_rank(&mode.tape, &out, &x, (&down, &up), adapters.scale())
     }
 
-    fn norm(&self, x: &Tensor, name: &str, mode: &Mode) -> Result<Tensor> {
+    fn layer_norm(&self, x: &Tensor, name: &str, epsilon: f64, mode: &Mode) -> Result<Tensor> {
         let (weight, bias) = (self.tensor(&format!("{name}.weight"), mode)?, self.bias(name, mode)?);
-        ops::layer_norm(&mode.tape, x, &weight, bias.as_ref(), self.config.layer_norm_eps)
+        ops::layer_norm(&mode.tape, x, &weight, bias.as_ref(), epsilon)
     }
 
-    fn classify(&self, batch: &Batch, mode: &Mode) -> Result<Tensor> {
-        let layers = self.config.num_hidden_layers;
-        let mut seen = match self.config.pooling {
-            Pooling::Cls => self.encode(batch, mode, Reach::FirstTokens)?,
-            Pooling::Mean => ops::mean_rows(&mode.tape, &self.encode(batch, mode, Reach::AllTokens)?, &batch.layout)?,
+    /// Batch normalisation of x `[pixels, channels]`, and ReLU where `relu` says so. It goes by the batch in training where
+    /// its statistics are part of what is trained, and by these anywhere else.
+    fn batch_norm(&self, x: &Tensor, name: &str, epsilon: f64, relu: bool, mode: &Mode) -> Result<Tensor> {
+        let names = ["weight", "bias", "running_mean", "running_var"].map(|part| format!("{name}.{part}"));
+        let (Some(mean), Some(variance)) = (self.parameters.get(&names[2]), self.parameters.get(&names[3])) else {
+            bail!("the network has no batch norm {name}");
         };
-        if self.config.architecture.drops_before_pooler() {
-            seen = ops::dropout(&mode.tape, &seen, mode.dropout(layers, 2))?;
-        }
-        let mut pooled = self.linear(&seen, self.names.pooler, mode)?;
-        pooled = match self.config.head_act {
-            Some(kind) => ops::activation(&mode.tape, &pooled, kind)?,
-            None => ops::tanh(&mode.tape, &pooled)?,
+        let (mean, variance, by_batch) = (&mean.var, &variance.var, mode.training && mean.trained);
+        let by = match by_batch {
+            true => Normalise::Batch,
+            false => Normalise::Running(mean, variance),
         };
-        if let Some(norm) = self.names.pooler_norm {
-            pooled = self.norm(&pooled, norm, mode)?;
+        let affine = (self.tensor(&names[0], mode)?, self.tensor(&names[1], mode)?);
+        let (out, moments) = ops::batch_norm(&mode.tape, x, (&affine.0, &affine.1), by, epsilon, relu)?;
+        if let Some(moments) = moments {
+            let [_, _, mean_name, variance_name] = names;
+            let mut statistics = mode.statistics.borrow_mut();
+            statistics.insert(mean_name, running(mean, moments.mean.clone())?);
+            if let Some(variance_now) = moments.unbiased_variance() {
+                statistics.insert(variance_name, running(variance, variance_now)?);
+            }
         }
-        let pooled = ops::dropout(&mode.tape, &pooled, mode.dropout(layers, 1))?;
-        self.linear(&pooled, self.names.classifier, mode)
+        Ok(out)
     }
 
-    fn encode(&self, batch: &Batch, mode: &Mode, reach: Reach) -> Result<Tensor> {
-        match &self.names.encoder {
-            EncoderNames::Bert(names) => Bert { network: self, names, mode }.encode(batch, reach),
-            EncoderNames::ModernBert(names) => ModernBert::new(self, names, batch, mode)?.encode(batch, reach),
-        }
-    }
-
-    /// The table of words, or of those that the batch uses, and the batch's indices into it.
-    fn words(&self, batch: &Batch, mode: &Mode) -> Result<(Tensor, Indices)> {
-        let mut indices = batch.indices.clone();
-        let table = match &mode.words {
-            Some((used, rows)) => {
+    /// The rows of the table of words for a batch's tokens: the table, or those of its rows that the batch uses, and the
+    /// indices into it.
+    fn words(&self, batch: &Batch, mode: &Mode) -> Result<(Tensor, Vec<u32>)> {
+        let words = &batch.indices.words;
+        match (&mode.words, self.anatomy.words) {
+            (Some((used, rows)), _) => {
                 let place = |word: &u32| rows.binary_search(word).map_or(u32::MAX, |place| place as u32);
-                indices.words = indices.words.iter().map(place).collect();
-                used.as_tensor().clone()
+                Ok((used.as_tensor().clone(), words.iter().map(place).collect()))
             }
-            None => self.tensor(self.names.words, mode)?,
-        };
-        Ok((table, indices))
-    }
-
-    /// Norm and dropout of the embeddings.
-    fn embedded(&self, embeddings: &Tensor, mode: &Mode) -> Result<Tensor> {
-        let out = self.norm(embeddings, self.names.embeddings_norm, mode)?;
-        ops::dropout(&mode.tape, &out, mode.dropout(self.config.num_hidden_layers, 0))
-    }
-
-    /// How far a layer reaches: up to the last one, everything is wanted.
-    fn reach_of(&self, index: usize, reach: Reach) -> Reach {
-        if index + 1 == self.config.num_hidden_layers { reach } else { Reach::AllTokens }
-    }
-}
-
-/// For which tokens the last layer's output is wanted.
-#[derive(Clone, Copy)]
-enum Reach {
-    AllTokens,
-    FirstTokens,
-}
-
-impl Reach {
-    /// The rows whose output is wanted, and how they lie.
-    fn targets(self, hidden: &Tensor, layout: &Layout, mode: &Mode) -> Result<(Tensor, Layout)> {
-        match self {
-            Self::AllTokens => Ok((hidden.clone(), layout.clone())),
-            Self::FirstTokens => {
-                let starts = ops::pick_rows(&mode.tape, hidden, layout.starts())?;
-                Ok((starts, Layout::packed(&vec![1; layout.sequences()])))
-            }
+            (None, Some(name)) => Ok((self.tensor(name, mode)?, words.clone())),
+            (None, None) => bail!("the network has no table of words"),
         }
     }
+}
+
+/// What a batch weighs in running statistics; transformers leaves PyTorch's default.
+const MOMENTUM: f64 = 0.1;
+
+/// A running statistic behind a batch.
+fn running(before: &Tensor, batch: Vec<f32>) -> Result<Tensor> {
+    let batch = Tensor::from_vec(batch, before.shape(), before.device())?;
+    (before.affine(1.0 - MOMENTUM, 0.0)? + batch.affine(MOMENTUM, 0.0)?)?.detach().copy()
+}
+
+/// Images `[images, channels, height, width]` as the rows of a matrix.
+fn pixels(images: &Tensor, channels: usize) -> Result<(Tensor, Grid)> {
+    let (count, found, height, width) = images.dims4()?;
+    if found != channels {
+        bail!("images of {found} channels for a network of {channels}");
+    }
+    let grid = Grid { images: count, height, width };
+    Ok((images.permute((0, 2, 3, 1))?.contiguous()?.reshape((grid.pixels(), channels))?, grid))
 }

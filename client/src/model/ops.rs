@@ -3,9 +3,12 @@
 //! other device and as the reference in the tests. The device decides here, and nowhere else.
 //!
 //! Activations are matrices `[tokens, width]`: all sequences of a batch below each other (see
-//! [`super::batch::Layout`]), so weights are never broadcast.
+//! [`super::batch::Layout`]), so weights are never broadcast. Images are matrices `[pixels, channels]` in the same way (see
+//! [`Grid`]).
 
-use candle_core::{Result, Tensor};
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{Result, Tensor, bail};
 use candle_transformers::models::bert::HiddenAct;
 
 use super::batch::Layout;
@@ -13,29 +16,41 @@ use activation::Activation;
 
 mod activation;
 mod attention;
+mod batch_norm;
+mod binary_cross_entropy;
 mod composed;
+mod conv;
 mod cross_entropy;
 pub(crate) mod dropout;
 mod embed;
 mod gated;
 mod gemm;
+mod grid;
 mod linear;
 mod low_rank;
 mod norm;
+mod pool;
 mod residual;
+mod rms_norm;
 mod rotary;
 mod rows;
+mod sequence;
 mod simd;
+mod squared_error;
+mod swiglu;
 mod tape;
 mod values;
+mod words_loss;
 
 #[cfg(test)]
 mod tests;
 
+pub(crate) use batch_norm::Moments;
 pub use cross_entropy::Loss;
 pub(crate) use cross_entropy::row_loss;
 pub(crate) use dropout::Dropout;
 pub(crate) use embed::Indices;
+pub(crate) use grid::{Grid, Window};
 pub(crate) use rotary::Rotation;
 pub(crate) use simd::vectorised;
 pub(crate) use tape::{Gradients, Tape};
@@ -90,6 +105,16 @@ pub(crate) fn layer_norm(
     }
 }
 
+/// Root mean square normalisation (Zhang and Sennrich 2019, 1910.07467) of each run of `width` values in the rows of x
+/// `[rows, runs · width]`, weight `[width]`: of whole rows, or of each head by itself.
+pub(crate) fn rms_norm(tape: &Tape, x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
+    if x.device().is_cpu() {
+        tape.apply2(rms_norm::RmsNorm { epsilon: epsilon as f32 }, x, weight)
+    } else {
+        composed::rms_norm(x, weight, epsilon)
+    }
+}
+
 /// The activation of the feed-forward part; any shape.
 pub(crate) fn activation(tape: &Tape, x: &Tensor, kind: HiddenAct) -> Result<Tensor> {
     if x.device().is_cpu() { tape.apply1(Activation::from(kind), x) } else { composed::activation(x, kind) }
@@ -103,6 +128,11 @@ pub(crate) fn gated(tape: &Tape, x: &Tensor, kind: HiddenAct) -> Result<Tensor> 
     } else {
         composed::gated(x, kind)
     }
+}
+
+/// `silu(gate) ∘ up` (Shazeer 2020, 2002.05202), both `[rows, width]`.
+pub(crate) fn swiglu(tape: &Tape, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if gate.device().is_cpu() { tape.apply2(swiglu::SwiGlu, gate, up) } else { composed::swiglu(gate, up) }
 }
 
 /// Rotary positions (Su et al. 2021, 2104.09864) on x `[tokens, heads · depth]`: in each head, the pair of the values i and
@@ -138,6 +168,11 @@ pub(crate) fn pick_rows(tape: &Tape, x: &Tensor, rows: Vec<u32>) -> Result<Tenso
     }
 }
 
+/// Adds values `[rows, width]` to some rows of a matrix on the processor, in place.
+pub(crate) fn add_rows(matrix: &Tensor, rows: &[u32], values: &Tensor) -> Result<()> {
+    read_values(values, |values| matrix.inplace_op1(&rows::AddRows { rows, values }))
+}
+
 /// `dropout(x) + shortcut`, both `[rows, width]`.
 pub(crate) fn residual(tape: &Tape, x: &Tensor, shortcut: &Tensor, dropout: Option<Dropout>) -> Result<Tensor> {
     if x.device().is_cpu() {
@@ -156,22 +191,102 @@ pub(crate) fn dropout(tape: &Tape, x: &Tensor, dropout: Option<Dropout>) -> Resu
     }
 }
 
+/// Two-dimensional convolution: x `[pixels, in]`, the pixels lying as `grid` says, weight `[out, in, side, side]`, bias
+/// `[out]`, where there is one; gives `[places, out]` and how the places lie.
+pub(crate) fn convolution(
+    tape: &Tape,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    window: Window,
+    grid: Grid,
+) -> Result<(Tensor, Grid)> {
+    let places = window.places(grid)?;
+    let out = if x.device().is_cpu() {
+        let op = conv::Convolution { grid, window, biased: bias.is_some(), precision: tape.precision() };
+        tape.apply3(op, x, weight, &or_zeros(bias, weight)?)?
+    } else {
+        composed::convolution(x, weight, bias, window, grid)?
+    };
+    Ok((out, places))
+}
+
+/// Whose mean and variance a batch normalisation goes by.
+pub(crate) enum Normalise<'a> {
+    /// The batch's own: training.
+    Batch,
+    /// The running ones, each `[channels]`.
+    Running(&'a Tensor, &'a Tensor),
+}
+
+/// Batch normalisation (Ioffe and Szegedy 2015, 1502.03167) of each channel, and ReLU behind it where `relu` says so: x
+/// `[pixels, channels]`, weight and bias `[channels]`. Also gives the moments of the batch, where it goes by them.
+pub(crate) fn batch_norm(
+    tape: &Tape,
+    x: &Tensor,
+    (weight, bias): (&Tensor, &Tensor),
+    by: Normalise<'_>,
+    epsilon: f64,
+    relu: bool,
+) -> Result<(Tensor, Option<Moments>)> {
+    if !x.device().is_cpu() {
+        return composed::batch_norm(x, (weight, bias), by, epsilon, relu);
+    }
+    let moments = Arc::new(OnceLock::new());
+    let of_batch = matches!(by, Normalise::Batch);
+    if let Normalise::Running(mean, variance) = by {
+        let fixed = Moments { mean: mean.to_vec1()?, variance: variance.to_vec1()?, count: x.dim(0)? };
+        moments.get_or_init(|| fixed);
+    }
+    let op = batch_norm::BatchNorm { epsilon: epsilon as f32, relu, of_batch, moments: moments.clone() };
+    let out = tape.apply3(op, x, weight, bias)?;
+    Ok((out, moments.get().filter(|_| of_batch).cloned()))
+}
+
+/// The largest value of each channel under the window: x `[pixels, channels]`; gives `[places, channels]` and how the
+/// places lie.
+pub(crate) fn max_pool(tape: &Tape, x: &Tensor, window: Window, grid: Grid) -> Result<(Tensor, Grid)> {
+    let out = if x.device().is_cpu() {
+        tape.apply1(pool::MaxPool::new(grid, window)?, x)?
+    } else {
+        composed::max_pool(x, window, grid)?
+    };
+    Ok((out, window.places(grid)?))
+}
+
+/// Images as sequences: patches `[images · patches, width]`, before those of each image `first` of width values, and to each
+/// place of the sequence its row of `positions`, (patches + 1) · width values, is added; gives `[images · (patches + 1),
+/// width]`.
+pub(crate) fn sequence(tape: &Tape, x: &Tensor, first: &Tensor, positions: &Tensor, patches: usize) -> Result<Tensor> {
+    let op = sequence::Sequence { patches };
+    if x.device().is_cpu() {
+        tape.apply3(op, x, first, positions)
+    } else {
+        composed::sequence(x, first, positions, &op)
+    }
+}
+
+/// `relu(x + shortcut)`; one shape.
+pub(crate) fn residual_relu(tape: &Tape, x: &Tensor, shortcut: &Tensor) -> Result<Tensor> {
+    if x.device().is_cpu() { tape.apply2(residual::ResidualRelu, x, shortcut) } else { (x + shortcut)?.relu() }
+}
+
 /// Multi-head scaled dot-product attention inside each sequence (Vaswani et al. 2017, 1706.03762).
 ///
-/// `q` `[query tokens, width]` and `k` and `v` `[tokens, width]` lie as `scope` says. Rows that belong to no sequence
+/// `q` `[query tokens, query heads · depth]` and `k` and `v` `[tokens, key heads · depth]` lie as `scope` says. Rows that belong to no sequence
 /// (padding) come out as zero on the processor and as something unspecified elsewhere.
 pub(crate) fn attention(
     tape: &Tape,
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    heads: usize,
+    heads: Heads,
     scope: Scope<'_>,
     dropout: Option<Dropout>,
 ) -> Result<Tensor> {
     if q.device().is_cpu() {
-        let Scope { queries, keys, window } = scope;
-        let op = attention::Attention { heads, queries: queries.clone(), keys: keys.clone(), window, dropout };
+        let Scope { queries, keys, window, causal } = scope;
+        let op = attention::Attention { heads, queries: queries.clone(), keys: keys.clone(), window, causal, dropout };
         tape.apply3(op, q, k, v)
     } else {
         composed::attention(q, k, v, heads, scope, dropout)
@@ -187,6 +302,35 @@ pub(crate) struct Scope<'a> {
     pub(crate) keys: &'a Layout,
     /// The largest distance between a query and a key that it sees; `None`: it sees all of its sequence.
     pub(crate) window: Option<usize>,
+    /// Whether a query sees no key behind its own place.
+    pub(crate) causal: bool,
+}
+
+/// Heads of queries, and those of keys and values that groups of as many of them share (Ainslie et al. 2023, 2305.13245).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Heads {
+    /// Of the queries.
+    pub(crate) queries: usize,
+    /// Of keys and values; divides that of the queries.
+    pub(crate) keys: usize,
+}
+
+impl Heads {
+    /// As many heads of keys and values as of queries.
+    pub(crate) fn equal(heads: usize) -> Self {
+        Self { queries: heads, keys: heads }
+    }
+
+    /// Whether rows of these widths can be cut into the heads.
+    fn fit(self, query_width: usize, key_width: usize) -> bool {
+        let Self { queries, keys } = self;
+        keys > 0
+            && queries > 0
+            && queries.is_multiple_of(keys)
+            && query_width.is_multiple_of(queries)
+            && key_width.is_multiple_of(keys)
+            && query_width / queries == key_width / keys
+    }
 }
 
 /// Sum of word, position and token-type embeddings: tables `[entries, width]`, one index into each for every token.
@@ -210,6 +354,40 @@ pub(crate) fn cross_entropy(tape: &Tape, logits: &Tensor, labels: &[u32], loss: 
         tape.apply1(cross_entropy::CrossEntropy { labels: labels.to_vec(), loss: loss.clone() }, logits)
     } else {
         composed::cross_entropy(logits, labels, loss)
+    }
+}
+
+/// `torch.nn.BCEWithLogitsLoss` with another divisor: the sum over the logits `[rows, labels]` of −log σ(x) for the labels in
+/// a row's set and −log(1 − σ(x)) for the others, over `divisor`; a scalar.
+pub(crate) fn binary_cross_entropy(tape: &Tape, logits: &Tensor, sets: &[Vec<u32>], divisor: f64) -> Result<Tensor> {
+    let hot = binary_cross_entropy::hot(sets, logits.dims2()?)?;
+    if logits.device().is_cpu() {
+        tape.apply1(binary_cross_entropy::BinaryCrossEntropy { hot, divisor }, logits)
+    } else {
+        composed::binary_cross_entropy(logits, hot, divisor)
+    }
+}
+
+/// The sum of the squared differences between `outputs` `[rows, 1]` and the values, over `divisor`; a scalar.
+pub(crate) fn squared_error(tape: &Tape, outputs: &Tensor, values: &[f32], divisor: f64) -> Result<Tensor> {
+    if outputs.dims2()? != (values.len(), 1) {
+        bail!("squared error: outputs {:?} do not fit {} values", outputs.shape(), values.len());
+    }
+    if outputs.device().is_cpu() {
+        tape.apply1(squared_error::SquaredError { values: values.to_vec(), divisor }, outputs)
+    } else {
+        composed::squared_error(outputs, values, divisor)
+    }
+}
+
+/// The loss of the scores `x weightᵀ` against the label indices; a scalar. x `[rows, hidden]`, weight `[words, hidden]`. The
+/// processor never has the scores of all rows in memory.
+pub(crate) fn words_loss(tape: &Tape, x: &Tensor, weight: &Tensor, labels: &[u32], loss: &Loss) -> Result<Tensor> {
+    if x.device().is_cpu() {
+        let (labels, loss, precision) = (labels.to_vec(), loss.clone(), tape.precision());
+        tape.apply2(words_loss::WordsLoss { labels, loss, precision }, x, weight)
+    } else {
+        composed::cross_entropy(&composed::linear(x, weight, None)?, labels, loss)
     }
 }
 

@@ -25,7 +25,7 @@ impl Network {
     /// # Errors
     /// A value is not finite, or the file cannot be written.
     pub fn write_state(&self, path: &Path) -> Result<(), ModelError> {
-        tensor_file::write(path, &self.state()?)
+        tensor_file::write(path, &self.state()?, &[])
     }
 
     /// Replaces the trained tensors by those of a state file. On an error nothing has changed.
@@ -84,7 +84,7 @@ impl Network {
             }
             check_finite("the update", &tensor.name, &tensor.values)?;
         }
-        tensor_file::write(out, &delta)
+        tensor_file::write(out, &delta, &[])
     }
 
     /// The trained tensors.

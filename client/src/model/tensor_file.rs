@@ -17,6 +17,15 @@ pub(crate) struct Named {
     pub(crate) values: Vec<f32>,
 }
 
+/// A named tensor of any type, as a file has it.
+#[derive(Debug, Clone)]
+pub(crate) struct Copied {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
 /// As in the safetensors format.
 const MAX_HEADER: u64 = 100_000_000;
 
@@ -114,6 +123,19 @@ impl TensorFile {
         Ok(values)
     }
 
+    /// A tensor as it is, under another name.
+    ///
+    /// # Errors
+    /// Absent, or the file cannot be read.
+    pub(crate) fn copy(&mut self, name: &str, new_name: &str) -> Result<Copied, ModelError> {
+        let Some(info) = self.header.info(name).cloned() else {
+            let (path, expected) = (self.path.clone(), Vec::new());
+            return Err(ModelError::TensorMissing { path, name: name.into(), expected });
+        };
+        let bytes = self.bytes(&info)?;
+        Ok(Copied { name: new_name.into(), dtype: info.dtype, shape: info.shape, bytes })
+    }
+
     fn bytes(&mut self, info: &TensorInfo) -> Result<Vec<u8>, ModelError> {
         let (start, end) = info.data_offsets;
         let mut bytes = vec![0; end - start];
@@ -134,8 +156,8 @@ pub(crate) fn check_finite(place: &str, name: &str, values: &[f32]) -> Result<()
     }
 }
 
-/// Writes f32 tensors, in the order of their names.
-pub(crate) fn write(path: &Path, tensors: &[Named]) -> Result<(), ModelError> {
+/// Writes f32 tensors, and others as they were read.
+pub(crate) fn write(path: &Path, tensors: &[Named], copied: &[Copied]) -> Result<(), ModelError> {
     let failed = |e: safetensors::SafeTensorError| ModelError::Write {
         path: path.to_path_buf(),
         source: match e {
@@ -145,13 +167,38 @@ pub(crate) fn write(path: &Path, tensors: &[Named]) -> Result<(), ModelError> {
     };
     let bytes: Vec<Vec<u8>> =
         tensors.iter().map(|tensor| tensor.values.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
-    let views = tensors
-        .iter()
-        .zip(&bytes)
-        .map(|(tensor, bytes)| Ok((tensor.name.as_str(), TensorView::new(Dtype::F32, tensor.shape.clone(), bytes)?)))
+    let own = tensors.iter().zip(&bytes).map(|(tensor, bytes)| (&tensor.name, Dtype::F32, &tensor.shape, bytes));
+    let views = own
+        .chain(copied.iter().map(|tensor| (&tensor.name, tensor.dtype, &tensor.shape, &tensor.bytes)))
+        .map(|(name, dtype, shape, bytes)| Ok((name.as_str(), TensorView::new(dtype, shape.clone(), bytes)?)))
         .collect::<Result<Vec<_>, _>>()
         .map_err(failed)?;
     // Readers outside this project look for the framework's name.
     let format = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::serialize_to_file(views, Some(format), path).map_err(failed)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copied_tensor_keeps_type_and_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let (base, out) = (folder.path().join("base"), folder.path().join("out"));
+        let counter = 17i64.to_le_bytes();
+        let view = TensorView::new(Dtype::I64, vec![], &counter).unwrap();
+        safetensors::serialize_to_file([("norm.num_batches_tracked", view)], None, &base).unwrap();
+        let mut base = TensorFile::open(&base).unwrap();
+        let copied = base.copy("norm.num_batches_tracked", "model.norm.num_batches_tracked").unwrap();
+        let weight = Named { name: "weight".into(), shape: vec![3], values: vec![1.0, 2.0, 3.0] };
+        write(&out, &[weight], &[copied]).unwrap();
+        let bytes = std::fs::read(&out).unwrap();
+        let found = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let tensor = found.tensor("model.norm.num_batches_tracked").unwrap();
+        assert_eq!((tensor.dtype(), tensor.shape(), tensor.data()), (Dtype::I64, &[][..], &counter[..]));
+        assert_eq!(TensorFile::open(&out).unwrap().read("weight", &[3]).unwrap(), [1.0, 2.0, 3.0]);
+        assert!(base.copy("absent", "absent").is_err());
+    }
 }

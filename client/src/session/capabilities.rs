@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use fedtune_config::job::{Task, TaskKind};
 use fedtune_config::site::{DeviceKind, Duplicates};
 use fedtune_proto::v1::{Capabilities, LabelCount};
 
 use super::work::Site;
-use crate::data::{self, Columns, DataError, LabelMap};
+use crate::data::{self, Columns, DataError, TargetReader};
 
 pub(super) fn of(site: &Site) -> Result<Capabilities, DataError> {
     let device = match site.config.device.kind {
@@ -15,14 +16,14 @@ pub(super) fn of(site: &Site) -> Result<Capabilities, DataError> {
     };
     let mut label_counts = Vec::new();
     if let (true, Some(train)) = (site.config.policy.share_label_counts, &site.config.data.train) {
-        let named = |column: &Option<String>, default: &str| column.clone().unwrap_or_else(|| default.into());
-        let columns = Columns {
-            text: named(&site.config.data.text_column, "text"),
-            label: named(&site.config.data.label_column, "label"),
-            group: None,
-        };
-        let labels = data::labels_in(train, &columns)?;
-        let (mut rows, mut report) = data::read(train, &columns, &LabelMap::new(&labels, &BTreeMap::new())?)?;
+        let image = site.config.data.image_column.as_deref().unwrap_or("image");
+        let images = data::holds_images(train, image)?;
+        let kind = if images { TaskKind::ImageClassification } else { TaskKind::TextClassification };
+        let mut task = Task::new(kind, Vec::new());
+        let columns = Columns::of(&task, &(&site.config.data).into());
+        task.labels = data::labels_in(train, &columns, &task)?;
+        let (mut rows, mut report) = data::read(train, &columns, &TargetReader::new(&task, &BTreeMap::new())?)?;
+        let labels = task.labels;
         if site.config.data.duplicates == Duplicates::Remove {
             rows = report.remove_duplicates(&rows);
         }

@@ -217,10 +217,8 @@ impl Running {
             }
             TaskKind::Evaluate => {
                 let sums = self.compute(turn, move |observer| site.evaluate(&job, &model, &state, observer)).await?;
-                info!(round = self.id.round, accuracy = sums.accuracy(), "state scored");
-                let evaluation =
-                    v1::Evaluation { examples: sums.examples, loss_sum: sums.loss_sum, confusion: sums.confusion };
-                let outcome = Outcome::Evaluated(v1::EvaluatedState { evaluation: Some(evaluation) });
+                info!(round = self.id.round, examples = sums.examples, measures = ?sums.measures(), "state scored");
+                let outcome = Outcome::Evaluated(v1::EvaluatedState { evaluation: Some(sums.into()) });
                 Ok(Report { outcome, bytes_down, bytes_up: 0 })
             }
             TaskKind::Unspecified => {

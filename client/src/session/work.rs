@@ -8,7 +8,7 @@ use fedtune_config::site::Duplicates;
 use fedtune_config::{ConfigError, SiteConfig};
 use fedtune_proto::v1;
 
-use crate::data::{self, Columns, DataError, DataReport, LabelMap, Rows, Sampling};
+use crate::data::{self, Columns, DataError, DataReport, Rows, Sampling, TargetReader};
 use crate::finetune::{self, FinetuneError, FitReport, Observer, Plan};
 use crate::model::{Classifier, ModelError, ModelSpec};
 
@@ -52,7 +52,7 @@ impl WorkError {
                 | Self::Data(_)
                 | Self::NoData(_)
                 | Self::Malformed(_)
-                | Self::Finetune(FinetuneError::NothingPretrained { .. })
+                | Self::Finetune(FinetuneError::NothingPretrained { .. } | FinetuneError::OtherTargets)
         )
     }
 
@@ -90,7 +90,7 @@ impl Site {
     ) -> Result<FitReport, WorkError> {
         let data = &self.config.data;
         let sampling = Sampling { per_label: data.per_label, oversample: data.oversample };
-        let rows = sampling.apply(self.rows(job)?.0, job.training.seed);
+        let rows = sampling.apply(self.rows(job)?.0, job.training.seed)?;
         let mut classifier = Classifier::load(model, &ModelSpec::from(job), &self.device)?;
         classifier.load_state(state)?;
         let steps = job.training.steps_per_round(rows.len());
@@ -143,8 +143,8 @@ impl Site {
     }
 
     fn read(&self, job: &Job, path: &Path, columns: &Columns) -> Result<(Rows, DataReport), WorkError> {
-        let labels = LabelMap::new(&job.task.labels, &self.config.data.labels)?;
-        let (rows, report) = data::read(path, columns, &labels)?;
+        let targets = TargetReader::new(&job.task, &self.config.data.labels)?;
+        let (rows, report) = data::read(path, columns, &targets)?;
         if report.skipped() > 0 {
             tracing::warn!("{report}");
         }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use fedtune_client::model::ModelSpec;
+use fedtune_client::model::{ModelSpec, Objective, Reads};
 use fedtune_config::job::{Lora, Precision, Trainable};
 use serde_json::{Value, json};
 
@@ -20,6 +20,7 @@ pub(crate) fn labels() -> Vec<String> {
 
 pub(crate) fn spec() -> ModelSpec {
     ModelSpec {
+        objective: Objective::Class,
         labels: labels(),
         trainable: Trainable::Full,
         lora: Lora::default(),
@@ -27,6 +28,9 @@ pub(crate) fn spec() -> ModelSpec {
         dropout: 0.1,
         seed: 1,
         max_length: 16,
+        template: String::new(),
+        reads: Reads::Texts,
+        freeze_batch_norm: false,
     }
 }
 

@@ -4,12 +4,15 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
+pub use augmentation::Augmentation;
 pub use class_weights::ClassWeights;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::task::{Task, TaskKind, unread};
 use super::{range, unit};
 use crate::error::Problems;
 
+mod augmentation;
 mod class_weights;
 
 /// Which tensors are trained; the others stay as they are in the base model and are never sent.
@@ -176,6 +179,13 @@ pub struct Training {
     pub focal_gamma: f64,
     /// Probability that a token of a training text is left out, drawn anew each time the text is used.
     pub token_dropout: f64,
+    /// How training images are changed each time they are used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub augmentation: Option<Augmentation>,
+    /// Whether the batch norms of an image model keep the base model's running mean and variance, and go by them in training
+    /// too, as suits small batches and sites that differ much.
+    #[serde(skip_serializing_if = "is_false")]
+    pub freeze_batch_norm: bool,
     /// How far a site's loss allows for the labels it happens to have: this times the logarithm of each label's share is
     /// added to the logits in training. 0 is plain cross-entropy; 1 allows for them in full.
     pub logit_adjustment: f64,
@@ -217,6 +227,8 @@ impl Default for Training {
             class_weights: None,
             focal_gamma: 0.0,
             token_dropout: 0.0,
+            augmentation: None,
+            freeze_batch_norm: false,
             logit_adjustment: 0.0,
             label_shares: Vec::new(),
             seed: 42,
@@ -224,6 +236,10 @@ impl Default for Training {
             lora: None,
         }
     }
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// How much a site works in one round.
@@ -254,9 +270,28 @@ impl Training {
 }
 
 impl Training {
-    /// Tells what is wrong with it, for a classifier of so many labels.
-    pub(super) fn validate(&self, p: &mut Problems, labels: usize) {
-        let t = self;
+    /// Refuses what the loss or the batches of this kind of task have no place for.
+    fn check_fit(&self, p: &mut Problems, kind: TaskKind) {
+        let (rows, words) = (kind.has_one_label(), kind == TaskKind::TokenClassification);
+        for (field, given, used) in [
+            ("training.label_smoothing", self.label_smoothing != 0.0, rows || words),
+            ("training.focal_gamma", self.focal_gamma != 0.0, rows || words),
+            ("training.class_weights", self.class_weights.is_some(), rows || words),
+            ("training.logit_adjustment", self.logit_adjustment != 0.0, rows),
+            ("training.label_shares", !self.label_shares.is_empty(), rows),
+            ("training.token_dropout", self.token_dropout != 0.0, kind.reads_text()),
+            ("training.length_grouped", self.length_grouped, !kind.reads_images()),
+            ("training.augmentation", self.augmentation.is_some(), kind.reads_images()),
+            ("training.freeze_batch_norm", self.freeze_batch_norm, kind.reads_images()),
+        ] {
+            p.check(!given || used, field, || unread(kind));
+        }
+    }
+
+    /// Tells what is wrong with it for a task.
+    pub(super) fn validate(&self, p: &mut Problems, task: &Task) {
+        let (t, labels) = (self, task.labels.len());
+        self.check_fit(p, task.kind);
         p.check(
             t.learning_rate.is_finite() && t.learning_rate > 0.0 && t.learning_rate <= 10.0,
             "training.learning_rate",
@@ -282,12 +317,15 @@ impl Training {
         ] {
             p.check(found.is_finite() && found >= 0.0, field, || format!("found {found}; expected 0 (off) or more"));
         }
-        if let Some(weights) = &t.class_weights {
+        if let Some(weights) = t.class_weights.as_ref().filter(|_| task.kind.has_labels()) {
             weights.validate(p, labels, t.logit_adjustment);
         }
         unit(p, "training.token_dropout", t.token_dropout, false);
+        if let Some(augmentation) = &t.augmentation {
+            augmentation.validate(p);
+        }
         unit(p, "training.logit_adjustment", t.logit_adjustment, true);
-        if !t.label_shares.is_empty() {
+        if !t.label_shares.is_empty() && task.kind.has_one_label() {
             let shares = t.label_shares.len();
             p.check(shares == labels, "training.label_shares", || {
                 format!("found {shares} numbers; expected one for each of the {labels} labels")

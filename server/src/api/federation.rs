@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::pin::Pin;
 
 use fedtune_proto::digest::ArtifactRef;
+use fedtune_proto::evaluation::{Evaluation, Form};
 use fedtune_proto::recipe::{ExportRecipe, TensorSource};
 use fedtune_proto::v1::federation_server::Federation;
 use fedtune_proto::v1::report_result_request::Outcome;
@@ -88,10 +89,10 @@ impl Service {
         &self,
         site: &str,
         turn: Turn,
-        expected: (Option<ArtifactRef>, usize, u64),
+        expected: (Option<ArtifactRef>, Form, u64),
         request: v1::ReportResultRequest,
     ) -> Result<(Event, Option<String>), Status> {
-        let (state, labels, examples_max) = expected;
+        let (state, form, examples_max) = expected;
         let site = site.to_owned();
         let quarantine = |site: String, reason: String| (Event::Failed { site, turn, reason, refused: false }, None);
         let outcome = request.outcome.ok_or_else(|| Status::invalid_argument("the outcome is missing"))?;
@@ -143,7 +144,7 @@ impl Service {
                 }
             }
             (Outcome::Evaluated(evaluated), Work::Evaluate, _) => {
-                match wire::sums(evaluated.evaluation.unwrap_or_default(), labels, examples_max) {
+                match Evaluation::checked(evaluated.evaluation.unwrap_or_default(), form, examples_max) {
                     Ok(sums) => (Event::Evaluated { site, turn, sums }, None),
                     Err(reason) => quarantine(site, reason),
                 }
@@ -231,8 +232,8 @@ impl Federation for Service {
         let expected = self.coordinator.expect(site.clone(), job.clone(), turn).await.map_err(wire::gone)?;
         let answer = match expected.map_err(wire::storage)? {
             Expected::Answered(answer) => answer,
-            Expected::Open { state, labels, examples_max } => {
-                let (event, recipe) = self.event(&site, turn, (state, labels, examples_max), request).await?;
+            Expected::Open { state, form, examples_max } => {
+                let (event, recipe) = self.event(&site, turn, (state, form, examples_max), request).await?;
                 let report = self.coordinator.report(site, job, turn, event, recipe);
                 report.await.map_err(wire::gone)?.map_err(wire::storage)?
             }

@@ -5,7 +5,7 @@ use fedtune_proto::v1;
 use tonic::Status;
 
 use crate::coordinator::{Activity, Directive, JobSnapshot, Rejected, SiteSnapshot, Task};
-use crate::round::{EvaluationSums, RoundRecord, Turn, Work};
+use crate::round::{RoundRecord, Turn, Work};
 use crate::store::StoreError;
 use crate::store::records::{BaseFile, JobRecord, JobStatus};
 
@@ -94,26 +94,6 @@ pub(super) fn activity(turn: Turn, wire: &v1::ReportProgressRequest) -> Activity
     }
 }
 
-/// The sums of an evaluation over so many labels, if they are consistent.
-pub(super) fn sums(wire: v1::Evaluation, labels: usize, examples_max: u64) -> Result<EvaluationSums, String> {
-    let v1::Evaluation { examples, loss_sum, confusion } = wire;
-    let counted = confusion.iter().try_fold(0_u64, |sum, count| sum.checked_add(*count));
-    if confusion.len() != labels * labels {
-        return Err(format!("the confusion matrix has {} counts; expected {labels} x {labels}", confusion.len()));
-    }
-    if counted != Some(examples) || examples == 0 {
-        return Err(format!("the confusion counts do not add up to the {examples} examples claimed"));
-    }
-    if examples > examples_max {
-        return Err(format!("the evaluation claims {examples} examples; expected at most {examples_max}"));
-    }
-    // A mean of a million nats is past anything a logit in f32 gives on purpose.
-    if !(0.0..=1e6 * examples as f64).contains(&loss_sum) {
-        return Err(format!("the sum of losses is {loss_sum}; expected 0 to a million for each example"));
-    }
-    Ok(EvaluationSums { examples, loss_sum, confusion })
-}
-
 fn summary(record: &JobRecord, rounds_done: u32) -> v1::JobSummary {
     let status = match record.status {
         JobStatus::Queued => v1::JobStatus::Queued,
@@ -156,9 +136,7 @@ pub(super) fn snapshot(snapshot: JobSnapshot) -> v1::ShowJobResponse {
 fn round(record: RoundRecord) -> v1::RoundSummary {
     let scores = record.evaluation().map(|sums| v1::Scores {
         examples: sums.examples,
-        accuracy: sums.accuracy(),
-        macro_f1: sums.macro_f1(),
-        loss: sums.loss(),
+        measures: sums.measures().into_iter().map(|(name, value)| v1::Measure { name: name.into(), value }).collect(),
     });
     let sites = record.sites.into_iter().map(|(site, share)| v1::SiteRound {
         site,
@@ -202,26 +180,6 @@ pub(super) fn site(snapshot: SiteSnapshot) -> v1::SiteSummary {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    #[test]
-    fn sums_that_do_not_add_up_are_named() {
-        let wire =
-            |examples, loss_sum, confusion: &[u64]| v1::Evaluation { examples, loss_sum, confusion: confusion.into() };
-        assert!(sums(wire(4, 1.5, &[1, 1, 0, 2]), 2, 10).is_ok());
-        for (wrong, expected) in [
-            (wire(4, 1.5, &[1, 1, 2]), "expected 2 x 2"),
-            (wire(5, 1.5, &[1, 1, 0, 2]), "add up to the 5 examples"),
-            (wire(0, 0.0, &[0, 0, 0, 0]), "add up"),
-            (wire(4, f64::NAN, &[1, 1, 0, 2]), "sum of losses"),
-            (wire(4, -1.0, &[1, 1, 0, 2]), "sum of losses"),
-            (wire(1, 1.0, &[u64::MAX, 2, 0, 0]), "add up"),
-            (wire(11, 1.0, &[11, 0, 0, 0]), "at most 10"),
-            (wire(4, 1e9, &[1, 1, 0, 2]), "sum of losses"),
-        ] {
-            let reason = sums(wrong, 2, 10).expect_err(expected);
-            assert!(reason.contains(expected), "{reason}");
-        }
-    }
 
     proptest! {
         #[test]

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use fedtune_config::job::Metric;
 use fedtune_config::{Job, demo};
 use fedtune_proto::folder::ADAPTER_CONFIG;
 use fedtune_proto::v1::ShowJobResponse;
@@ -12,7 +13,7 @@ use time::macros::format_description;
 use super::watch::View;
 use super::{Output, print_json, table};
 use crate::simulate::partition::{Partition, Table};
-use crate::simulate::report::Report;
+use crate::simulate::report::{Report, Score};
 use crate::simulate::{self, Observer, SimulateError, Simulation};
 
 /// Run a whole federation on this machine, out of the real programs.
@@ -141,7 +142,7 @@ impl Simulate {
                     .model
                     .as_ref()
                     .ok_or_else(|| usage("--model is missing; expected a Hugging Face folder, or a job with --job"))?;
-                let labels = Table::read(&train, "label")?.labels()?;
+                let labels = Table::read(&train, Some("label"))?.labels()?;
                 let mut job = Job::classify("simulation", model, labels.keys().cloned().collect());
                 // What few rounds with differing sites want; on skewed splits it was the best of the recipes tried.
                 job.training.epochs = Some(SIMULATED_EPOCHS);
@@ -192,29 +193,35 @@ impl Simulate {
 
 /// The table at the end.
 fn summary(report: &Report) -> String {
-    let score = |value: f64| format!("{:.1} %", 100.0 * value);
+    let shown = |score: Score| match score.metric {
+        Metric::Accuracy => format!("{:.1} %", 100.0 * score.value),
+        _ => format!("{:.4}", score.value),
+    };
     let mut rows: Vec<[String; 2]> = Vec::new();
-    let best = report.best.map(|best| best.accuracy);
+    let best = report.best.map(|best| best.score);
     if let Some(baselines) = &report.baselines {
-        rows.extend(baselines.local.iter().map(|local| [format!("{} alone", local.site), score(local.accuracy)]));
+        rows.extend(baselines.local.iter().map(|local| [format!("{} alone", local.site), shown(local.score)]));
     }
     match report.best {
         Some(best) => rows.push([
             format!("federated, {} rounds (best: round {})", report.rounds.len(), best.round),
-            score(best.accuracy),
+            shown(best.score),
         ]),
         None => rows.push([format!("federated, {} rounds", report.rounds.len()), "not evaluated".into()]),
     }
     if let Some(baselines) = &report.baselines {
-        rows.push(["all data pooled (what sites may not do)".into(), score(baselines.pooled.accuracy)]);
+        rows.push(["all data pooled (what sites may not do)".into(), shown(baselines.pooled.score)]);
     }
-    let mut text = table::layout(["MODEL", "ACCURACY"], rows);
+    let title = best.map_or("SCORE".into(), |best| best.metric.name().replace('_', " ").to_uppercase());
+    let mut text = table::layout(["MODEL", &title], rows);
     if let (Some(best), Some(baselines)) = (best, &report.baselines) {
-        let alone = baselines.local.iter().map(|local| local.accuracy).fold(0.0, f64::max);
-        let verdict = match best > alone {
-            true => {
-                format!("The federated model beats every site alone, by {:.1} points or more.", 100.0 * (best - alone))
+        let score = |score: Score| score.metric.score(score.value);
+        let lead = baselines.local.iter().map(|local| score(best) - score(local.score)).fold(f64::INFINITY, f64::min);
+        let verdict = match lead > 0.0 {
+            true if best.metric == Metric::Accuracy => {
+                format!("The federated model beats every site alone, by {:.1} points or more.", 100.0 * lead)
             }
+            true => format!("The federated model beats every site alone, by {lead:.4} or more."),
             false => "Here the federated model does not beat every site alone.".into(),
         };
         text += &format!("\n{verdict}\n");

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use fedtune_proto::v1::{RoundSummary, ShowJobResponse, SiteActivity};
+use fedtune_proto::v1::{Measure, RoundSummary, Scores, ShowJobResponse, SiteActivity};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tonic::{Code, Status};
 
@@ -154,8 +154,9 @@ fn round_line(round: &RoundSummary, total: u32) -> String {
     let examples: u64 = round.sites.iter().map(|site| site.examples).sum();
     let mut line = format!("round {}/{total}: {} sites, {examples} examples", round.round, round.sites.len());
     if let Some(scores) = &round.scores {
-        let _ =
-            write!(line, ", accuracy {:.4}, macro-F1 {:.4}, loss {:.4}", scores.accuracy, scores.macro_f1, scores.loss);
+        for Measure { name, value } in &scores.measures {
+            let _ = write!(line, ", {} {value:.4}", title(name));
+        }
     }
     let _ = write!(line, ", {:.1} s", round.wall_seconds);
     for problem in &round.problems {
@@ -176,18 +177,32 @@ pub(super) fn describe(shown: &ShowJobResponse) -> String {
         let _ = writeln!(text, "best    round {}", summary.best_round);
     }
     text.push('\n');
+    // The two most important measures beside the loss.
+    let measures = shown.rounds.iter().filter_map(|round| round.scores.as_ref()).flat_map(|scores| &scores.measures);
+    let mut names = measures.map(|measure| measure.name.as_str()).filter(|name| *name != "loss");
+    let first = names.next().unwrap_or("score").to_owned();
+    let second = names.find(|name| *name != first).unwrap_or("-").to_owned();
+    let measure = |scores: Option<&Scores>, name: &str| {
+        scores?.measures.iter().find(|measure| measure.name == name).map(|measure| measure.value)
+    };
     let rows = shown.rounds.iter().map(|round| {
         let scores = round.scores.as_ref();
         let score = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.4}"));
         [
             round.round.to_string(),
             round.sites.len().to_string(),
-            score(scores.map(|scores| scores.accuracy)),
-            score(scores.map(|scores| scores.macro_f1)),
-            score(scores.map(|scores| scores.loss)),
+            score(measure(scores, &first)),
+            score(measure(scores, &second)),
+            score(measure(scores, "loss")),
             format!("{:.1}", round.wall_seconds),
             round.state_digest.chars().take(16).collect(),
         ]
     });
-    text + &table::layout(["ROUND", "SITES", "ACCURACY", "MACRO-F1", "LOSS", "SECONDS", "STATE"], rows)
+    let (one, other) = (title(&first).to_uppercase(), title(&second).to_uppercase());
+    text + &table::layout(["ROUND", "SITES", &one, &other, "LOSS", "SECONDS", "STATE"], rows)
+}
+
+/// What a measure is called for people.
+fn title(name: &str) -> String {
+    name.replace("_f1", "-F1").replace('_', " ")
 }

@@ -1,6 +1,7 @@
 //! How the rest of the aggregator talks to the coordinator.
 
 use fedtune_proto::digest::{ArtifactRef, Digest};
+use fedtune_proto::evaluation::Form;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::sessions::{About, Opened};
@@ -40,8 +41,8 @@ pub enum Expected {
     Open {
         /// The state the turn started from.
         state: Option<ArtifactRef>,
-        /// Number of labels.
-        labels: usize,
+        /// What an evaluation counts.
+        form: Form,
         /// Most examples an update may claim.
         examples_max: u64,
     },

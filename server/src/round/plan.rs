@@ -45,7 +45,7 @@ impl Plan {
             deadline_ms: job.rounds.deadline.0.as_millis().try_into().unwrap_or(u64::MAX),
             attempts: job.rounds.attempts,
             by: job.evaluation.by,
-            metric: job.evaluation.metric,
+            metric: job.metric(),
             patience: job.evaluation.patience,
             min_delta: job.evaluation.min_delta,
             seed: job.training.seed,
@@ -83,16 +83,12 @@ impl Plan {
     /// The better of what was best and a new round. Without an evaluation the newer round is taken.
     pub(super) fn better(&self, best: Option<Best>, record: &RoundRecord) -> Option<Best> {
         let Some(sums) = record.evaluation() else {
-            let unscored = Best { round: record.round, accuracy: None, score: None };
+            let unscored = Best { round: record.round, score: None };
             return best.filter(|best| best.score.is_some()).or(Some(unscored));
         };
         // Larger is better from here on.
-        let score = match self.metric {
-            Metric::Accuracy => sums.accuracy(),
-            Metric::MacroF1 => sums.macro_f1(),
-            Metric::Loss => -sums.loss(),
-        };
-        let candidate = Best { round: record.round, accuracy: Some(sums.accuracy()), score: Some(score) };
+        let score = sums.measure(self.metric.name()).map_or(f64::NAN, |value| self.metric.score(value));
+        let candidate = Best { round: record.round, score: Some(score) };
         match best.and_then(|best| best.score) {
             // A score that is not a number never beats one that is.
             Some(old) if score.is_nan() || score <= old + self.min_delta => best,

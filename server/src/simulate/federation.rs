@@ -13,6 +13,7 @@ use tokio::process::{Child, Command};
 
 use super::SimulateError;
 use super::partition::{Shard, Table};
+use super::report::Score;
 use crate::coordinator::now_ms;
 use crate::operator::Operator;
 use crate::pki::{Authority, Identity, Role};
@@ -230,7 +231,7 @@ impl Federation {
         self.root.join("sites").join(&shard.site).join(format!("train.{}", self.ending))
     }
 
-    /// Fine-tunes without a federation, with the budget of the whole job. Returns the accuracy on the test file.
+    /// Fine-tunes without a federation, with the budget of the whole job. Returns the score on the test file.
     pub(super) async fn finetune(
         &self,
         job: &Job,
@@ -238,7 +239,7 @@ impl Federation {
         test: &Path,
         name: &str,
         logs: &Path,
-    ) -> Result<f64, SimulateError> {
+    ) -> Result<Score, SimulateError> {
         let folder = self.root.join("baselines").join(name);
         std::fs::create_dir_all(&folder).map_err(SimulateError::file(&folder))?;
         let path = folder.join("job.toml");
@@ -255,9 +256,10 @@ impl Federation {
         }
         let status = child.wait().await.map_err(SimulateError::file(logs))?;
         let report: Option<serde_json::Value> = text.lines().last().and_then(|line| serde_json::from_str(line).ok());
-        let accuracy = report.and_then(|report| report["evaluation"]["accuracy"].as_f64());
+        let metric = job.task.kind.metrics()[0];
+        let value = report.and_then(|report| report["evaluation"][metric.name()].as_f64());
         let failed = self.process_error(&what, &format!("ended ({status})"));
-        accuracy.filter(|_| status.success()).ok_or(failed)
+        value.filter(|_| status.success()).map(|value| Score { metric, value }).ok_or(failed)
     }
 }
 

@@ -64,7 +64,7 @@ pub struct Table {
     /// The CSV header; `None` for JSONL.
     header: Option<csv::ByteRecord>,
     rows: Vec<RawRow>,
-    label_column: String,
+    label_column: Option<String>,
 }
 
 #[derive(Debug)]
@@ -74,14 +74,18 @@ enum RawRow {
 }
 
 impl Table {
-    /// Reads a CSV or, by its ending, a JSONL file.
+    /// Reads a CSV or, by its ending, a JSONL file. Without a label column rows are not told apart by labels.
     ///
     /// # Errors
     /// The file cannot be read, or lacks the label column.
-    pub fn read(path: &Path, label_column: &str) -> Result<Self, SimulateError> {
+    pub fn read(path: &Path, label_column: Option<&str>) -> Result<Self, SimulateError> {
         let data = |reason: String| SimulateError::Data { path: path.to_path_buf(), reason };
-        let mut table =
-            Self { path: path.to_path_buf(), header: None, rows: Vec::new(), label_column: label_column.into() };
+        let mut table = Self {
+            path: path.to_path_buf(),
+            header: None,
+            rows: Vec::new(),
+            label_column: label_column.map(str::to_owned),
+        };
         if path.extension().is_some_and(|ending| ending == "jsonl") {
             let text = std::fs::read(path).map_err(|e| data(format!("cannot be read: {e}")))?;
             for line in String::from_utf8_lossy(&text).lines().filter(|line| !line.trim().is_empty()) {
@@ -97,7 +101,7 @@ impl Table {
                 .from_path(path)
                 .map_err(|e| data(format!("cannot be read: {e}; check the path and its permissions")))?;
             table.header = Some(reader.byte_headers().map_err(|e| data(format!("has no header: {e}")))?.clone());
-            table.column(label_column)?;
+            label_column.map(|label| table.column(label)).transpose()?;
             for row in reader.into_byte_records() {
                 table.rows.push(RawRow::Csv(row.map_err(|e| data(e.to_string()))?));
             }
@@ -114,10 +118,18 @@ impl Table {
     /// The label column is absent.
     pub fn labels(&self) -> Result<BTreeMap<String, usize>, SimulateError> {
         let mut counts = BTreeMap::new();
-        for label in self.values(&self.label_column)?.into_iter().filter(|label| !label.is_empty()) {
+        for label in self.label_values()?.into_iter().filter(|label| !label.is_empty()) {
             *counts.entry(label).or_default() += 1;
         }
         Ok(counts)
+    }
+
+    /// The label of each row; empty where there is no label column.
+    fn label_values(&self) -> Result<Vec<String>, SimulateError> {
+        match &self.label_column {
+            Some(label) => self.values(label),
+            None => Ok(vec![String::new(); self.rows.len()]),
+        }
     }
 
     fn column(&self, name: &str) -> Result<Option<usize>, SimulateError> {
@@ -197,7 +209,10 @@ pub struct Shard {
 impl Shard {
     /// Its size and labels in words.
     pub fn describe(&self, table: &Table) -> String {
-        let labels = table.values(&table.label_column).unwrap_or_default();
+        if table.label_column.is_none() {
+            return format!("{} rows", self.rows.len());
+        }
+        let labels = table.label_values().unwrap_or_default();
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for row in &self.rows {
             *counts.entry(labels.get(*row).map_or("", String::as_str)).or_default() += 1;
@@ -219,6 +234,9 @@ impl Partition {
         if let Self::Column(name) = self {
             return by_column(&table.values(name)?, name, sites);
         }
+        if matches!(self, Self::Dirichlet(_)) && table.label_column.is_none() {
+            return usage(format!("{self} deals rows by their labels, which this kind of task does not have; use iid"));
+        }
         let sites = sites.unwrap_or(3);
         if sites == 0 || rows / sites < ROWS_MIN {
             return usage(format!(
@@ -228,7 +246,7 @@ impl Partition {
         for draw in 0..DRAWS_MAX {
             let mut random = stream(seed, draw);
             let mut shards = match self {
-                Self::Dirichlet(alpha) => dirichlet(&table.values(&table.label_column)?, sites, *alpha, &mut random),
+                Self::Dirichlet(alpha) => dirichlet(&table.label_values()?, sites, *alpha, &mut random),
                 Self::Iid | Self::Column(_) => iid(rows, sites, &mut random),
             };
             if shards.iter().all(|shard| shard.len() >= ROWS_MIN) {
@@ -337,7 +355,7 @@ mod tests {
             text += &format!("\"note, {i}\",{label},Ward {}\n", i % 4);
         }
         std::fs::write(&path, text).unwrap();
-        let table = Table::read(&path, "label").unwrap();
+        let table = Table::read(&path, Some("label")).unwrap();
         (folder, table)
     }
 

@@ -1,10 +1,12 @@
 //! report.json: what a simulation writes down. A stable interface, documented in `docs/report.md`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use fedtune_config::Job;
+use fedtune_config::job::Metric;
 use fedtune_proto::{v1, version};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::SimulateError;
@@ -59,14 +61,11 @@ pub struct RoundReport {
 }
 
 /// Scores of a state.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct EvaluationReport {
-    /// Share of examples labelled rightly.
-    pub accuracy: f64,
-    /// Unweighted mean of the labels' F1.
-    pub macro_f1: f64,
-    /// Mean cross-entropy.
-    pub loss: f64,
+    /// The measures of the kind of task, by the names that jobs have for them.
+    #[serde(flatten)]
+    pub measures: BTreeMap<String, f64>,
     /// Number of examples.
     pub examples: u64,
 }
@@ -93,8 +92,24 @@ pub struct SiteReport {
 pub struct BestReport {
     /// The round.
     pub round: u32,
-    /// Its accuracy.
-    pub accuracy: f64,
+    /// What it scores.
+    #[serde(flatten)]
+    pub score: Score,
+}
+
+/// A value of the first measure of the kind of task, under the measure's name.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Score {
+    /// The measure.
+    pub metric: Metric,
+    /// Its value.
+    pub value: f64,
+}
+
+impl Serialize for Score {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map([(self.metric.name(), self.value)])
+    }
 }
 
 /// Non-federated training with the same budget.
@@ -111,15 +126,17 @@ pub struct Baselines {
 pub struct LocalBaseline {
     /// The site.
     pub site: String,
-    /// Accuracy on the test file.
-    pub accuracy: f64,
+    /// On the test file.
+    #[serde(flatten)]
+    pub score: Score,
 }
 
 /// All rows in one place.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct PooledBaseline {
-    /// Accuracy on the test file.
-    pub accuracy: f64,
+    /// On the test file.
+    #[serde(flatten)]
+    pub score: Score,
 }
 
 impl Report {
@@ -135,7 +152,9 @@ impl Report {
         let rounds: Vec<RoundReport> = shown.rounds.iter().map(round).collect();
         let best_round = shown.summary.as_ref().map_or(0, |summary| summary.best_round);
         let best = rounds.iter().find(|round| round.round == best_round).and_then(|round| {
-            round.evaluation.map(|evaluation| BestReport { round: round.round, accuracy: evaluation.accuracy })
+            let metric = job.task.kind.metrics()[0];
+            let value = *round.evaluation.as_ref()?.measures.get(metric.name())?;
+            Some(BestReport { round: round.round, score: Score { metric, value } })
         });
         let v1::ProtocolVersion { major, minor } = version::PROTOCOL;
         let versions =
@@ -161,11 +180,9 @@ impl Report {
 }
 
 fn round(round: &v1::RoundSummary) -> RoundReport {
-    let evaluation = round.scores.map(|v1::Scores { examples, accuracy, macro_f1, loss }| EvaluationReport {
-        accuracy,
-        macro_f1,
-        loss,
-        examples,
+    let evaluation = round.scores.as_ref().map(|v1::Scores { examples, measures }| EvaluationReport {
+        measures: measures.iter().map(|measure| (measure.name.clone(), measure.value)).collect(),
+        examples: *examples,
     });
     let sites = round.sites.iter().map(|site| SiteReport {
         name: site.site.clone(),

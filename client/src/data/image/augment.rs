@@ -3,16 +3,15 @@
 //! What an image becomes depends on seed, round, step and row only. Each kind of change has draws of its own, so that
 //! turning one on leaves the others as they were.
 
+use fedtune_config::job::Augmentation as Settings;
 use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution, StandardNormal};
-use serde::{Deserialize, Serialize};
 
 use super::Pixels;
 use super::prepare::{Area, Preparation};
 
 /// How training images are changed; as it stands by default, not at all.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Augmentation {
     /// Probability that left and right are swapped.
     pub flip: f64,
@@ -48,16 +47,19 @@ impl Default for Augmentation {
     }
 }
 
-/// A setting out of range.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("augmentation.{field}: found {found}, expected {expected}")]
-pub struct AugmentationError {
-    /// The setting.
-    pub field: &'static str,
-    /// Its value.
-    pub found: f64,
-    /// What is allowed.
-    pub expected: &'static str,
+impl From<&Settings> for Augmentation {
+    fn from(settings: &Settings) -> Self {
+        Self {
+            flip: if settings.flip { 0.5 } else { 0.0 },
+            rotation: settings.rotate,
+            crop_scale: settings.crop,
+            brightness: settings.colour,
+            contrast: settings.colour,
+            saturation: settings.colour,
+            noise: settings.noise,
+            ..Self::default()
+        }
+    }
 }
 
 /// One use of one image in training.
@@ -94,35 +96,7 @@ impl Use {
 }
 
 impl Augmentation {
-    /// That every setting is in range.
-    ///
-    /// # Errors
-    /// The first that is not.
-    pub fn check(&self) -> Result<(), AugmentationError> {
-        let unit = "a number from 0 to 1";
-        for (field, found, ok, expected) in [
-            ("flip", self.flip, (0.0..=1.0).contains(&self.flip), unit),
-            ("rotation", self.rotation, (0.0..=45.0).contains(&self.rotation), "degrees from 0 to 45"),
-            (
-                "crop_scale",
-                self.crop_scale,
-                self.crop_scale > 0.0 && self.crop_scale <= 1.0,
-                "a number above 0 and at most 1",
-            ),
-            ("crop_ratio", self.crop_ratio, (1.0..=10.0).contains(&self.crop_ratio), "a number from 1 to 10"),
-            ("brightness", self.brightness, (0.0..=1.0).contains(&self.brightness), unit),
-            ("contrast", self.contrast, (0.0..=1.0).contains(&self.contrast), unit),
-            ("saturation", self.saturation, (0.0..=1.0).contains(&self.saturation), unit),
-            ("noise", self.noise, (0.0..=1.0).contains(&self.noise), unit),
-        ] {
-            if !ok {
-                return Err(AugmentationError { field, found, expected });
-            }
-        }
-        Ok(())
-    }
-
-    /// The image fitted to the network's size and changed. The settings are in range (see [`check`](Self::check)).
+    /// The image fitted to the network's size and changed. Settings out of range change less than they say.
     pub fn fit(&self, image: &Pixels, preparation: &Preparation, at: Use) -> Pixels {
         let mut fitted = match self.area(image, at) {
             Some(area) => preparation.fit_area(image, area),
@@ -263,7 +237,6 @@ mod tests {
 
     fn of(augmentation: Augmentation, at: Use) -> Pixels {
         let image = image(20, 16);
-        augmentation.check().unwrap();
         augmentation.fit(&image, &same_size(&image), at)
     }
 
@@ -409,22 +382,12 @@ mod tests {
     }
 
     #[test]
-    fn settings_are_read_and_checked() {
-        let read: Augmentation = serde_json::from_str(r#"{"flip": 0.5, "noise": 0.1}"#).unwrap();
-        assert_eq!(read, Augmentation { flip: 0.5, noise: 0.1, ..Augmentation::default() });
-        assert!(serde_json::from_str::<Augmentation>(r#"{"flips": 0.5}"#).is_err());
-        for (wrong, field) in [
-            (Augmentation { flip: 1.1, ..read }, "flip"),
-            (Augmentation { rotation: f64::NAN, ..read }, "rotation"),
-            (Augmentation { crop_scale: 0.0, ..read }, "crop_scale"),
-            (Augmentation { crop_ratio: 0.5, ..read }, "crop_ratio"),
-            (Augmentation { brightness: -0.1, ..read }, "brightness"),
-            (Augmentation { noise: f64::INFINITY, ..read }, "noise"),
-        ] {
-            let error = wrong.check().unwrap_err();
-            assert_eq!(error.field, field);
-            assert!(error.to_string().starts_with(&format!("augmentation.{field}: found ")), "{error}");
-        }
+    fn a_job_that_asks_for_nothing_changes_nothing() {
+        assert_eq!(Augmentation::from(&Settings::default()), Augmentation::default());
+        let settings = Settings { flip: true, rotate: 10.0, crop: 0.8, colour: 0.2, noise: 0.02 };
+        let found = Augmentation::from(&settings);
+        assert_eq!((found.flip, found.rotation, found.crop_scale, found.noise), (0.5, 10.0, 0.8, 0.02));
+        assert_eq!([found.brightness, found.contrast, found.saturation], [0.2; 3]);
     }
 
     proptest! {

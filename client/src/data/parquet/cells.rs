@@ -1,16 +1,16 @@
 //! The values of one column in one part, one after another.
 
 use ::parquet::column::reader::ColumnReaderImpl;
-use ::parquet::data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type};
+use ::parquet::data_type::{ByteArray, ByteArrayType, DataType, DoubleType, FloatType, Int32Type, Int64Type};
+use serde_json::Value;
 
-use super::super::MAX_TEXT;
 use super::super::error::Fault;
 use super::error::ParquetError;
-use super::null;
 use super::open::Place;
+use super::text_value;
 
 /// A column of any type. Values are read one by one, since an encoding may make many large ones of a small page.
-struct Cells<'a, T: DataType> {
+pub(super) struct Cells<'a, T: DataType> {
     place: Place<'a>,
     reader: ColumnReaderImpl<T>,
     levels: Vec<i16>,
@@ -18,7 +18,7 @@ struct Cells<'a, T: DataType> {
 }
 
 impl<'a, T: DataType> Cells<'a, T> {
-    fn new(place: Place<'a>, reader: ColumnReaderImpl<T>) -> Self {
+    pub(super) fn new(place: Place<'a>, reader: ColumnReaderImpl<T>) -> Self {
         Self { place, reader, levels: Vec::new(), values: Vec::new() }
     }
 
@@ -63,64 +63,37 @@ impl<'a> BytesCells<'a> {
     }
 }
 
-/// Whole numbers.
-pub(super) struct Numbers<'a>(Width<'a>);
-
-enum Width<'a> {
-    Narrow(Cells<'a, Int32Type>),
-    Wide(Cells<'a, Int64Type>),
-}
-
-impl<'a> Numbers<'a> {
-    pub(super) fn narrow(place: Place<'a>, reader: ColumnReaderImpl<Int32Type>) -> Self {
-        Self(Width::Narrow(Cells::new(place, reader)))
-    }
-
-    pub(super) fn wide(place: Place<'a>, reader: ColumnReaderImpl<Int64Type>) -> Self {
-        Self(Width::Wide(Cells::new(place, reader)))
-    }
-
-    fn next(&mut self) -> Result<Option<i64>, ParquetError> {
-        match &mut self.0 {
-            Width::Narrow(cells) => Ok(cells.next()?.map(i64::from)),
-            Width::Wide(cells) => cells.next(),
-        }
-    }
-}
-
 /// Labels or groups.
 pub(super) enum NameCells<'a> {
-    Text { column: &'a str, cells: BytesCells<'a> },
-    Number { column: &'a str, cells: Numbers<'a>, classes: Option<&'a [String]> },
+    Text(BytesCells<'a>),
+    Narrow { cells: Cells<'a, Int32Type>, classes: Option<&'a [String]> },
+    Wide { cells: Cells<'a, Int64Type>, classes: Option<&'a [String]> },
+    Float(Cells<'a, FloatType>),
+    Double(Cells<'a, DoubleType>),
 }
 
 impl NameCells<'_> {
-    /// The next name; a number is the name of its class where the file has names. `empty` is the fault of one without
-    /// content.
-    pub(super) fn next(&mut self, empty: Fault) -> Result<Result<String, Fault>, ParquetError> {
-        match self {
-            Self::Text { column, cells } => Ok(text(column, cells.next()?, empty)),
-            Self::Number { column, cells, classes } => Ok(match (cells.next()?, *classes) {
-                (None, _) => Err(null(column, "a whole number")),
-                (Some(number), None) => Ok(number.to_string()),
-                (Some(number), Some(classes)) => usize::try_from(number)
-                    .ok()
-                    .and_then(|place| classes.get(place))
-                    .cloned()
-                    .ok_or(Fault::LabelNumber { found: number, classes: classes.len() }),
-            }),
-        }
+    /// The next value; a whole number is the name of its class where the file has names.
+    pub(super) fn next(&mut self) -> Result<Result<Value, Fault>, ParquetError> {
+        Ok(match self {
+            Self::Text(cells) => text_value(cells.next()?),
+            Self::Narrow { cells, classes } => whole(cells.next()?.map(i64::from), *classes),
+            Self::Wide { cells, classes } => whole(cells.next()?, *classes),
+            // The shorter form: 0.1 is not to become 0.10000000149011612.
+            Self::Float(cells) => Ok(cells.next()?.map_or(Value::Null, |number| number.to_string().into())),
+            Self::Double(cells) => Ok(cells.next()?.map_or(Value::Null, |number| number.to_string().into())),
+        })
     }
 }
 
-fn text(column: &str, cell: Option<ByteArray>, empty: Fault) -> Result<String, Fault> {
-    let cell = cell.ok_or_else(|| null(column, "a string"))?;
-    if cell.len() > MAX_TEXT {
-        return Err(Fault::TooLong { bytes: cell.len() });
-    }
-    match std::str::from_utf8(cell.data()).map_err(|_| Fault::NotUtf8)?.trim() {
-        "" => Err(empty),
-        name if name.contains('\0') => Err(Fault::Nul),
-        name => Ok(name.to_owned()),
+fn whole(number: Option<i64>, classes: Option<&[String]>) -> Result<Value, Fault> {
+    match (number, classes) {
+        (None, _) => Ok(Value::Null),
+        (Some(number), None) => Ok(number.into()),
+        (Some(number), Some(classes)) => usize::try_from(number)
+            .ok()
+            .and_then(|place| classes.get(place))
+            .map(|name| name.clone().into())
+            .ok_or(Fault::LabelNumber { found: number, classes: classes.len() }),
     }
 }

@@ -11,7 +11,7 @@ use ::parquet::file::serialized_reader::SerializedFileReader;
 use ::parquet::schema::types::ColumnDescriptor;
 
 use super::super::error::DataError;
-use super::cells::{BytesCells, NameCells, Numbers};
+use super::cells::{BytesCells, Cells, NameCells};
 use super::classes;
 use super::error::ParquetError;
 use super::guard::{Guarded, MAX_PAGE, tail};
@@ -29,7 +29,6 @@ pub(super) struct Leaf(pub(super) usize);
 /// A column of labels or groups.
 #[derive(Debug)]
 pub(super) struct NameColumn {
-    column: String,
     leaf: Leaf,
     kind: Type,
     /// What its numbers stand for.
@@ -122,16 +121,19 @@ impl Table {
         }
     }
 
-    /// A column of labels or groups: strings, or whole numbers.
+    /// A column of labels or groups: strings, or numbers.
     pub(super) fn name(&self, column: &str, role: &'static str) -> Result<NameColumn, ParquetError> {
         let leaf = self.find(column, &[], role)?;
         let kind = self.leaf(leaf).physical_type();
         match (kind, self.leaf(leaf).logical_type_ref()) {
-            (Type::BYTE_ARRAY, _) | (Type::INT32 | Type::INT64, None | Some(LogicalType::Integer(_))) => {
-                let classes = if kind == Type::BYTE_ARRAY { None } else { classes::of_column(self, column)? };
-                Ok(NameColumn { column: column.into(), leaf: self.readable(column, leaf)?, kind, classes })
+            (Type::BYTE_ARRAY, _)
+            | (Type::INT32 | Type::INT64, None | Some(LogicalType::Integer(_)))
+            | (Type::FLOAT | Type::DOUBLE, None) => {
+                let whole = matches!(kind, Type::INT32 | Type::INT64);
+                let classes = if whole { classes::of_column(self, column)? } else { None };
+                Ok(NameColumn { leaf: self.readable(column, leaf)?, kind, classes })
             }
-            _ => Err(self.wrong_type(column, leaf, role, "strings or whole numbers")),
+            _ => Err(self.wrong_type(column, leaf, role, "strings or numbers")),
         }
     }
 
@@ -243,16 +245,18 @@ impl<'a> Part<'a> {
         'a: 'b,
     {
         use ::parquet::column::reader::ColumnReader;
-        let leaf = column.leaf;
+        let (leaf, classes) = (column.leaf, column.classes.as_deref());
         if column.kind == Type::BYTE_ARRAY {
-            return Ok(NameCells::Text { column: &column.column, cells: self.bytes(leaf)? });
+            return Ok(NameCells::Text(self.bytes(leaf)?));
         }
-        let numbers = match self.reader.get_column_reader(leaf.0).map_err(|e| self.damaged(leaf, &e))? {
-            ColumnReader::Int32ColumnReader(reader) => Numbers::narrow(self.place(leaf), reader),
-            ColumnReader::Int64ColumnReader(reader) => Numbers::wide(self.place(leaf), reader),
+        let place = self.place(leaf);
+        Ok(match self.reader.get_column_reader(leaf.0).map_err(|e| self.damaged(leaf, &e))? {
+            ColumnReader::Int32ColumnReader(reader) => NameCells::Narrow { cells: Cells::new(place, reader), classes },
+            ColumnReader::Int64ColumnReader(reader) => NameCells::Wide { cells: Cells::new(place, reader), classes },
+            ColumnReader::FloatColumnReader(reader) => NameCells::Float(Cells::new(place, reader)),
+            ColumnReader::DoubleColumnReader(reader) => NameCells::Double(Cells::new(place, reader)),
             _ => return Err(self.damaged(leaf, &"its type is another than in the schema")),
-        };
-        Ok(NameCells::Number { column: &column.column, cells: numbers, classes: column.classes.as_deref() })
+        })
     }
 
     fn place(&self, leaf: Leaf) -> Place<'a> {

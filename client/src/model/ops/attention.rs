@@ -1,12 +1,14 @@
 //! Scaled dot-product attention as one op. The backward pass computes the probabilities again, which is as fast as
-//! reading them back and keeps `heads × length²` values for every sequence out of memory. With a window, the scores are
-//! computed in blocks of queries and the keys near them.
+//! reading them back and keeps `heads × length²` values for every sequence out of memory. With a window, or where a query
+//! sees nothing behind its place, the scores are computed in blocks of queries and the keys that these see. Several heads
+//! of queries may share one of keys and values, which is read in place.
 
 use std::ops::Range;
 
 use candle_core::{CpuStorage, CustomOp3, Layout as Strides, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::Heads;
 use super::dropout::Dropout;
 use super::gemm::{Cores, Matrix, Onto, multiply};
 use super::simd::{dot, exp, largest, sum_of, vectorised};
@@ -14,12 +16,21 @@ use super::values::{read, slice, split};
 use crate::model::batch::Layout;
 
 pub(super) struct Attention {
-    pub(super) heads: usize,
+    pub(super) heads: Heads,
     pub(super) queries: Layout,
     pub(super) keys: Layout,
     /// The largest distance between a query and a key that it sees.
     pub(super) window: Option<usize>,
+    /// Whether a query sees no key behind its place.
+    pub(super) causal: bool,
     pub(super) dropout: Option<Dropout>,
+}
+
+/// How many values one row of queries and one of keys has.
+#[derive(Clone, Copy)]
+struct Widths {
+    query: usize,
+    key: usize,
 }
 
 /// One sequence's rows of the three inputs.
@@ -38,52 +49,58 @@ struct Gradients<'a> {
 }
 
 impl Attention {
-    fn check(&self, q: &Shape, k: &Shape, v: &Shape) -> Result<usize> {
-        let width = q.dims2()?.1;
-        let fits = self.heads > 0
-            && width.is_multiple_of(self.heads)
+    fn check(&self, q: &Shape, k: &Shape, v: &Shape) -> Result<Widths> {
+        let widths = Widths { query: q.dims2()?.1, key: k.dims2()?.1 };
+        let fits = self.heads.fit(widths.query, widths.key)
             && q.dims2()?.0 == self.queries.rows()
-            && k.dims2()? == (self.keys.rows(), width)
-            && v.dims2()? == (self.keys.rows(), width)
+            && k.dims2()?.0 == self.keys.rows()
+            && v.dims2()? == k.dims2()?
             && self.queries.sequences() == self.keys.sequences()
             && (0..self.keys.sequences()).all(|i| (1..=self.keys.span(i).len()).contains(&self.queries.span(i).len()));
         if !fits {
-            bail!("attention: q {q:?}, k {k:?}, v {v:?} do not fit {} heads and the batch", self.heads);
+            bail!("attention: q {q:?}, k {k:?}, v {v:?} do not fit {:?} and the batch", self.heads);
         }
-        Ok(width)
+        Ok(widths)
     }
 
-    fn inputs<'a>(&self, (q, k, v): (&'a [f32], &'a [f32], &'a [f32]), sequence: usize, width: usize) -> Inputs<'a> {
+    fn inputs<'a>(&self, (q, k, v): (&'a [f32], &'a [f32], &'a [f32]), sequence: usize, widths: Widths) -> Inputs<'a> {
         let (queries, keys) = (self.queries.span(sequence), self.keys.span(sequence));
-        let rows = |values: &'a [f32], span: Range<usize>| &values[span.start * width..span.end * width];
-        Inputs { q: rows(q, queries), k: rows(k, keys.clone()), v: rows(v, keys) }
+        let rows = |values: &'a [f32], span: Range<usize>, width| &values[span.start * width..span.end * width];
+        Inputs { q: rows(q, queries, widths.query), k: rows(k, keys.clone(), widths.key), v: rows(v, keys, widths.key) }
     }
 
     /// The parts that the scores of a sequence are computed in: all at once, or else blocks of queries with the keys that
     /// any of them sees.
     fn blocks(&self, queries: usize, keys: usize) -> Vec<Block> {
-        let Some(window) = self.window else {
+        if self.window.is_none() && !self.causal {
             return vec![Block { first_query: 0, queries, first_key: 0, keys }];
-        };
-        let length = window.max(SHORTEST_BLOCK);
+        }
+        let length = self.window.unwrap_or(0).max(SHORTEST_BLOCK);
         (0..queries)
             .step_by(length)
             .map(|first_query| {
                 let queries = length.min(queries - first_query);
-                let first_key = first_query.saturating_sub(window).min(keys);
-                let end = (first_query + queries).saturating_add(window).min(keys);
-                Block { first_query, queries, first_key, keys: end - first_key }
+                let (first, last) = (self.sight(first_query), self.sight(first_query + queries - 1));
+                let first_key = first.start.min(keys);
+                Block { first_query, queries, first_key, keys: last.end.min(keys) - first_key }
             })
             .collect()
+    }
+
+    /// The keys that the query at a place sees, were the sequence long enough.
+    #[inline(always)]
+    fn sight(&self, query: usize) -> Range<usize> {
+        let window = self.window.unwrap_or(usize::MAX);
+        let end = if self.causal { query } else { query.saturating_add(window) };
+        query.saturating_sub(window)..end.saturating_add(1)
     }
 
     /// Of the block's keys, those that its `query`-th query sees.
     #[inline(always)]
     fn seen(&self, block: Block, query: usize) -> Range<usize> {
-        let Some(window) = self.window else { return 0..block.keys };
-        let query = block.first_query + query;
+        let sight = self.sight(block.first_query + query);
         let place = |key: usize| key.saturating_sub(block.first_key).min(block.keys);
-        place(query.saturating_sub(window))..place(query.saturating_add(window).saturating_add(1))
+        place(sight.start)..place(sight.end)
     }
 
     /// softmax(scale · q kᵀ) of one head and block, `[queries, keys]`, into `probabilities`; 0 for keys out of sight.
@@ -118,7 +135,7 @@ impl Attention {
     /// The dropout mask of one head and block, if any.
     fn mask<'a>(&self, buffer: &'a mut Vec<f32>, sequence: usize, head: Head, block: Block) -> Option<&'a [f32]> {
         let dropout = self.dropout?;
-        let first = (sequence * self.heads + head.index) * self.queries.width() + block.first_query;
+        let first = (sequence * self.heads.queries + head.index) * self.queries.width() + block.first_query;
         // A row of the mask covers all keys, so that it is the same however the scores are cut.
         let mut whole = vec![0.0; block.first_key + block.keys];
         buffer.resize(block.queries * block.keys, 0.0);
@@ -131,24 +148,30 @@ impl Attention {
         Some(buffer)
     }
 
-    fn head(&self, index: usize, width: usize) -> Head {
-        let depth = width / self.heads;
-        Head { index, width, depth, first: index * depth }
+    fn head(&self, index: usize, widths: Widths) -> Head {
+        let depth = widths.query / self.heads.queries;
+        let key = index / (self.heads.queries / self.heads.keys);
+        Head {
+            index,
+            depth,
+            queries: Columns { width: widths.query, first: index * depth },
+            keys: Columns { width: widths.key, first: key * depth },
+        }
     }
 
-    fn forward(&self, out: &mut [f32], sequence: usize, width: usize, inputs: Inputs<'_>) {
+    fn forward(&self, out: &mut [f32], sequence: usize, widths: Widths, inputs: Inputs<'_>) {
         let (mut probabilities, mut buffer) = (Vec::new(), Vec::new());
-        for block in self.blocks(inputs.q.len() / width, inputs.k.len() / width) {
+        for block in self.blocks(inputs.q.len() / widths.query, inputs.k.len() / widths.key) {
             probabilities.resize(block.queries * block.keys, 0.0);
-            for index in 0..self.heads {
-                let head = self.head(index, width);
+            for index in 0..self.heads.queries {
+                let head = self.head(index, widths);
                 self.probabilities(&mut probabilities, inputs, head, block);
                 if let Some(mask) = self.mask(&mut buffer, sequence, head, block) {
                     scale_by(&mut probabilities, mask);
                 }
                 multiply(
-                    &mut out[head.start(block.first_query)..],
-                    width,
+                    &mut out[head.queries.start(block.first_query)..],
+                    widths.query,
                     Matrix::new(&probabilities, block.queries, block.keys, block.keys),
                     head.keys_of(inputs.v, block),
                     1.0,
@@ -160,17 +183,24 @@ impl Attention {
     }
 
     /// With P the probabilities and D the mask: dV = (P∘D)ᵀ g, dP = (g Vᵀ)∘D, dS = P∘(dP − rowsum(dP∘P)),
-    /// dQ = scale · dS K, dK = scale · dSᵀ Q. Blocks share keys, so what these get is added up.
-    fn backward(&self, gradients: &mut Gradients<'_>, grad: &[f32], sequence: usize, width: usize, inputs: Inputs<'_>) {
+    /// dQ = scale · dS K, dK = scale · dSᵀ Q. Blocks and heads share keys, so what these get is added up.
+    fn backward(
+        &self,
+        gradients: &mut Gradients<'_>,
+        grad: &[f32],
+        sequence: usize,
+        widths: Widths,
+        inputs: Inputs<'_>,
+    ) {
         let (mut probabilities, mut scores) = (Vec::new(), Vec::new());
         let (mut buffer, mut kept) = (Vec::new(), Vec::new());
-        for block in self.blocks(inputs.q.len() / width, inputs.k.len() / width) {
+        for block in self.blocks(inputs.q.len() / widths.query, inputs.k.len() / widths.key) {
             let keys = block.keys;
             probabilities.resize(block.queries * keys, 0.0);
             scores.resize(block.queries * keys, 0.0);
-            for index in 0..self.heads {
-                let head = self.head(index, width);
-                let (at_queries, at_keys) = (head.start(block.first_query), head.start(block.first_key));
+            for index in 0..self.heads.queries {
+                let head = self.head(index, widths);
+                let (at_queries, at_keys) = (head.queries.start(block.first_query), head.keys.start(block.first_key));
                 self.probabilities(&mut probabilities, inputs, head, block);
                 let mask = self.mask(&mut buffer, sequence, head, block);
                 let grad = head.queries_of(grad, block);
@@ -187,7 +217,7 @@ impl Attention {
                     None => &probabilities,
                 };
                 let dropped = Matrix::new(dropped, block.queries, keys, keys).transposed();
-                multiply(&mut gradients.v[at_keys..], width, dropped, grad, 1.0, Onto::Present, Cores::One);
+                multiply(&mut gradients.v[at_keys..], widths.key, dropped, grad, 1.0, Onto::Present, Cores::One);
                 vectorised(|| {
                     for (d, p) in scores.chunks_exact_mut(keys).zip(probabilities.chunks_exact(keys)) {
                         let sum = dot(d, p);
@@ -198,9 +228,10 @@ impl Attention {
                 });
                 let scores = Matrix::new(&scores, block.queries, keys, keys);
                 let (q, k) = (head.queries_of(inputs.q, block), head.keys_of(inputs.k, block));
-                multiply(&mut gradients.q[at_queries..], width, scores, k, head.scale(), Onto::Nothing, Cores::One);
+                let target = &mut gradients.q[at_queries..];
+                multiply(target, widths.query, scores, k, head.scale(), Onto::Nothing, Cores::One);
                 let target = &mut gradients.k[at_keys..];
-                multiply(target, width, scores.transposed(), q, head.scale(), Onto::Present, Cores::One);
+                multiply(target, widths.key, scores.transposed(), q, head.scale(), Onto::Present, Cores::One);
             }
         }
     }
@@ -218,13 +249,27 @@ struct Block {
     keys: usize,
 }
 
-/// The columns of one head.
+/// One head of the queries, with that of keys and values which it uses.
 #[derive(Clone, Copy)]
 struct Head {
     index: usize,
-    width: usize,
     depth: usize,
+    queries: Columns,
+    keys: Columns,
+}
+
+/// Where a head's columns lie in a matrix.
+#[derive(Clone, Copy)]
+struct Columns {
+    width: usize,
     first: usize,
+}
+
+impl Columns {
+    /// Where the head's part of a row begins.
+    fn start(self, row: usize) -> usize {
+        row * self.width + self.first
+    }
 }
 
 impl Head {
@@ -232,17 +277,12 @@ impl Head {
         1.0 / (self.depth as f32).sqrt()
     }
 
-    /// Where the head's part of a row begins.
-    fn start(&self, row: usize) -> usize {
-        row * self.width + self.first
-    }
-
     fn queries_of<'a>(&self, values: &'a [f32], block: Block) -> Matrix<'a> {
-        Matrix::new(&values[self.start(block.first_query)..], block.queries, self.depth, self.width)
+        Matrix::new(&values[self.queries.start(block.first_query)..], block.queries, self.depth, self.queries.width)
     }
 
     fn keys_of<'a>(&self, values: &'a [f32], block: Block) -> Matrix<'a> {
-        Matrix::new(&values[self.start(block.first_key)..], block.keys, self.depth, self.width)
+        Matrix::new(&values[self.keys.start(block.first_key)..], block.keys, self.depth, self.keys.width)
     }
 }
 
@@ -268,14 +308,14 @@ impl CustomOp3 for Attention {
         v: &CpuStorage,
         v_layout: &Strides,
     ) -> Result<(CpuStorage, Shape)> {
-        let width = self.check(q_layout.shape(), k_layout.shape(), v_layout.shape())?;
+        let widths = self.check(q_layout.shape(), k_layout.shape(), v_layout.shape())?;
         let inputs = (slice(q, q_layout)?, slice(k, k_layout)?, slice(v, v_layout)?);
-        let mut out = vec![0.0; self.queries.rows() * width];
-        split(&mut out, &self.queries, width)
+        let mut out = vec![0.0; self.queries.rows() * widths.query];
+        split(&mut out, &self.queries, widths.query)
             .into_par_iter()
             .enumerate()
-            .for_each(|(sequence, out)| self.forward(out, sequence, width, self.inputs(inputs, sequence, width)));
-        Ok((CpuStorage::F32(out), (self.queries.rows(), width).into()))
+            .for_each(|(sequence, out)| self.forward(out, sequence, widths, self.inputs(inputs, sequence, widths)));
+        Ok((CpuStorage::F32(out), (self.queries.rows(), widths.query).into()))
     }
 
     fn bwd(
@@ -286,24 +326,24 @@ impl CustomOp3 for Attention {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let width = self.check(q.shape(), k.shape(), v.shape())?;
-        let (queries, keys) = (self.queries.rows() * width, self.keys.rows() * width);
+        let widths = self.check(q.shape(), k.shape(), v.shape())?;
+        let (queries, keys) = (self.queries.rows() * widths.query, self.keys.rows() * widths.key);
         let (mut dq, mut dk, mut dv) = (vec![0.0; queries], vec![0.0; keys], vec![0.0; keys]);
         read(q, |q| {
             read(k, |k| {
                 read(v, |v| {
                     read(grad, |g| {
-                        split(&mut dq, &self.queries, width)
+                        split(&mut dq, &self.queries, widths.query)
                             .into_par_iter()
-                            .zip(split(&mut dk, &self.keys, width))
-                            .zip(split(&mut dv, &self.keys, width))
+                            .zip(split(&mut dk, &self.keys, widths.key))
+                            .zip(split(&mut dv, &self.keys, widths.key))
                             .enumerate()
                             .for_each(|(sequence, ((q_part, k_part), v_part))| {
                                 let mut gradients = Gradients { q: q_part, k: k_part, v: v_part };
                                 let span = self.queries.span(sequence);
-                                let grad = &g[span.start * width..span.end * width];
-                                let inputs = self.inputs((q, k, v), sequence, width);
-                                self.backward(&mut gradients, grad, sequence, width, inputs);
+                                let grad = &g[span.start * widths.query..span.end * widths.query];
+                                let inputs = self.inputs((q, k, v), sequence, widths);
+                                self.backward(&mut gradients, grad, sequence, widths, inputs);
                             });
                         Ok(())
                     })

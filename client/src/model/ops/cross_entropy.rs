@@ -1,7 +1,12 @@
-//! Cross-entropy on logits and what may be added to it, in double precision inside.
+//! Cross-entropy on logits and what may be added to it. Rows as long as a vocabulary are exponentiated in single precision
+//! where the loss is a plain one; all else is in double precision inside.
+
+use std::borrow::Cow;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
 
+use super::simd::{exp, largest, sum_of, vectorised};
 use super::values::{read, slice};
 
 /// The loss of a batch of logits. With `p` the softmax of the logits plus `offset`, `K` labels, `w` the weights, ε the
@@ -59,9 +64,55 @@ impl Loss {
         self.class_weights.get(label).copied().unwrap_or(1.0)
     }
 
-    fn shifted(&self, row: &[f32]) -> Vec<f32> {
-        let offset = self.offset.iter().copied().chain(std::iter::repeat(0.0));
-        row.iter().zip(offset).map(|(logit, offset)| logit + offset).collect()
+    fn shifted<'a>(&self, row: &'a [f32]) -> Cow<'a, [f32]> {
+        if self.offset.is_empty() {
+            return Cow::Borrowed(row);
+        }
+        row.iter().zip(&self.offset).map(|(logit, offset)| logit + offset).collect()
+    }
+
+    /// What a row of this label adds to the sum.
+    pub(super) fn row_value(&self, row: &[f32], label: usize) -> f64 {
+        let row = self.shifted(row);
+        let total = log_sum_exp(&row);
+        if self.is_plain() {
+            return self.class_weight(label) * (total - f64::from(row[label]));
+        }
+        let target = self.target(label, row.len());
+        let terms = row.iter().zip(target).filter(|(_, target)| *target != 0.0);
+        terms.map(|(x, target)| target * self.focal(total - f64::from(*x))).sum()
+    }
+
+    /// `factor` times the gradient of [`Self::row_value`] by the row, into `out`. With t the target and f' the slope of each
+    /// term, it is t_j·f'_j − p_j·Σ_c t_c·f'_c.
+    pub(super) fn row_gradient(&self, row: &[f32], label: usize, factor: f64, out: &mut [f32]) {
+        let row = self.shifted(row);
+        if self.is_plain() && row.len() > NARROW {
+            let (top, sum) = exponentials(&row);
+            let factor = factor * self.class_weight(label);
+            let share = (factor / sum) as f32;
+            vectorised(|| {
+                for (out, x) in out.iter_mut().zip(row.iter()) {
+                    *out = share * exp(x - top);
+                }
+            });
+            out[label] = (f64::from(out[label]) - factor) as f32;
+            return;
+        }
+        let total = log_sum_exp(&row);
+        let mut terms = self.target(label, row.len());
+        for (term, x) in terms.iter_mut().zip(row.iter()).filter(|(term, _)| **term != 0.0) {
+            *term *= self.focal_slope(total - f64::from(*x));
+        }
+        let sum: f64 = terms.iter().sum();
+        for ((out, x), term) in out.iter_mut().zip(row.iter()).zip(&terms) {
+            *out = ((term - (f64::from(*x) - total).exp() * sum) * factor) as f32;
+        }
+    }
+
+    /// Whether a row's own label is all of its target.
+    fn is_plain(&self) -> bool {
+        self.label_smoothing == 0.0 && self.focal_gamma == 0.0
     }
 
     /// `(1 − p)^γ · −log p` of a `−log p`.
@@ -86,8 +137,26 @@ pub(super) struct CrossEntropy {
     pub(super) loss: Loss,
 }
 
-/// log Σ exp of a row, by the largest value.
+/// The most values of a row for which double precision costs nothing that matters.
+const NARROW: usize = 1024;
+
+/// Values whose exponentials are added up in single precision.
+const PART: usize = 4096;
+
+/// The largest value m of a row, and Σ exp(x − m).
+fn exponentials(row: &[f32]) -> (f32, f64) {
+    vectorised(|| {
+        let top = largest(row);
+        (top, row.chunks(PART).map(|part| f64::from(sum_of(part, |x| exp(x - top)))).sum())
+    })
+}
+
+/// log Σ exp of a row.
 fn log_sum_exp(row: &[f32]) -> f64 {
+    if row.len() > NARROW {
+        let (top, sum) = exponentials(row);
+        return f64::from(top) + sum.ln();
+    }
     let largest = row.iter().fold(f64::NEG_INFINITY, |a, b| a.max(f64::from(*b)));
     largest + row.iter().map(|x| (f64::from(*x) - largest).exp()).sum::<f64>().ln()
 }
@@ -106,41 +175,24 @@ impl CustomOp1 for CrossEntropy {
         let (rows, width) = layout.shape().dims2()?;
         self.loss.check((rows, width), &self.labels)?;
         let logits = slice(logits, layout)?;
-        let sum: f64 = logits
-            .chunks_exact(width)
+        // Added up in the order of the rows, however many threads there are.
+        let values: Vec<f64> = logits
+            .par_chunks_exact(width)
             .zip(&self.labels)
-            .map(|(row, label)| {
-                let row = self.loss.shifted(row);
-                let total = log_sum_exp(&row);
-                let target = self.loss.target(*label as usize, width);
-                let terms = row.iter().zip(target).filter(|(_, target)| *target != 0.0);
-                terms.map(|(x, target)| target * self.loss.focal(total - f64::from(*x))).sum::<f64>()
-            })
-            .sum();
+            .map(|(row, label)| self.loss.row_value(row, *label as usize))
+            .collect();
+        let sum: f64 = values.iter().sum();
         Ok((CpuStorage::F32(vec![(sum / self.loss.divisor(&self.labels)) as f32]), Shape::from(())))
     }
 
-    /// With t the target and f' the slope of each term, d/dlogit_j = (t_j·f'_j − p_j·Σ_c t_c·f'_c) / divisor.
     fn bwd(&self, logits: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let (rows, width) = logits.dims2()?;
         let factor = f64::from(grad.to_scalar::<f32>()?) / self.loss.divisor(&self.labels);
-        let gradient = read(logits, |logits| {
-            let mut out = Vec::with_capacity(logits.len());
-            for (row, label) in logits.chunks_exact(width).zip(&self.labels) {
-                let row = self.loss.shifted(row);
-                let total = log_sum_exp(&row);
-                let mut terms = self.loss.target(*label as usize, width);
-                for (term, x) in terms.iter_mut().zip(&row).filter(|(term, _)| **term != 0.0) {
-                    *term *= self.loss.focal_slope(total - f64::from(*x));
-                }
-                let sum: f64 = terms.iter().sum();
-                out.extend(
-                    row.iter()
-                        .zip(&terms)
-                        .map(|(x, term)| ((term - (f64::from(*x) - total).exp() * sum) * factor) as f32),
-                );
-            }
-            Ok(out)
+        let mut gradient = vec![0.0; rows * width];
+        read(logits, |logits| {
+            let rows = gradient.par_chunks_exact_mut(width).zip(logits.par_chunks_exact(width)).zip(&self.labels);
+            rows.for_each(|((out, row), label)| self.loss.row_gradient(row, *label as usize, factor, out));
+            Ok(())
         })?;
         Ok(Some(Tensor::from_vec(gradient, (rows, width), logits.device())?))
     }

@@ -24,6 +24,11 @@ impl<'a> Matrix<'a> {
         Self { values, rows, columns, row_stride, column_stride: 1 }
     }
 
+    /// How many rows it has.
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// The same values, transposed.
     pub(super) fn transposed(self) -> Self {
         Self {

@@ -93,7 +93,7 @@ impl CustomOp3 for Linear {
 }
 
 /// The sum of each column of a row-major matrix, over all cores and in a fixed order.
-fn column_sums(values: &[f32], columns: usize) -> Vec<f32> {
+pub(super) fn column_sums(values: &[f32], columns: usize) -> Vec<f32> {
     let mut sums = vec![0.0; columns];
     sums.par_chunks_mut(COLUMNS).enumerate().for_each(|(block, sums)| {
         let first = block * COLUMNS;

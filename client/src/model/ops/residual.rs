@@ -1,4 +1,4 @@
-//! Dropout alone, and dropout with the shortcut added.
+//! Dropout alone, dropout with the shortcut added, and the shortcut added before ReLU.
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -16,6 +16,69 @@ pub(super) struct Residual {
 
 pub(super) struct DropRows {
     pub(super) dropout: Dropout,
+}
+
+/// `relu(x + shortcut)`.
+pub(super) struct ResidualRelu;
+
+/// Values of one task where rows do not matter.
+const BLOCK: usize = 1 << 13;
+
+impl CustomOp2 for ResidualRelu {
+    fn name(&self) -> &'static str {
+        "add-relu"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        shortcut: &CpuStorage,
+        shortcut_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        if shortcut_layout.shape() != x_layout.shape() {
+            bail!("residual: {:?} and {:?} differ", x_layout.shape(), shortcut_layout.shape());
+        }
+        let (x, shortcut) = (slice(x, x_layout)?, slice(shortcut, shortcut_layout)?);
+        let mut out = vec![0.0; x.len()];
+        out.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).zip(shortcut.par_chunks(BLOCK)).for_each(
+            |((out, x), shortcut)| {
+                vectorised(|| {
+                    for ((out, x), shortcut) in out.iter_mut().zip(x).zip(shortcut) {
+                        let sum = x + shortcut;
+                        *out = if sum < 0.0 { 0.0 } else { sum };
+                    }
+                });
+            },
+        );
+        Ok((CpuStorage::F32(out), x_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        shortcut: &Tensor,
+        out: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let mut passed = vec![0.0; out.elem_count()];
+        read(out, |y| {
+            read(grad, |g| {
+                passed.par_chunks_mut(BLOCK).zip(y.par_chunks(BLOCK)).zip(g.par_chunks(BLOCK)).for_each(
+                    |((passed, y), g)| {
+                        vectorised(|| {
+                            for ((passed, y), g) in passed.iter_mut().zip(y).zip(g) {
+                                *passed = if *y > 0.0 { *g } else { 0.0 };
+                            }
+                        });
+                    },
+                );
+                Ok(())
+            })
+        })?;
+        let passed = Tensor::from_vec(passed, out.shape(), out.device())?;
+        Ok((x.track_op().then(|| passed.clone()), shortcut.track_op().then_some(passed)))
+    }
 }
 
 impl CustomOp2 for Residual {

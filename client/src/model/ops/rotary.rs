@@ -21,15 +21,24 @@ pub(crate) struct Rotation {
 }
 
 impl Rotation {
-    /// The angles `position · theta^(−2i / depth)` for positions from 0 and heads of an even depth. Frequencies and angles
-    /// are rounded to f32, as transformers does it: far positions would differ otherwise.
+    /// The angles `position · theta^(−2i / depth)` for positions from 0 and heads of an even depth.
     pub(crate) fn new(theta: f64, depth: usize, positions: usize) -> Self {
-        let frequencies: Vec<f32> = (0..depth / 2).map(|i| theta.powf(-2.0 * i as f64 / depth as f64) as f32).collect();
+        Self::of(&Self::frequencies(theta, depth), positions)
+    }
+
+    /// `theta^(−2i / depth)` for every i below `depth / 2`. Frequencies and angles are rounded to f32, as transformers does
+    /// it: far positions would differ otherwise.
+    pub(crate) fn frequencies(theta: f64, depth: usize) -> Vec<f32> {
+        (0..depth / 2).map(|i| theta.powf(-2.0 * i as f64 / depth as f64) as f32).collect()
+    }
+
+    /// The angles `position · frequency` for positions from 0; a head has two values for each frequency.
+    pub(crate) fn of(frequencies: &[f32], positions: usize) -> Self {
         let (cosines, sines): (Vec<f32>, Vec<f32>) = (0..positions)
             .flat_map(|position| frequencies.iter().map(move |frequency| position as f32 * frequency))
             .map(|angle| (angle.cos(), angle.sin()))
             .unzip();
-        Self { depth, cosines: cosines.into(), sines: sines.into() }
+        Self { depth: 2 * frequencies.len(), cosines: cosines.into(), sines: sines.into() }
     }
 
     /// Cosines and sines at a position; nothing behind the last one.

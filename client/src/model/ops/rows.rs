@@ -1,6 +1,6 @@
 //! Some rows of a matrix, and means of rows.
 
-use candle_core::{CpuStorage, CustomOp1, Layout as Strides, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, InplaceOp1, Layout as Strides, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::values::{read, slice, split};
@@ -40,6 +40,35 @@ impl CustomOp1 for PickRows {
             Ok(())
         })?;
         Ok(Some(Tensor::from_vec(dx, (rows, width), x.device())?))
+    }
+}
+
+/// Adds a matrix to some rows of another.
+pub(super) struct AddRows<'a> {
+    pub(super) rows: &'a [u32],
+    pub(super) values: &'a [f32],
+}
+
+impl InplaceOp1 for AddRows<'_> {
+    fn name(&self) -> &'static str {
+        "add-rows"
+    }
+
+    fn cpu_fwd(&self, matrix: &mut CpuStorage, layout: &Strides) -> Result<()> {
+        let (rows, width) = layout.shape().dims2()?;
+        let (CpuStorage::F32(matrix), Some((start, end))) = (matrix, layout.contiguous_offsets()) else {
+            bail!("add rows: expected a contiguous f32 matrix");
+        };
+        if self.values.len() != self.rows.len() * width || self.rows.iter().any(|row| *row as usize >= rows) {
+            bail!("add rows: {} values for {} rows of a matrix [{rows}, {width}]", self.values.len(), self.rows.len());
+        }
+        let matrix = &mut matrix[start..end];
+        for (row, values) in self.rows.iter().zip(self.values.chunks_exact(width.max(1))) {
+            for (sum, value) in matrix[*row as usize * width..][..width].iter_mut().zip(values) {
+                *sum += value;
+            }
+        }
+        Ok(())
     }
 }
 

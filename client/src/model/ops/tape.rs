@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use candle_core::{CustomOp1, CustomOp2, CustomOp3, Result, Tensor, TensorId, bail};
+use candle_core::{CustomOp1, CustomOp2, CustomOp3, Result, Tensor, TensorId, Var, bail};
 use fedtune_config::job::Precision;
 use rayon::prelude::*;
 
@@ -23,6 +23,8 @@ enum Call {
     One(Op1, Tensor),
     Two(Op2, [Tensor; 2]),
     Three(Op3, [Tensor; 3]),
+    /// A layer of which only the input is kept.
+    Layer(usize, Tensor),
 }
 
 /// The operations of one forward pass whose result depends on a variable.
@@ -31,6 +33,9 @@ pub(crate) struct Tape {
     steps: RefCell<Vec<(Call, Tensor)>>,
     precision: Precision,
 }
+
+/// Computes a layer, named by its number, from its input again, on a tape of its own.
+pub(crate) type Again<'a> = dyn Fn(usize, &Tensor) -> Result<(Tensor, Tape)> + 'a;
 
 /// Values of one task.
 const BLOCK: usize = 1 << 14;
@@ -42,7 +47,7 @@ impl Tape {
     }
 
     /// The precision of matrix products with weights.
-    pub(super) fn precision(&self) -> Precision {
+    pub(crate) fn precision(&self) -> Precision {
         self.precision
     }
 
@@ -79,9 +84,27 @@ impl Tape {
         }
     }
 
+    /// Records a layer by its number and input alone; `out`, which nothing tracks, is what it gave. Gives that as a tensor
+    /// of its own, so that nothing between the two stays in memory (Chen et al. 2016, 1604.06174).
+    pub(crate) fn layer(&self, number: usize, x: &Tensor, out: &Tensor) -> Result<Tensor> {
+        let out = Var::from_tensor(out)?.into_inner();
+        self.steps.borrow_mut().push((Call::Layer(number, x.clone()), out.clone()));
+        Ok(out)
+    }
+
     /// The gradient of the scalar `loss` for every variable under it.
+    #[cfg(test)]
     pub(crate) fn backward(self, loss: &Tensor) -> Result<Gradients> {
-        let mut gradients = Gradients(HashMap::from([(loss.id(), loss.ones_like()?)]));
+        self.backward_through(loss, &|number, _| bail!("layer {number} cannot be computed again"))
+    }
+
+    /// The gradient of the scalar `loss` for every variable under it. `again` computes a layer from its input once more, and
+    /// records how.
+    pub(crate) fn backward_through(self, loss: &Tensor, again: &Again<'_>) -> Result<Gradients> {
+        self.run(Gradients(HashMap::from([(loss.id(), loss.ones_like()?)])), again)
+    }
+
+    fn run(self, mut gradients: Gradients, again: &Again<'_>) -> Result<Gradients> {
         for (call, out) in self.steps.into_inner().into_iter().rev() {
             let Some(grad) = gradients.0.remove(&out.id()) else { continue };
             match call {
@@ -96,6 +119,13 @@ impl Tape {
                     gradients.add(&x, dx)?;
                     gradients.add(&y, dy)?;
                     gradients.add(&z, dz)?;
+                }
+                Call::Layer(number, x) => {
+                    let (out, tape) = again(number, &x)?;
+                    let inner = tape.run(Gradients(HashMap::from([(out.id(), grad)])), again)?;
+                    for (id, gradient) in inner.0 {
+                        gradients.merge(id, gradient)?;
+                    }
                 }
             }
         }
@@ -114,11 +144,15 @@ impl Gradients {
 
     fn add(&mut self, tensor: &Tensor, gradient: Option<Tensor>) -> Result<()> {
         let Some(gradient) = gradient.filter(|_| tensor.track_op()) else { return Ok(()) };
-        let gradient = match self.0.remove(&tensor.id()) {
+        self.merge(tensor.id(), gradient)
+    }
+
+    fn merge(&mut self, id: TensorId, gradient: Tensor) -> Result<()> {
+        let gradient = match self.0.remove(&id) {
             Some(earlier) => sum(&earlier, &gradient)?,
             None => gradient,
         };
-        self.0.insert(tensor.id(), gradient);
+        self.0.insert(id, gradient);
         Ok(())
     }
 }

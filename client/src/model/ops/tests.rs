@@ -5,7 +5,7 @@ use candle_core::{Device, Result, Tensor, Var};
 use candle_transformers::models::bert::HiddenAct;
 
 use super::dropout::DropoutStream;
-use super::{Dropout, Indices, Loss, Rotation, Scope, Tape, composed};
+use super::{Dropout, Grid, Heads, Indices, Loss, Normalise, Rotation, Scope, Tape, Window, composed};
 use crate::model::batch::Layout;
 
 fn random(shape: &[usize], seed: u64) -> Var {
@@ -131,6 +131,35 @@ fn the_tape_adds_up_what_a_tensor_gets_from_several_places() {
 }
 
 #[test]
+fn a_layer_is_computed_again_in_the_backward_pass_and_not_kept() {
+    let (x, weight) = (random(&[5, 4], 1), random(&[4, 4], 2));
+    let labels = [0, 1, 2, 3, 0];
+    let layer = |tape: &Tape, x: &Tensor, weight: &Tensor| {
+        super::activation(tape, &super::linear(tape, x, weight, None)?, HiddenAct::Gelu)
+    };
+    let tape = Tape::default();
+    let out = layer(&tape, x.as_tensor(), weight.as_tensor()).unwrap();
+    let loss = super::cross_entropy(&tape, &out, &labels, &Loss::default()).unwrap();
+    let mut expected = tape.backward(&loss).unwrap();
+
+    let (tape, calls) = (Tape::default(), std::cell::RefCell::new(Vec::new()));
+    let quiet = layer(&tape, &x.as_detached_tensor(), &weight.as_detached_tensor()).unwrap();
+    let out = tape.layer(7, x.as_tensor(), &quiet).unwrap();
+    assert!(out.is_variable());
+    let loss = super::cross_entropy(&tape, &out, &labels, &Loss::default()).unwrap();
+    let again = |number: usize, x: &Tensor| {
+        calls.borrow_mut().push(number);
+        let tape = Tape::default();
+        Ok((layer(&tape, x, weight.as_tensor())?, tape))
+    };
+    let mut found = tape.backward_through(&loss, &again).unwrap();
+    assert_eq!(*calls.borrow(), [7]);
+    for var in [&x, &weight] {
+        assert_eq!(values(&found.remove(var).unwrap()), values(&expected.remove(var).unwrap()));
+    }
+}
+
+#[test]
 fn dropout_and_residual_agree() {
     let arguments = [random(&[70, 65], 1), random(&[70, 65], 2)];
     for mask in [None, dropout(0.3)] {
@@ -157,26 +186,27 @@ fn real(layout: &Layout) -> Tensor {
 
 #[test]
 fn attention_agrees_with_and_without_dropout_and_window() {
-    let (heads, width) = (3, 12);
-    // The last is cut into several blocks of queries where there is a window.
-    for (lengths, windows) in [
-        (vec![5, 5], [None, Some(0), Some(100)]),
-        (vec![4, 1, 7], [None, Some(1), Some(2)]),
-        (vec![150, 66], [None, Some(3), Some(70)]),
+    let heads = [Heads::equal(3), Heads { queries: 3, keys: 1 }, Heads { queries: 6, keys: 2 }];
+    // The last is cut into several blocks of queries where there is a window or an order.
+    for (lengths, windows, heads) in [
+        (vec![5, 5], [None, Some(0), Some(100)], heads[0]),
+        (vec![4, 1, 7], [None, Some(1), Some(2)], heads[1]),
+        (vec![150, 66], [None, Some(3), Some(70)], heads[2]),
     ] {
         let layout = Layout::padded(&lengths);
         let single = Layout::packed(&vec![1; lengths.len()]);
-        for (queries, window) in [&layout, &single].into_iter().flat_map(|queries| windows.map(|w| (queries, w))) {
+        let scopes = [&layout, &single].into_iter().flat_map(|queries| windows.map(|w| (queries, w)));
+        for ((queries, window), causal) in scopes.flat_map(|scope| [(scope, false), (scope, true)]) {
             let arguments = [
-                random(&[queries.rows(), width], 1),
-                random(&[layout.rows(), width], 2),
-                random(&[layout.rows(), width], 3),
+                random(&[queries.rows(), heads.queries * 4], 1),
+                random(&[layout.rows(), heads.keys * 4], 2),
+                random(&[layout.rows(), heads.keys * 4], 3),
             ];
             let real = real(queries);
-            let scope = Scope { queries, keys: &layout, window };
+            let scope = Scope { queries, keys: &layout, window, causal };
             for mask in [None, dropout(0.2)] {
                 compare(
-                    &format!("attention of {lengths:?} in {window:?}"),
+                    &format!("attention of {lengths:?} in {window:?}, causal: {causal}"),
                     &arguments,
                     |t| {
                         super::attention(&Tape::default(), &t[0], &t[1], &t[2], heads, scope, mask)?
@@ -187,6 +217,58 @@ fn attention_agrees_with_and_without_dropout_and_window() {
             }
         }
     }
+}
+
+#[test]
+fn causal_attention_does_not_see_what_comes_later() {
+    let (layout, heads) = (Layout::packed(&[100]), Heads { queries: 2, keys: 1 });
+    let scope = Scope { queries: &layout, keys: &layout, window: None, causal: true };
+    let (q, k, v) = (random(&[100, 8], 1), random(&[100, 4], 2), random(&[100, 4], 3));
+    let run = |k: &Tensor, v: &Tensor| super::attention(&Tape::default(), &q, k, v, heads, scope, None).unwrap();
+    let later = |x: &Tensor| Tensor::cat(&[&x.narrow(0, 0, 70).unwrap(), &random(&[30, 4], 9)], 0).unwrap();
+    let (all, changed) = (values(&run(&k, &v)), values(&run(&later(&k), &later(&v))));
+    assert_eq!(all[..70 * 8], changed[..70 * 8]);
+    assert_ne!(all[70 * 8..71 * 8], changed[70 * 8..71 * 8]);
+    // The first sees itself alone.
+    let first = values(&v.narrow(0, 0, 1).unwrap());
+    assert!(all[..4].iter().zip(&first).all(|(a, b)| (a - b).abs() < 1e-6));
+}
+
+#[test]
+fn attention_refuses_heads_that_do_not_fit() {
+    let layout = Layout::packed(&[3]);
+    let scope = Scope { queries: &layout, keys: &layout, window: None, causal: false };
+    let (q, k) = (random(&[3, 12], 1), random(&[3, 8], 2));
+    for (queries, keys) in [(3, 2), (0, 0), (3, 0), (6, 2), (2, 2)] {
+        let heads = Heads { queries, keys };
+        assert!(super::attention(&Tape::default(), &q, &k, &k, heads, scope, None).is_err(), "{heads:?}");
+        assert!(composed::attention(&q, &k, &k, heads, scope, None).is_err(), "{heads:?}");
+    }
+}
+
+#[test]
+fn rms_norm_agrees_for_rows_and_for_heads() {
+    for (rows, width, run) in [(1, 4, 4), (70, 33, 33), (65, 384, 384), (300, 96, 32), (7, 12, 2)] {
+        compare(
+            "rms norm",
+            &[random(&[rows, width], 1), random(&[run], 2)],
+            |t| super::rms_norm(&Tape::default(), &t[0], &t[1], 1e-6),
+            |t| composed::rms_norm(&t[0], &t[1], 1e-6),
+        );
+    }
+    assert!(super::rms_norm(&Tape::default(), &random(&[3, 5], 1), &random(&[2], 2), 1e-6).is_err());
+}
+
+#[test]
+fn swiglu_agrees() {
+    let gate = Var::from_tensor(&(random(&[300, 70], 1).as_tensor() * 30.0).unwrap()).unwrap();
+    compare(
+        "swiglu",
+        &[gate, random(&[300, 70], 2)],
+        |t| super::swiglu(&Tape::default(), &t[0], &t[1]),
+        |t| composed::swiglu(&t[0], &t[1]),
+    );
+    assert!(super::swiglu(&Tape::default(), &random(&[3, 5], 1), &random(&[3, 4], 2)).is_err());
 }
 
 #[test]
@@ -238,6 +320,150 @@ fn embeddings_agree() {
     assert!(super::embed(&Tape::default(), tensors[0], tensors[1], tensors[2], outside).is_err());
 }
 
+/// Side, stride and padding of a window.
+type Sides = (usize, usize, usize);
+
+/// Windows of every kind that networks use, over images that they fit with and without a rest.
+const WINDOWS: [(Sides, (usize, usize)); 7] = [
+    ((1, 1, 0), (3, 4)),
+    ((1, 2, 0), (5, 4)),
+    ((3, 1, 1), (5, 6)),
+    ((3, 1, 1), (1, 2)),
+    ((3, 2, 1), (7, 6)),
+    ((7, 2, 3), (9, 8)),
+    ((4, 4, 0), (8, 12)),
+];
+
+fn over(images: usize, (side, stride, padding): Sides, (height, width): (usize, usize)) -> (Window, Grid) {
+    (Window { side, stride, padding }, Grid { images, height, width })
+}
+
+#[test]
+fn convolutions_agree() {
+    for (window, size) in WINDOWS {
+        for (images, inputs, outputs) in [(1, 1, 1), (3, 5, 18), (2, 3, 40)] {
+            let (window, grid) = over(images, window, size);
+            let arguments = [
+                random(&[grid.pixels(), inputs], 1),
+                random(&[outputs, inputs, window.side, window.side], 2),
+                random(&[outputs], 3),
+            ];
+            for count in [2, 3] {
+                compare(
+                    &format!("{window:?} over {grid:?}, {inputs} to {outputs}"),
+                    &arguments[..count],
+                    |t| Ok(super::convolution(&Tape::default(), &t[0], &t[1], t.get(2), window, grid)?.0),
+                    |t| composed::convolution(&t[0], &t[1], t.get(2), window, grid),
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_convolution_in_several_parts_agrees() {
+    // More values under the windows than are laid out at a time.
+    let (window, grid) = over(5, (3, 1, 1), (40, 40));
+    let arguments = [random(&[grid.pixels(), 16], 1), random(&[8, 16, 3, 3], 2)];
+    compare(
+        "convolution",
+        &arguments,
+        |t| Ok(super::convolution(&Tape::default(), &t[0], &t[1], None, window, grid)?.0),
+        |t| composed::convolution(&t[0], &t[1], None, window, grid),
+    );
+}
+
+#[test]
+fn a_convolution_refuses_what_does_not_fit() {
+    let (window, grid) = over(2, (3, 1, 1), (4, 4));
+    let fails = |rows: usize, weight: &[usize], grid| {
+        let (x, weight) = (random(&[rows, 3], 1), random(weight, 2));
+        super::convolution(&Tape::default(), x.as_tensor(), weight.as_tensor(), None, window, grid).is_err()
+    };
+    assert!(!fails(32, &[5, 3, 3, 3], grid));
+    assert!(fails(31, &[5, 3, 3, 3], grid) && fails(32, &[5, 2, 3, 3], grid) && fails(32, &[5, 3, 5, 5], grid));
+}
+
+#[test]
+fn batch_norm_agrees_by_the_batch_and_by_running_statistics() {
+    for (rows, channels) in [(2, 1), (300, 20), (129, 64)] {
+        let x = Var::from_tensor(&(random(&[rows, channels], 1).as_tensor() + 3.0).unwrap()).unwrap();
+        let arguments = [x, random(&[channels], 2), random(&[channels], 3)];
+        let (mean, variance) = (random(&[channels], 4), random(&[channels], 5).as_tensor().sqr().unwrap());
+        for relu in [false, true] {
+            for running in [false, true] {
+                let by = || if running { Normalise::Running(mean.as_tensor(), &variance) } else { Normalise::Batch };
+                compare(
+                    &format!("batch norm of {rows} x {channels}, relu {relu}, running {running}"),
+                    &arguments,
+                    |t| Ok(super::batch_norm(&Tape::default(), &t[0], (&t[1], &t[2]), by(), 1e-5, relu)?.0),
+                    |t| Ok(composed::batch_norm(&t[0], (&t[1], &t[2]), by(), 1e-5, relu)?.0),
+                );
+                let [x, weight, bias] = arguments.each_ref().map(|var| var.as_tensor());
+                let found = super::batch_norm(&Tape::default(), x, (weight, bias), by(), 1e-5, relu).unwrap().1;
+                let expected = composed::batch_norm(x, (weight, bias), by(), 1e-5, relu).unwrap().1;
+                assert_eq!(found.is_none(), running);
+                if let Some((found, expected)) = found.zip(expected) {
+                    let tensor = |values: Vec<f32>| Tensor::new(values, &Device::Cpu).unwrap();
+                    assert_near("mean", &tensor(found.mean), &tensor(expected.mean));
+                    assert_near("variance", &tensor(found.variance), &tensor(expected.variance));
+                    assert_eq!((found.count, expected.count), (rows, rows));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_largest_under_a_window_agrees() {
+    for (window, size) in WINDOWS {
+        let (window, grid) = over(3, window, size);
+        compare(
+            &format!("max-pool of {window:?} over {grid:?}"),
+            &[random(&[grid.pixels(), 19], 1)],
+            |t| Ok(super::max_pool(&Tape::default(), &t[0], window, grid)?.0),
+            |t| composed::max_pool(&t[0], window, grid),
+        );
+    }
+    let grid = Grid { images: 1, height: 2, width: 2 };
+    let x = Var::new(&[[1f32], [f32::NAN], [3.0], [2.0]], &Device::Cpu).unwrap();
+    let (window, _) = over(1, (3, 2, 1), (2, 2));
+    assert!(values(&super::max_pool(&Tape::default(), x.as_tensor(), window, grid).unwrap().0)[0].is_nan());
+}
+
+#[test]
+fn the_first_of_equal_largest_values_gets_the_gradient() {
+    let (window, grid) = over(1, (2, 2, 0), (2, 2));
+    let x = Var::new(&[[1f32], [2.0], [2.0], [0.0]], &Device::Cpu).unwrap();
+    let out = super::max_pool(&Tape::default(), x.as_tensor(), window, grid).unwrap().0;
+    let gradients = out.sum_all().unwrap().backward().unwrap();
+    assert_eq!(values(gradients.get(&x).unwrap()), [0.0, 1.0, 0.0, 0.0]);
+}
+
+#[test]
+fn sequences_of_patches_agree() {
+    let arguments = [random(&[15, 7], 1), random(&[1, 1, 7], 2), random(&[1, 6, 7], 3)];
+    compare(
+        "sequence",
+        &arguments,
+        |t| super::sequence(&Tape::default(), &t[0], &t[1], &t[2], 5),
+        |t| composed::sequence(&t[0], &t[1], &t[2], &super::sequence::Sequence { patches: 5 }),
+    );
+    let [x, first, positions] = arguments.each_ref().map(|var| var.as_tensor());
+    assert!(super::sequence(&Tape::default(), x, first, positions, 4).is_err());
+    assert!(super::sequence(&Tape::default(), x, positions, first, 5).is_err());
+}
+
+#[test]
+fn a_shortcut_before_relu_agrees() {
+    compare(
+        "residual and relu",
+        &[random(&[70, 65], 1), random(&[70, 65], 2)],
+        |t| super::residual_relu(&Tape::default(), &t[0], &t[1]),
+        |t| (&t[0] + &t[1])?.relu(),
+    );
+}
+
 /// Every combination of the loss's parts.
 fn losses() -> Vec<Loss> {
     let mut losses = Vec::new();
@@ -275,6 +501,76 @@ fn cross_entropy_agrees() {
     assert!(refused(&[4; 7], Loss::default()) && refused(&[0; 6], Loss::default()));
     assert!(refused(&labels, Loss { offset: vec![0.0; 3], ..Loss::default() }));
     assert!(refused(&labels, Loss { class_weights: vec![1.0; 5], ..Loss::default() }));
+}
+
+#[test]
+fn cross_entropy_over_a_vocabulary_is_that_in_double_precision() {
+    let (rows, width) = (3, 150_001);
+    let x = Var::from_tensor(&(random(&[rows, width], 1).as_tensor() * 4.0).unwrap()).unwrap();
+    let labels = [0, 77_777, 150_000];
+    let offset: Vec<f32> = (0..width).map(|i| (i % 7) as f32 / 7.0).collect();
+    for offset in [Vec::new(), offset] {
+        let loss = Loss { offset: offset.clone(), divisor: Some(5.0), ..Loss::default() };
+        let found = super::cross_entropy(&Tape::default(), x.as_tensor(), &labels, &loss).unwrap();
+        let gradient = values(found.backward().unwrap().get(&x).unwrap());
+        let mut expected = 0.0;
+        for ((row, label), gradient) in values(&x).chunks(width).zip(labels).zip(gradient.chunks(width)) {
+            let shift = |i: usize| offset.get(i).map_or(0.0, |x| f64::from(*x));
+            let exps: Vec<f64> = row.iter().enumerate().map(|(i, x)| (x + shift(i)).exp()).collect();
+            let sum: f64 = exps.iter().sum();
+            expected -= (exps[label as usize] / sum).ln() / 5.0;
+            for (i, (found, exp)) in gradient.iter().zip(exps).enumerate() {
+                let expected = (exp / sum - if i == label as usize { 1.0 } else { 0.0 }) / 5.0;
+                assert!((found - expected).abs() <= 5e-6 * expected.abs(), "at {i}: {found} for {expected}");
+            }
+        }
+        assert!((values(&found)[0] / expected - 1.0).abs() < 1e-6, "{found:?} for {expected}");
+    }
+}
+
+#[test]
+fn the_loss_over_words_is_that_of_their_scores() {
+    // More rows than are computed at once, and a vocabulary that is summed in single precision.
+    for (rows, hidden, words) in [(3, 5, 7), (300, 9, 1500)] {
+        let arguments = [random(&[rows, hidden], 1), random(&[words, hidden], 2)];
+        let labels: Vec<u32> = (0..rows).map(|row| (row * 31 % words) as u32).collect();
+        for loss in [
+            Loss::default(),
+            Loss { divisor: Some(1000.0), ..Loss::default() },
+            Loss { label_smoothing: 0.1, ..Loss::default() },
+        ] {
+            compare(
+                &format!("words loss {loss:?}"),
+                &arguments,
+                |t| super::words_loss(&Tape::default(), &t[0], &t[1], &labels, &loss),
+                |t| composed::cross_entropy(&composed::linear(&t[0], &t[1], None)?, &labels, &loss),
+            );
+        }
+    }
+    let (x, weight) = (random(&[3, 5], 1), random(&[7, 5], 2));
+    let refused = |labels: &[u32], weight: &Tensor| {
+        super::words_loss(&Tape::default(), &x, weight, labels, &Loss::default()).is_err()
+    };
+    assert!(refused(&[0, 1, 7], &weight) && refused(&[0, 1], &weight));
+    assert!(refused(&[0, 1, 2], &random(&[7, 4], 2)));
+}
+
+#[test]
+fn rows_are_added_in_place() {
+    let (matrix, values_of) = (random(&[5, 3], 1).as_detached_tensor(), random(&[2, 3], 2));
+    let before = values(&matrix);
+    super::add_rows(&matrix, &[1, 4], &values_of).unwrap();
+    let added = values(&values_of);
+    for (place, (found, before)) in values(&matrix).into_iter().zip(before).enumerate() {
+        let more = match place / 3 {
+            1 => added[place % 3],
+            4 => added[3 + place % 3],
+            _ => 0.0,
+        };
+        assert!((found - before - more).abs() < 1e-6, "at {place}");
+    }
+    assert!(super::add_rows(&matrix, &[1, 5], &values_of).is_err());
+    assert!(super::add_rows(&matrix, &[1], &values_of).is_err());
 }
 
 #[test]
@@ -363,4 +659,33 @@ fn nothing_is_computed_for_frozen_arguments() {
     )
     .unwrap();
     assert!(!all.track_op());
+}
+
+#[test]
+fn binary_cross_entropy_agrees_and_is_pytorchs() {
+    let arguments = [random(&[4, 3], 1)];
+    let sets = [vec![0, 2], vec![], vec![1, 1], vec![0, 1, 2]];
+    let hot = || vec![1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0];
+    compare(
+        "binary cross-entropy",
+        &arguments,
+        |t| super::binary_cross_entropy(&Tape::default(), &t[0], &sets, 12.0),
+        |t| composed::binary_cross_entropy(&t[0], hot(), 12.0),
+    );
+    // torch.nn.BCEWithLogitsLoss()(tensor([[0.5, -200.0], [200.0, 1.0]]), tensor([[1.0, 0.0], [0.0, 1.0]]))
+    let logits = Tensor::new(&[[0.5f32, -200.0], [200.0, 1.0]], &Device::Cpu).unwrap();
+    let loss = super::binary_cross_entropy(&Tape::default(), &logits, &[vec![0], vec![1]], 4.0).unwrap();
+    assert!((loss.to_scalar::<f32>().unwrap() - 50.196_835).abs() < 1e-4);
+    assert!(super::binary_cross_entropy(&Tape::default(), &logits, &[vec![2], vec![]], 4.0).is_err());
+    assert!(super::binary_cross_entropy(&Tape::default(), &logits, &[vec![]], 4.0).is_err());
+}
+
+#[test]
+fn squared_error_agrees() {
+    let values = [0.5, -1.0, 3.0, 0.0];
+    let of = |outputs: &Tensor| super::squared_error(&Tape::default(), outputs, &values, 4.0);
+    compare("squared error", &[random(&[4, 1], 1)], |t| of(&t[0]), |t| composed::squared_error(&t[0], &values, 4.0));
+    let outputs = Tensor::new(&[[0.0f32], [0.0], [0.0], [0.0]], &Device::Cpu).unwrap();
+    assert_eq!(of(&outputs).unwrap().to_scalar::<f32>().unwrap(), 10.25 / 4.0);
+    assert!(of(&outputs.narrow(0, 0, 3).unwrap()).is_err());
 }

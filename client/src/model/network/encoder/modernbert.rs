@@ -3,15 +3,15 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::{Batch, Layout, Mode, Network, Reach};
+use super::{Encoder, Reach};
+use crate::model::anatomy::ModernBertNames;
+use crate::model::batch::{Batch, Layout};
 use crate::model::config::Rotary;
-use crate::model::names::ModernBertNames;
-use crate::model::ops::{self, Rotation, Scope};
+use crate::model::ops::{self, Heads, Rotation, Scope};
 
 pub(super) struct ModernBert<'a> {
-    network: &'a Network,
+    encoder: Encoder<'a>,
     names: &'a ModernBertNames,
-    mode: &'a Mode,
     settings: &'a Rotary,
     global: Rotation,
     local: Rotation,
@@ -19,37 +19,43 @@ pub(super) struct ModernBert<'a> {
 
 impl<'a> ModernBert<'a> {
     /// Computes the angles of the batch's positions.
-    pub(super) fn new(network: &'a Network, names: &'a ModernBertNames, batch: &Batch, mode: &'a Mode) -> Result<Self> {
-        let config = &network.config;
+    pub(super) fn new(encoder: Encoder<'a>, names: &'a ModernBertNames, batch: &Batch) -> Result<Self> {
+        let config = encoder.config;
         let Some(settings) = &config.rotary else { bail!("the configuration has no rotary positions") };
         let depth = config.hidden_size / config.num_attention_heads;
         let rotation = |theta| Rotation::new(theta, depth, batch.layout.width());
         let (global, local) = (rotation(settings.global_theta), rotation(settings.local_theta));
-        Ok(Self { network, names, mode, settings, global, local })
+        Ok(Self { encoder, names, settings, global, local })
     }
 
     pub(super) fn encode(&self, batch: &Batch, reach: Reach) -> Result<Tensor> {
-        let Self { network, names, mode, .. } = *self;
-        let (words, indices) = network.words(batch, mode)?;
-        let words = ops::pick_rows(&mode.tape, &words, indices.words)?;
-        let mut hidden = network.embedded(&words, mode)?;
-        for (index, global) in self.settings.global.iter().enumerate() {
-            hidden = self.layer((index, *global), &hidden, &batch.layout, network.reach_of(index, reach))?;
+        let Self { encoder, names, .. } = *self;
+        let (table, words) = encoder.network.words(batch, encoder.mode)?;
+        let words = ops::pick_rows(&encoder.mode.tape, &table, words)?;
+        let mut hidden = encoder.embedded(&words)?;
+        for index in 0..encoder.config.num_hidden_layers {
+            let reach = encoder.reach_of(index, reach);
+            hidden = encoder.network.layer(index, &hidden, encoder.mode, |mode, hidden| {
+                let (global, local) = (self.global.clone(), self.local.clone());
+                let encoder = Encoder { mode, ..encoder };
+                ModernBert { encoder, global, local, ..*self }.layer(index, hidden, &batch.layout, reach)
+            })?;
         }
-        network.norm(&hidden, names.final_norm, mode)
+        encoder.norm(&hidden, names.final_norm)
     }
 
-    /// One encoder layer, which sees the whole sequence where `global`. As in BERT, the last one computes nothing but keys
+    /// One encoder layer, which sees the whole sequence or what is near. As in BERT, the last one computes nothing but keys
     /// and values for tokens that the head does not see.
-    fn layer(&self, (index, global): (usize, bool), hidden: &Tensor, layout: &Layout, reach: Reach) -> Result<Tensor> {
-        let Self { network, names, mode, .. } = *self;
-        let name = |part: &str| network.names.layer(index, part);
+    pub(super) fn layer(&self, index: usize, hidden: &Tensor, layout: &Layout, reach: Reach) -> Result<Tensor> {
+        let global = self.settings.global.get(index).copied().unwrap_or(true);
+        let Self { encoder, names, .. } = *self;
+        let Encoder { network, config, mode, .. } = encoder;
+        let name = |part: &str| encoder.names.layer(index, part);
         let (targets, queries) = reach.targets(hidden, layout, mode)?;
         // The embeddings are normalised already.
-        let normed =
-            if index == 0 { hidden.clone() } else { network.norm(hidden, &name(names.attention_norm), mode)? };
+        let normed = if index == 0 { hidden.clone() } else { encoder.norm(hidden, &name(names.attention_norm))? };
         let (asking, _) = reach.targets(&normed, layout, mode)?;
-        let width = network.config.hidden_size;
+        let width = config.hidden_size;
         let part = |x: &Tensor, place: usize| {
             network.linear_part(x, &name(names.qkv), place * width..(place + 1) * width, mode)
         };
@@ -57,14 +63,14 @@ impl<'a> ModernBert<'a> {
         let q = ops::rotary(&mode.tape, &part(&asking, 0)?, rotation, &queries)?;
         let k = ops::rotary(&mode.tape, &part(&normed, 1)?, rotation, layout)?;
         let v = part(&normed, 2)?;
-        let heads = network.config.num_attention_heads;
-        let scope = Scope { queries: &queries, keys: layout, window };
+        let heads = Heads::equal(config.num_attention_heads);
+        let scope = Scope { queries: &queries, keys: layout, window, causal: false };
         let context = ops::attention(&mode.tape, &q, &k, &v, heads, scope, mode.dropout(index, 0))?;
         let context = network.linear(&context, &name(names.attention_output), mode)?;
         let attended = ops::residual(&mode.tape, &context, &targets, mode.dropout(index, 1))?;
-        let wide = network.norm(&attended, &name(names.output_norm), mode)?;
+        let wide = encoder.norm(&attended, &name(names.output_norm))?;
         let wide = network.linear(&wide, &name(names.intermediate), mode)?;
-        let wide = ops::gated(&mode.tape, &wide, network.config.hidden_act)?;
+        let wide = ops::gated(&mode.tape, &wide, config.hidden_act)?;
         let wide = ops::dropout(&mode.tape, &wide, mode.dropout(index, 2))?;
         let narrow = network.linear(&wide, &name(names.output), mode)?;
         ops::residual(&mode.tape, &narrow, &attended, None)
