@@ -179,9 +179,6 @@ pub struct Training {
     pub focal_gamma: f64,
     /// Probability that a token of a training text is left out, drawn anew each time the text is used.
     pub token_dropout: f64,
-    /// How training images are changed each time they are used.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub augmentation: Option<Augmentation>,
     /// Whether the batch norms of an image model keep the base model's running mean and variance, and go by them in training
     /// too, as suits small batches and sites that differ much.
     #[serde(skip_serializing_if = "is_false")]
@@ -198,6 +195,9 @@ pub struct Training {
     pub seed: u64,
     /// What the products of dense layers are made of.
     pub precision: Precision,
+    /// How training images are changed each time they are used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub augmentation: Option<Augmentation>,
     /// The adapters, for `trainable = "lora"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora: Option<Lora>,
