@@ -11,7 +11,7 @@ use clap::Parser;
 use fedtune_client::finetune::{Optimizer, gradient_norm};
 use fedtune_client::model::batch::Tokens;
 use fedtune_client::model::network::Input;
-use fedtune_client::model::{DropoutStream, Loss, ModelSpec, Network, Objective, Targets};
+use fedtune_client::model::{DropoutStream, Loss, ModelSpec, Network, Objective, Reads, Targets};
 use fedtune_config::job::{Lora, Precision, Trainable, Training};
 use fedtune_config::site::Device;
 use serde_json::json;
@@ -74,6 +74,8 @@ fn main() -> anyhow::Result<()> {
         seed: 1,
         max_length: arguments.length,
         template: String::new(),
+        reads: Reads::Texts,
+        freeze_batch_norm: false,
     };
     let mut network = Network::load(&arguments.model, &spec, &device)?;
     network.set_recompute(arguments.recompute)?;

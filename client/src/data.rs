@@ -1,8 +1,9 @@
-//! Rows to learn from, in CSV and JSONL files.
+//! Rows to learn from: texts in CSV, JSONL and Parquet files, images in Parquet files and folders.
 //!
 //! A faulty row is left out and reported in the [`DataReport`]; a faulty file is a [`DataError`]. Read in this order:
 //! [`error`] (what can be wrong), [`columns`] (what is read), `sniff` (what kind of file it really is), `csv` and `jsonl`
-//! (bounded readers of values), [`raw`] (rows of values), [`content`] and [`target`] (what a row gives a model and what is
+//! (bounded readers of values), [`parquet`] and `folder` (the same for Parquet and image folders), [`raw`] (rows of values),
+//! `decoding` and [`mod@image`] (which images can be used, and what a network takes of them), [`content`] and [`target`] (what a row gives a model and what is
 //! learnt of it), [`labels`], [`report`], [`rows`] (where the contents are), [`mod@fold`] (when two texts are the same),
 //! [`mod@split`], `sample`, [`near`] and [`check`] (a file's quality).
 
@@ -10,11 +11,15 @@ pub mod check;
 pub mod columns;
 pub mod content;
 mod csv;
+mod decoding;
 pub mod error;
 pub mod fold;
+mod folder;
+pub mod image;
 mod jsonl;
 pub mod labels;
 pub mod near;
+pub mod parquet;
 pub mod raw;
 pub mod report;
 pub mod rows;
@@ -30,22 +35,25 @@ use std::path::Path;
 use fedtune_config::job::{Task, TaskKind};
 
 pub use columns::{Columns, Renamed};
-pub use content::{Content, Exchange};
+pub use content::{Content, Exchange, Picture};
 pub use error::{DataError, Fault};
 pub use labels::LabelMap;
 pub use raw::RawRow;
 pub use report::DataReport;
-pub use rows::{HELD_TEXT, Row, Rows};
+pub use rows::{HELD_IMAGES, HELD_TEXT, Row, Rows};
 pub use sample::Sampling;
 pub use split::split;
 pub use target::{RawLabel, Target, TargetReader, TargetRef};
 
+use decoding::Decoding;
+use folder::Listing;
 use rows::{Gathering, Repetition, Source, Stamp};
 
 /// The longest text of a row, in bytes; longer ones are a [`Fault::TooLong`].
 pub const MAX_TEXT: usize = 64 << 10;
 
-/// Calls `each` with the first line and the content of every row in file order; memory does not grow with the file.
+/// Calls `each` with the first line (or the number of the row, or of the image in its folder) and the content of every row in
+/// file order; memory does not grow with the file.
 ///
 /// # Errors
 /// The file as a whole is unusable: see [`DataError`].
@@ -56,9 +64,9 @@ pub fn scan(path: &Path, columns: &Columns, each: &mut dyn FnMut(u64, Result<Raw
 /// Where a row begins.
 #[derive(Debug, Clone, Copy)]
 struct Place {
-    /// Its first line, counted from 1.
+    /// Its first line, counted from 1; the number of the row in a Parquet file, of the image in a folder.
     line: u64,
-    /// Its first byte in the file.
+    /// Its first byte in a file of text.
     start: u64,
 }
 
@@ -67,6 +75,8 @@ struct Place {
 enum Layout {
     Csv(csv::Layout),
     Jsonl,
+    Parquet,
+    Folder(Listing),
 }
 
 /// As [`scan`]; gives what it takes to read rows again, and how the file was.
@@ -75,28 +85,74 @@ fn scan_places(
     columns: &Columns,
     each: &mut dyn FnMut(Place, Result<RawRow, Fault>),
 ) -> Result<(Layout, Stamp), DataError> {
-    let sniff::Opened { format, mut file, start } = sniff::open(path)?;
-    let metadata = file.get_ref().metadata().map_err(|source| DataError::Read { path: path.into(), source })?;
-    let layout = match format {
-        sniff::Format::Csv => Layout::Csv(csv::scan(path, &mut file, start, columns, each)?),
-        sniff::Format::Jsonl => {
+    if !columns.content.is_image() {
+        return scan_undecoded(path, columns, each);
+    }
+    let mut decoding = Decoding::new(each);
+    let found = scan_undecoded(path, columns, &mut |place, row| decoding.add(place, row))?;
+    decoding.finish();
+    Ok(found)
+}
+
+/// The same, with images that need not be any.
+fn scan_undecoded(
+    path: &Path,
+    columns: &Columns,
+    each: &mut dyn FnMut(Place, Result<RawRow, Fault>),
+) -> Result<(Layout, Stamp), DataError> {
+    let found = sniff::open(path)?;
+    let stamp = Stamp::from(std::fs::metadata(path).map_err(|source| DataError::Read { path: path.into(), source })?);
+    let layout = match found {
+        sniff::Found::Text(_) if columns.content.is_image() => {
+            return Err(DataError::NeedsImages { path: path.into() });
+        }
+        sniff::Found::Text(sniff::Opened { format: sniff::Format::Csv, mut file, start }) => {
+            Layout::Csv(csv::scan(path, &mut file, start, columns, each)?)
+        }
+        sniff::Found::Text(sniff::Opened { format: sniff::Format::Jsonl, mut file, start }) => {
             jsonl::scan(path, &mut file, start, columns, each)?;
             Layout::Jsonl
         }
+        sniff::Found::Parquet => {
+            parquet::scan(path, columns, each)?;
+            Layout::Parquet
+        }
+        sniff::Found::Folder => Layout::Folder(scan_folder(path, columns, each)?),
     };
-    Ok((layout, metadata.into()))
+    Ok((layout, stamp))
+}
+
+fn scan_folder(
+    path: &Path,
+    columns: &Columns,
+    each: &mut dyn FnMut(Place, Result<RawRow, Fault>),
+) -> Result<Listing, DataError> {
+    if !columns.content.is_image() {
+        return Err(DataError::Folder { path: path.into() });
+    }
+    if let Some(column) = &columns.group {
+        return Err(DataError::FolderGroup { path: path.into(), column: column.clone() });
+    }
+    let listing = Listing::of(path, columns.label.is_some())?;
+    for line in 1..=listing.len() as u64 {
+        let label = listing.label(line).map(Into::into);
+        let row = listing.picture(line).and_then(|content| raw::labelled(columns, content, label, None));
+        each(Place { line, start: 0 }, row);
+    }
+    Ok(listing)
 }
 
 /// Checks every row of a file: gives the usable ones, and reports the others. Contents are held in memory up to
-/// [`HELD_TEXT`].
+/// [`HELD_TEXT`], images up to [`HELD_IMAGES`].
 ///
 /// # Errors
 /// The file as a whole is unusable, or no row is.
 pub fn read(path: &Path, columns: &Columns, targets: &TargetReader) -> Result<(Rows, DataReport), DataError> {
-    read_holding(path, columns, targets, HELD_TEXT)
+    let most = if columns.content.is_image() { HELD_IMAGES } else { HELD_TEXT };
+    read_holding(path, columns, targets, most)
 }
 
-/// As [`read`], with another limit than [`HELD_TEXT`], in bytes. Where the contents are not held the file must not change as
+/// As [`read`], with another limit than [`HELD_TEXT`] or [`HELD_IMAGES`], in bytes. Where the contents are not held the file must not change as
 /// long as the rows are used.
 ///
 /// # Errors
@@ -135,8 +191,8 @@ pub fn read_holding(
     Ok((rows, report))
 }
 
-/// The distinct labels of a file, sorted, as a task of this kind would read them; rows with a fault are passed over. None
-/// for kinds without labels.
+/// The distinct labels of a file, sorted, as a task of this kind would read them; rows with a fault are passed over. Those of
+/// a Parquet file with names of classes are these, in their order. None for kinds without labels.
 ///
 /// # Errors
 /// The file as a whole is unusable, or no row is.
@@ -144,14 +200,17 @@ pub fn labels_in(path: &Path, columns: &Columns, task: &Task) -> Result<Vec<Stri
     if !task.kind.has_labels() {
         return Ok(Vec::new());
     }
+    if let Some(names) = named_labels(path, columns)? {
+        return Ok(names);
+    }
     let separator = target::separator(task);
     let mut seen: BTreeSet<String> = BTreeSet::new();
     let mut report = DataReport::new(path);
-    scan(path, columns, &mut |line, row| match row {
+    scan_undecoded(path, columns, &mut |Place { line, .. }, row| match row {
         Ok(RawRow { label, .. }) => {
             let names = match (task.kind, label) {
                 (_, None) => Vec::new(),
-                (TaskKind::TextClassification, Some(RawLabel::One(name))) => vec![name],
+                (TaskKind::TextClassification | TaskKind::ImageClassification, Some(RawLabel::One(name))) => vec![name],
                 (_, Some(label)) => target::names(label, separator),
             };
             for name in names {
@@ -175,5 +234,28 @@ pub fn labels_in(path: &Path, columns: &Columns, task: &Task) -> Result<Vec<Stri
             Err(DataError::TooManyLabels { path: path.into(), column, most: labels::MAX_LABELS })
         }
         _ => Ok(seen.into_iter().collect()),
+    }
+}
+
+/// The names that a Parquet file's metadata has for the numbers in the label column, or those of the folders of images, where
+/// there are two or more.
+fn named_labels(path: &Path, columns: &Columns) -> Result<Option<Vec<String>>, DataError> {
+    let names = match (sniff::open(path)?, &columns.label) {
+        (sniff::Found::Parquet, Some(label)) => parquet::class_names(path, &label.name)?,
+        (sniff::Found::Folder, Some(_)) if columns.content.is_image() => Some(Listing::of(path, true)?.into_labels()),
+        _ => None,
+    };
+    Ok(names.filter(|names| (2..labels::MAX_LABELS).contains(&names.len())))
+}
+
+/// Whether it is a folder, or a Parquet file with images in a column of this name.
+///
+/// # Errors
+/// The file as a whole is unusable.
+pub fn holds_images(path: &Path, column: &str) -> Result<bool, DataError> {
+    match sniff::open(path)? {
+        sniff::Found::Folder => Ok(true),
+        sniff::Found::Parquet => parquet::holds_images(path, column),
+        sniff::Found::Text(_) => Ok(false),
     }
 }

@@ -1,7 +1,7 @@
-//! A pre-trained encoder as a trainable sequence classifier.
+//! A pre-trained model as a trainable classifier.
 //!
 //! Read in this order: [`batch`] (how token rows lie), [`config`] and `anatomy` (what tensors there are), `objective` (what
-//! a network says), [`network`] (the function), `ops` (the operations under it), `state` and `export` (files). This module loads a folder into a
+//! a network says), [`network`] (the function), `ops` (the operations under it), `preparing` (rows to what a network takes), `state` and `export` (files). This module loads a folder into a
 //! [`Classifier`].
 
 mod adapters;
@@ -16,6 +16,7 @@ mod load;
 pub mod network;
 mod objective;
 pub(crate) mod ops;
+mod preparing;
 mod pretrained;
 mod state;
 pub(crate) mod tensor_file;
@@ -28,7 +29,10 @@ use fedtune_config::Job;
 use fedtune_config::job::{Lora, Precision, TaskKind, Trainable};
 use serde_json::{Map, Value};
 
+use crate::data::image::Preparation;
+
 pub use anatomy::{Place, Role};
+pub use config::Reads;
 pub use error::ModelError;
 pub use network::{Input, Network};
 pub use objective::{Objective, Targets};
@@ -37,6 +41,7 @@ pub use ops::dropout::DropoutStream;
 pub use tokens::{Encoded, Text, TokenCounter};
 
 use batch::Tokens;
+use preparing::Preparing;
 use tokens::TextTokenizer;
 
 /// What a job asks of a model.
@@ -60,13 +65,17 @@ pub struct ModelSpec {
     pub max_length: usize,
     /// How prompt and response make one text, where there are such.
     pub template: String,
+    /// What rows are.
+    pub reads: Reads,
+    /// Whether batch norms keep the base model's running statistics and go by them.
+    pub freeze_batch_norm: bool,
 }
 
 impl From<&Job> for ModelSpec {
     fn from(job: &Job) -> Self {
         Self {
             objective: match job.task.kind {
-                TaskKind::TextClassification => Objective::Class,
+                TaskKind::TextClassification | TaskKind::ImageClassification => Objective::Class,
                 TaskKind::MultiLabelClassification => Objective::Sets,
                 TaskKind::TextRegression => Objective::Value,
                 TaskKind::TokenClassification => Objective::Tokens,
@@ -80,15 +89,17 @@ impl From<&Job> for ModelSpec {
             seed: job.training.seed,
             max_length: job.task.max_length,
             template: job.task.template.clone().unwrap_or_default(),
+            reads: if job.task.kind.reads_images() { Reads::Images } else { Reads::Texts },
+            freeze_batch_norm: job.training.freeze_batch_norm,
         }
     }
 }
 
-/// A sequence classifier: network, tokenizer and labels, on one device.
+/// A classifier of texts or images: network, preparation of its input, and labels, on one device.
 #[derive(Debug)]
 pub struct Classifier {
     network: Network,
-    tokenizer: TextTokenizer,
+    preparing: Preparing,
     labels: Vec<String>,
     template: String,
     dropout: f64,
@@ -122,9 +133,29 @@ impl Classifier {
         self.dropout
     }
 
-    /// Longest sequence in tokens; longer texts are cut.
-    pub fn max_length(&self) -> usize {
-        self.tokenizer.max_length()
+    /// Longest sequence in tokens; longer texts are cut. `None` of images.
+    pub fn max_length(&self) -> Option<usize> {
+        self.tokenizer().map(TextTokenizer::max_length)
+    }
+
+    /// How images become its input, where it reads images.
+    pub fn preparation(&self) -> Option<&Preparation> {
+        match &self.preparing {
+            Preparing::Images(preparation) => Some(preparation),
+            Preparing::Texts(_) => None,
+        }
+    }
+
+    /// What it reads.
+    pub fn reads(&self) -> Reads {
+        self.network.config().reads()
+    }
+
+    fn tokenizer(&self) -> Option<&TextTokenizer> {
+        match &self.preparing {
+            Preparing::Texts(tokenizer) => Some(tokenizer),
+            Preparing::Images(_) => None,
+        }
     }
 
     /// Tokens of each text, cut at [`Self::max_length`].
@@ -140,14 +171,15 @@ impl Classifier {
     /// ends with the model's token for the end of a text, `eos_token_id` of config.json, where it names one.
     ///
     /// # Errors
-    /// The tokenizer fails.
+    /// The tokenizer fails, or the model reads images.
     pub fn encode(&self, texts: &[Text<'_>]) -> Result<Vec<Encoded>, candle_core::Error> {
         let end = match self.base_config.get("eos_token_id") {
             Some(Value::Array(several)) => several.first(),
             one => one,
         };
         let end = end.and_then(Value::as_u64).and_then(|end| u32::try_from(end).ok());
-        self.tokenizer.encode(texts, &self.template, end)
+        let Some(tokenizer) = self.tokenizer() else { candle_core::bail!("texts for a model of images") };
+        tokenizer.encode(texts, &self.template, end)
     }
 
     /// Names and shapes of the trained tensors, sorted by name.

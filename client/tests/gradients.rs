@@ -11,7 +11,7 @@ use fedtune_client::finetune::{Optimizer, gradient_norm};
 use fedtune_client::model::batch::{Batch, Tokens};
 use fedtune_client::model::config::Config;
 use fedtune_client::model::network::{Parameter, Pass};
-use fedtune_client::model::{DropoutStream, Input, Loss, ModelSpec, Network, Objective, Targets};
+use fedtune_client::model::{DropoutStream, Input, Loss, ModelSpec, Network, Objective, Reads, Targets};
 use fedtune_config::job::{Lora, Precision, Trainable, Training};
 use reference::{dense, distance, fixture, norm, reference_of, rows, saved_adapters, saved_targets, values};
 
@@ -42,6 +42,8 @@ fn loaded(architecture: &str, trainable: Trainable, lora: Lora, precision: Preci
         seed: 1,
         max_length: 24,
         template: String::new(),
+        reads: Reads::Texts,
+        freeze_batch_norm: false,
     };
     Network::load(&fixture(architecture), &spec, &Device::Cpu).unwrap()
 }
@@ -142,6 +144,8 @@ fn every_gradient_of_a_model_of_tables_agrees() {
             seed: 1,
             max_length: 24,
             template: String::new(),
+            reads: Reads::Texts,
+            freeze_batch_norm: false,
         };
         let network = Network::load(&fixture(folder), &spec, &Device::Cpu).unwrap();
         let reference = reference_of(folder, "gradients.safetensors");

@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use fedtune_client::finetune::Optimizer;
 use fedtune_client::model::batch::{Batch, Tokens};
 use fedtune_client::model::network::{Gradient, Parameter, Pass};
-use fedtune_client::model::{Classifier, DropoutStream, Input, Loss, ModelSpec, Network, Objective, Targets};
+use fedtune_client::model::{Classifier, DropoutStream, Input, Loss, ModelSpec, Network, Objective, Reads, Targets};
 use fedtune_config::job::{Lora, Precision, Trainable, Training};
 use fedtune_proto::recipe::TensorSource;
 use reference::{
@@ -33,6 +33,8 @@ fn spec(trainable: Trainable) -> ModelSpec {
         seed: 1,
         max_length: 24,
         template: String::new(),
+        reads: Reads::Texts,
+        freeze_batch_norm: false,
     }
 }
 

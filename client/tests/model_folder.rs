@@ -381,7 +381,7 @@ fn an_export_loads_again_with_labels_and_length() {
     classifier.save(out.path()).unwrap();
     let again = Classifier::load_exported(out.path(), None, &Device::Cpu).unwrap();
     assert_eq!(again.labels(), labels);
-    assert_eq!(again.max_length(), 16);
+    assert_eq!(again.max_length(), Some(16));
     assert_eq!(logits(&again), logits(&classifier));
     let config: serde_json::Value =
         serde_json::from_slice(&std::fs::read(out.path().join("config.json")).unwrap()).unwrap();

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use fedtune_client::finetune::{Optimizer, gradient_norm};
 use fedtune_client::model::network::{Gradient, Input, Pass};
-use fedtune_client::model::{Loss, ModelSpec, Network, Objective, Targets};
+use fedtune_client::model::{Loss, ModelSpec, Network, Objective, Reads, Targets};
 use fedtune_config::job::{Lora, Precision, Trainable, Training};
 
 const RESNETS: [&str; 3] = ["resnet-basic", "resnet-bottleneck", "resnet-switches"];
@@ -31,6 +31,8 @@ fn spec(trainable: Trainable, lora: Lora, precision: Precision) -> ModelSpec {
         seed: 1,
         max_length: 24,
         template: String::new(),
+        reads: Reads::Images,
+        freeze_batch_norm: false,
     }
 }
 

@@ -12,7 +12,7 @@ use crate::units::Span;
 pub use evaluation::{Evaluation, Evaluator, Metric};
 pub use task::{PROMPT, RESPONSE, Task, TaskKind};
 pub use training::{
-    Alteration, ClassWeights, Eda, LocalWork, Lora, Optimizer, Precision, Schedule, Trainable, Training,
+    Alteration, Augmentation, ClassWeights, Eda, LocalWork, Lora, Optimizer, Precision, Schedule, Trainable, Training,
     suggested_learning_rate,
 };
 

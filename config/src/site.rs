@@ -44,10 +44,10 @@ pub struct Aggregator {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Data {
-    /// CSV or JSONL (by its ending) with the rows to train on.
+    /// CSV, JSONL or Parquet (by its ending) with the rows to train on, or a folder of images: `<label>/<file>`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train: Option<PathBuf>,
-    /// CSV or JSONL with the rows an evaluator scores states on.
+    /// The same with the rows an evaluator scores states on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test: Option<PathBuf>,
     /// Column with the text, where it differs from the job's.
@@ -68,6 +68,9 @@ pub struct Data {
     /// Column with the response, where it differs from the job's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub response_column: Option<String>,
+    /// Column with the encoded image in a Parquet file, where it differs from the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_column: Option<String>,
     /// Column of the training file whose equal values (a subject's number) keep rows on one side of the split.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group_column: Option<String>,
@@ -96,6 +99,7 @@ impl Default for Data {
             tokens_column: None,
             prompt_column: None,
             response_column: None,
+            image_column: None,
             group_column: None,
             labels: BTreeMap::new(),
             validation_fraction: 0.0,

@@ -135,6 +135,12 @@ fn every_kind_of_task_has_its_columns_and_metric() {
             "prompt_column = \"prompt\"\nresponse_column = \"response\"\ntemplate = \"\"\"\n{prompt}\n{response}\"\"\"",
             "loss",
         ),
+        (
+            "image-classification",
+            "labels = [\"a\", \"b\"]",
+            "label_column = \"label\"\nimage_column = \"image\"",
+            "accuracy",
+        ),
     ] {
         let job: Job = read(&job_of(kind, lines, "")).unwrap();
         let text = job.to_toml();
@@ -193,6 +199,32 @@ fn what_a_kind_of_task_makes_no_use_of_is_refused() {
         ("causal-lm", "label_column = \"label\"", "", vec!["task.label_column", "no use"]),
         ("causal-lm", "template = \"{response} {prompt}\"", "", vec!["task.template", "{response} once after it"]),
         ("causal-lm", "response_column = \"prompt\"", "", vec!["task.response_column", "task.prompt_column too"]),
+        (
+            "text-classification",
+            labels,
+            "[training]\naugmentation = { flip = true }",
+            vec!["training.augmentation", "no use"],
+        ),
+        (
+            "text-classification",
+            labels,
+            "[training]\nfreeze_batch_norm = true",
+            vec!["training.freeze_batch_norm", "no use"],
+        ),
+        (
+            "image-classification",
+            labels,
+            "[training]\naugmentation = { crop = 0.0, rotate = 90.0 }",
+            vec!["training.augmentation.crop", "found 0", "training.augmentation.rotate", "found 90"],
+        ),
+        ("image-classification", labels, "[training]\naugmentation = { turn = 1.0 }", vec!["turn", "rotate"]),
+        ("image-classification", labels, "[training]\ntoken_dropout = 0.1", vec!["training.token_dropout", "no use"]),
+        (
+            "image-classification",
+            "labels = [\"a\", \"b\"]\ntext_column = \"text\"",
+            "",
+            vec!["task.text_column", "no use"],
+        ),
         ("text-ranking", "", "", vec!["task.kind", "text-ranking", "causal-lm"]),
     ] {
         let error = read::<Job>(&job_of(kind, lines, rest)).unwrap_err().to_string();

@@ -6,8 +6,13 @@ pub const CONFIG: &str = "config.json";
 pub const TOKENIZER: &str = "tokenizer.json";
 /// The tensors of a whole model.
 pub const TENSORS: &str = "model.safetensors";
-/// What a base model must have.
-pub const NEEDED: [&str; 3] = [CONFIG, TOKENIZER, TENSORS];
+/// How images are prepared.
+pub const PREPROCESSOR: &str = "preprocessor_config.json";
+
+/// What a base model must have; one of images has no tokenizer.
+pub fn needed(images: bool) -> [&'static str; 3] {
+    [CONFIG, if images { PREPROCESSOR } else { TOKENIZER }, TENSORS]
+}
 
 /// What tokenizers of other programs read beside [`TOKENIZER`]; it goes along where it is there.
 pub const TOKENIZER_EXTRAS: [&str; 7] = [

@@ -557,7 +557,7 @@ pub async fn missing(artifacts: &Artifacts, wanted: &[ArtifactRef]) -> Result<Ve
 fn form(task: &job::Task) -> Form {
     let labels = task.labels.len();
     match task.kind {
-        TaskKind::TextClassification => Form::Classes(labels),
+        TaskKind::TextClassification | TaskKind::ImageClassification => Form::Classes(labels),
         TaskKind::MultiLabelClassification => Form::Sets(labels),
         TaskKind::TextRegression => Form::Values,
         TaskKind::TokenClassification => Form::Tags(labels),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use fedtune_config::Job;
 use fedtune_proto::channel::{ChannelError, Credentials};
 use fedtune_proto::digest::{ArtifactRef, Digest};
-use fedtune_proto::folder::{NEEDED, TOKENIZER_EXTRAS};
+use fedtune_proto::folder::{TOKENIZER_EXTRAS, needed};
 use fedtune_proto::transfer::{self, TransferError};
 use fedtune_proto::v1::operator_client::OperatorClient;
 use fedtune_proto::v1::plan_export_request::Selector;
@@ -78,13 +78,14 @@ impl Operator {
     pub async fn submit(&mut self, job: &Job, mut progress: impl FnMut(&str, u64)) -> Result<String, OperatorError> {
         let folder = &job.model.path;
         let mut base_model = Vec::new();
-        for (name, needed) in NEEDED.iter().map(|n| (n, true)).chain(TOKENIZER_EXTRAS.iter().map(|n| (n, false))) {
+        let needed = needed(job.task.kind.reads_images());
+        for (name, required) in needed.iter().map(|n| (n, true)).chain(TOKENIZER_EXTRAS.iter().map(|n| (n, false))) {
             let path = folder.join(name);
             if !path.is_file() {
-                if needed {
+                if required {
                     let reason = format!(
                         "lacks {name}; a base model is a folder in Hugging Face layout with {}",
-                        NEEDED.join(", ")
+                        needed.join(", ")
                     );
                     return Err(OperatorError::Model { path: folder.clone(), reason });
                 }

@@ -124,6 +124,11 @@ async fn uninterrupted(simulation: Simulation, observer: &mut dyn Observer) -> a
         let reason = format!("{} holds a run already; choose another folder with --out", out.display());
         return Err(SimulateError::Usage(reason).into());
     }
+    if job.task.kind.reads_images() {
+        let reason = "simulate deals out the rows of CSV and JSONL files, and images stand in Parquet files and folders; \
+                      enrol sites with data of their own (site add) and queue the job with job submit";
+        return Err(SimulateError::Usage(reason.into()).into());
+    }
     let labelled = matches!(job.task.kind, TaskKind::TextClassification | TaskKind::MultiLabelClassification);
     let table = Table::read(&train, job.task.label_column.as_deref().filter(|_| labelled))?;
     let shards = partition.split(&table, sites, seed)?;

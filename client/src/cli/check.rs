@@ -37,10 +37,10 @@ const CHUNK: usize = 1024;
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Arguments {
-    /// CSV or JSONL file to train on.
+    /// CSV, JSONL or Parquet file, or folder of images, to train on.
     #[arg(long, value_name = "FILE")]
     train: PathBuf,
-    /// CSV or JSONL file to evaluate on; what it shares with the training file is reported.
+    /// The same to evaluate on; what it shares with the training file is reported.
     #[arg(long, value_name = "FILE")]
     test: Option<PathBuf>,
     /// Folder of a model: lengths are counted in its tokens too, and label errors are found with it.
@@ -110,14 +110,21 @@ impl Arguments {
         if let (false, Some(option)) = (self.find_label_errors, self.training.given()) {
             return Err(CliError::Usage(format!("{option} tells how to train; give --find-label-errors with it")));
         }
+        let job = self.training.base_job(self.model.as_deref().unwrap_or(Path::new("")))?;
+        let images = job.task.kind.reads_images();
+        if images && self.model.is_some() && !self.find_label_errors {
+            return Err(CliError::Usage(
+                "--model counts the tokens of texts, and images have none; give --find-label-errors with it, or leave it out"
+                    .into(),
+            ));
+        }
         if self.model.is_none() && self.training.max_length.is_some() {
             return Err(CliError::Usage("--max-length counts tokens; give --model with it".into()));
         }
-        let job = self.training.base_job(self.model.as_deref().unwrap_or(Path::new("")))?;
         let columns = Columns { group: self.group_column.clone(), ..self.training.columns(&job) };
-        if self.find_label_errors && job.task.kind != TaskKind::TextClassification {
+        if self.find_label_errors && !job.task.kind.has_one_label() {
             return Err(CliError::Usage(format!(
-                "--find-label-errors knows text-classification, where each row has one label; the task here is {}",
+                "--find-label-errors knows tasks where each row has one label; the task here is {}",
                 job.task.kind
             )));
         }
@@ -128,12 +135,12 @@ impl Arguments {
         let found = check::check(&self.train, self.test.as_deref(), settings)?;
         let files: Vec<&FileCheck> = [Some(&found.train), found.test.as_ref()].into_iter().flatten().collect();
         let tokens = match &self.model {
-            Some(model) => {
+            Some(model) if !images => {
                 let counter = TokenCounter::load(model)?;
                 let count = |file: &&FileCheck| tokens(&counter, &file.path, &columns, job.task.max_length);
                 files.iter().map(count).collect::<Result<Vec<_>, _>>()?
             }
-            None => Vec::new(),
+            _ => Vec::new(),
         };
         let suspects = match &self.model {
             Some(model) if self.find_label_errors => Some(self.suspects(model, &job, &columns)?),
@@ -202,7 +209,7 @@ fn tokens(counter: &TokenCounter, path: &Path, columns: &Columns, max_length: us
     let (mut lengths, mut waiting, mut failed) = (Lengths::default(), Vec::<Content>::new(), None);
     let mut count = |waiting: &mut Vec<Content>| -> Result<(), ModelError> {
         let contents = std::mem::take(waiting);
-        let texts: Vec<Text<'_>> = contents.iter().map(text).collect();
+        let texts: Vec<Text<'_>> = contents.iter().filter_map(text).collect();
         counter.count(&texts)?.into_iter().for_each(|length| lengths.add(length));
         Ok(())
     };
@@ -301,11 +308,13 @@ fn file_text(file: &FileCheck, tokens: Option<&Tokens>) -> String {
     if let Some(NumberSummary { least, mean, sd, most }) = file.numbers {
         let _ = writeln!(out, "\nnumbers from {least} to {most}, mean {mean:.4}, standard deviation {sd:.4}");
     }
-    let _ = writeln!(
-        out,
-        "\n{:WIDE$}  {:>7}  {:>7}  {:>7}  {:>7}  {:>7}  {:>7}",
-        "length", "least", "median", "mean", "95 %", "99 %", "most"
-    );
+    if file.characters.is_some() {
+        let _ = writeln!(
+            out,
+            "\n{:WIDE$}  {:>7}  {:>7}  {:>7}  {:>7}  {:>7}  {:>7}",
+            "length", "least", "median", "mean", "95 %", "99 %", "most"
+        );
+    }
     let mut row = |name: &str, lengths: Option<LengthSummary>| {
         if let Some(LengthSummary { least, median, mean, p95, p99, most }) = lengths {
             let _ = writeln!(out, "{name:WIDE$}  {least:7}  {median:7}  {mean:7.1}  {p95:7}  {p99:7}  {most:7}");

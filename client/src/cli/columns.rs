@@ -5,7 +5,7 @@ use fedtune_config::Job;
 use fedtune_config::job::{Task, TaskKind};
 
 use super::CliError;
-use crate::model::Objective;
+use crate::model::{Classifier, Objective, Reads};
 
 /// Names of columns.
 #[derive(Debug, Clone, Args)]
@@ -25,6 +25,9 @@ pub(super) struct ColumnNames {
     /// multi-label-classification: what stands between labels that are one text (default `|`).
     #[arg(long, value_name = "SIGN")]
     label_separator: Option<char>,
+    /// image-classification: column with the encoded image in a Parquet file (default `image`).
+    #[arg(long, value_name = "NAME")]
+    image_column: Option<String>,
     /// causal-lm: column with the prompt (default `prompt`).
     #[arg(long, value_name = "NAME")]
     prompt_column: Option<String>,
@@ -43,6 +46,7 @@ impl ColumnNames {
             (&self.label_column, &mut task.label_column),
             (&self.prompt_column, &mut task.prompt_column),
             (&self.response_column, &mut task.response_column),
+            (&self.image_column, &mut task.image_column),
         ] {
             if name.is_some() {
                 column.clone_from(name);
@@ -55,16 +59,18 @@ impl ColumnNames {
     ///
     /// # Errors
     /// A name is given that such a task makes no use of.
-    pub(super) fn task_of(&self, objective: Objective, labels: &[String]) -> Result<Task, CliError> {
-        let mut task = Task::new(kind(objective), labels.to_vec());
+    pub(super) fn task_of(&self, classifier: &Classifier) -> Result<Task, CliError> {
+        let kind = kind(classifier.network().objective(), classifier.reads());
+        let mut task = Task::new(kind, classifier.labels().to_vec());
         self.apply(&mut task);
         check(&Job::new("options", "model".as_ref(), task.clone()))?;
         Ok(task)
     }
 }
 
-fn kind(objective: Objective) -> TaskKind {
+fn kind(objective: Objective, reads: Reads) -> TaskKind {
     match objective {
+        Objective::Class if reads == Reads::Images => TaskKind::ImageClassification,
         Objective::Class => TaskKind::TextClassification,
         Objective::Sets => TaskKind::MultiLabelClassification,
         Objective::Value => TaskKind::TextRegression,

@@ -70,6 +70,7 @@ impl CliError {
             Self::Finetune(
                 FinetuneError::NoRows { .. }
                 | FinetuneError::OtherTargets
+                | FinetuneError::Image(_)
                 | FinetuneError::TooFewForFolds { .. }
                 | FinetuneError::Data(_),
             ) => Exit::Data,

@@ -18,6 +18,7 @@ Examples:
   fedtune-client evaluate --model tuned --data test.csv
   fedtune-client evaluate --model tuned --data test.csv --confusion-png confusion.png
   fedtune-client evaluate --model tuned --data notes.jsonl --text-column sentence --label-column category --output json
+  fedtune-client evaluate --model cells --data test.parquet
   fedtune-client evaluate --model similarity --data pairs.csv --pair-column text_pair
 
 What is read follows from what the model was made for; it is the same as in `fedtune-client finetune --task KIND`.";
@@ -32,7 +33,7 @@ pub(super) struct Arguments {
     /// Folder of the base model, where --model holds adapters.
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
-    /// CSV or JSONL file with rows of the model's task, such as text and label.
+    /// CSV, JSONL or Parquet file, or folder of images, with rows of the model's task, such as text and label.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     #[command(flatten)]
@@ -55,7 +56,7 @@ impl Arguments {
     pub(super) fn run(self) -> Result<(), CliError> {
         let device = processor(self.threads)?;
         let classifier = Classifier::load_exported(&self.model, self.base.as_deref(), &device)?;
-        let task = self.columns.task_of(classifier.network().objective(), classifier.labels())?;
+        let task = self.columns.task_of(&classifier)?;
         let targets = TargetReader::new(&task, &BTreeMap::new())?;
         let (rows, report) = data::read(&self.data, &Columns::of(&task, &Renamed::default()), &targets)?;
         eprintln!("{report}");

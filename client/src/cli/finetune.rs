@@ -31,11 +31,16 @@ Examples:
   The similarity of two sentences, a number:
     fedtune-client finetune --model all-MiniLM-L6-v2 --task text-regression --pair-column text_pair --train sts.csv --out tuned
 
+  Images, from a Parquet file or from a folder with one folder for each label:
+    fedtune-client finetune --model resnet-18 --task image-classification --train cells.parquet --out tuned
+
 CSV files have a header line and the columns `text` and `label`; JSONL files have an object with these keys on each
 line. Other tasks read other columns: several labels (`labels`, with `|` between them or as a JSON list), words and their
-labels (`tokens` and `labels`, lists, so JSONL only), prompts and responses (`prompt` and `response`). The model is a folder in Hugging Face layout: config.json, tokenizer.json, model.safetensors. What is written to
---out has the same layout and loads in transformers with AutoModelForSequenceClassification, ...TokenClassification or
-...CausalLM; with trainable = \"lora\" it
+labels (`tokens` and `labels`, lists, so JSONL only), prompts and responses (`prompt` and `response`), encoded
+images and their labels (`image` and `label`; a number is a name where the Parquet file has names). The model is a folder in Hugging Face layout: config.json, tokenizer.json (preprocessor_config.json for
+images), model.safetensors. What is written to
+--out has the same layout and loads in transformers with AutoModelForSequenceClassification, ...TokenClassification,
+...CausalLM or ...ImageClassification; with trainable = \"lora\" it
 is a folder of adapters for peft, which `fedtune-client merge` makes a whole model.";
 
 /// Fine-tune a model on a file of rows, on this machine alone.
@@ -45,10 +50,10 @@ pub(super) struct Arguments {
     /// Folder of the pre-trained model; takes the place of the job's model.path.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// CSV or JSONL file to train on.
+    /// CSV, JSONL or Parquet file, or folder of images, to train on.
     #[arg(long, value_name = "FILE")]
     train: PathBuf,
-    /// CSV or JSONL file to evaluate on at the end.
+    /// The same to evaluate on at the end.
     #[arg(long, value_name = "FILE")]
     test: Option<PathBuf>,
     /// Share of the training rows, above 0 and less than 0.9, to hold out. The model is scored on them after every epoch by

@@ -18,16 +18,21 @@ const EXAMPLES: &str = "\
 Examples:
   fedtune-client predict --model tuned --data notes.csv --out labels.csv
   fedtune-client predict --model tuned --data notes.jsonl --text-column sentence --out labels.csv --scores
+  fedtune-client predict --model cells --data images --out labels.csv --scores
 
 The output has one line for each row of the input, in the same order. What stands there follows from the model's task:
   one label a text      `label`, the one with the highest score, and its `score`
   several labels        `labels`, those with a probability above a half, with the separator between them
   a number              `value`
   a label for each word `labels`, a JSON list; null for words behind the longest sequence
+  images                before these `file`, its path in the folder, or `row`, its number in the Parquet file (from 1)
 A row that cannot be read keeps its line, with empty cells; such rows are counted on standard error.";
 
 /// Rows held in memory at a time.
 const CHUNK: usize = 1024;
+
+/// Bytes of rows held in memory at a time; images are large.
+const CHUNK_BYTES: usize = 32 << 20;
 
 /// Apply a fine-tuned model to the rows of a file.
 #[derive(Debug, Args)]
@@ -39,7 +44,8 @@ pub(super) struct Arguments {
     /// Folder of the base model, where --model holds adapters.
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
-    /// CSV or JSONL file with texts (or pairs, or lists of words); it need not have labels.
+    /// CSV, JSONL or Parquet file with texts (or pairs, or lists of words) or images, or a folder of images; it need not
+    /// have labels.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     #[command(flatten)]
@@ -75,7 +81,9 @@ struct Predictions<'a> {
     classifier: &'a Classifier,
     task: &'a Task,
     writer: csv::Writer<BufWriter<NamedTempFile>>,
-    waiting: Vec<Option<Content>>,
+    /// Rows to label, those of images with a name.
+    waiting: Vec<(Option<String>, Option<Content>)>,
+    waiting_bytes: usize,
     /// Cells of a line.
     width: usize,
     rows: u64,
@@ -97,7 +105,7 @@ impl Arguments {
                 "--scores and --logits are of the labels of a text, which this model does not give".into(),
             ));
         }
-        let task = self.columns.task_of(objective, classifier.labels())?;
+        let task = self.columns.task_of(&classifier)?;
         let columns = Columns::of(&task, &Renamed::default()).unlabelled();
         let folder = self.out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let file = NamedTempFile::new_in(folder).map_err(|e| self.write_error(e))?;
@@ -107,6 +115,7 @@ impl Arguments {
             task: &task,
             writer: csv::Writer::from_writer(BufWriter::new(file)),
             waiting: Vec::new(),
+            waiting_bytes: 0,
             width: 0,
             rows: 0,
             faulty: 0,
@@ -141,7 +150,9 @@ impl Predictions<'_> {
             Objective::Sets | Objective::Tokens => &["labels"],
             Objective::Value | Objective::NextToken => &["value"],
         };
-        let mut fields: Vec<String> = fields.iter().map(|name| (*name).to_owned()).collect();
+        let images = self.task.kind.reads_images();
+        let place = images.then_some(if self.arguments.data.is_dir() { "file" } else { "row" });
+        let mut fields: Vec<String> = place.iter().chain(fields).map(|name| (*name).to_owned()).collect();
         let labels = self.classifier.labels();
         if self.arguments.scores {
             fields.extend(labels.iter().map(|label| format!("score_{label}")));
@@ -155,30 +166,46 @@ impl Predictions<'_> {
 
     fn add(&mut self, line: u64, row: Result<RawRow, Fault>) -> Result<(), CliError> {
         self.rows += 1;
-        match row {
-            Ok(row) => self.waiting.push(Some(row.content)),
+        let name = self.task.kind.reads_images().then(|| match &row {
+            Ok(RawRow { content: Content::Image(picture), .. }) => picture.file.clone(),
+            Err(Fault::Image { file, .. }) => file.clone(),
+            _ => None,
+        });
+        let name = name.map(|file| file.unwrap_or_else(|| line.to_string()));
+        let content = match row {
+            Ok(row) => {
+                self.waiting_bytes += row.content.length();
+                Some(row.content)
+            }
             Err(fault) => {
                 self.faulty += 1;
                 self.first.get_or_insert((line, fault));
-                self.waiting.push(None);
+                None
             }
-        }
-        if self.waiting.len() >= CHUNK { self.label() } else { Ok(()) }
+        };
+        self.waiting.push((name, content));
+        let full = self.waiting.len() >= CHUNK || self.waiting_bytes >= CHUNK_BYTES;
+        if full { self.label() } else { Ok(()) }
     }
 
     /// Labels and writes the waiting rows.
     fn label(&mut self) -> Result<(), CliError> {
         let waiting = std::mem::take(&mut self.waiting);
-        let empty = vec![String::new(); self.width];
-        let faulty: Vec<bool> = waiting.iter().map(Option::is_none).collect();
-        let contents: Vec<Content> = waiting.into_iter().flatten().collect();
+        self.waiting_bytes = 0;
+        let (mut names, mut contents) = (Vec::with_capacity(waiting.len()), Vec::with_capacity(waiting.len()));
+        for (name, content) in waiting {
+            names.push((name, content.is_none()));
+            contents.extend(content);
+        }
         let found = finetune::predict(self.classifier, &contents, self.arguments.batch_size, &mut Silent)?;
         let mut found = found.into_iter();
-        for faulty in faulty {
-            match if faulty { None } else { found.next() } {
-                Some(prediction) => self.write(&self.fields(&prediction))?,
-                None => self.write(&empty)?,
+        for (name, faulty) in names {
+            let mut fields: Vec<String> = name.into_iter().collect();
+            if let Some(prediction) = if faulty { None } else { found.next() } {
+                fields.extend(self.fields(&prediction));
             }
+            fields.resize(self.width, String::new());
+            self.write(&fields)?;
         }
         Ok(())
     }

@@ -27,8 +27,8 @@ pub(super) struct Training {
     #[arg(long, value_name = "JOB.toml")]
     pub(super) job: Option<PathBuf>,
     /// What is learnt, where no job says: text-classification (one label for each text), multi-label-classification (any
-    /// number of them), text-regression (a number), token-classification (a label for each word) or causal-lm (the response
-    /// to each prompt).
+    /// number of them), text-regression (a number), token-classification (a label for each word), causal-lm (the response
+    /// to each prompt) or image-classification (one label for each image).
     #[arg(
         long,
         value_name = "KIND",
@@ -135,6 +135,11 @@ impl Training {
             (job.training.epochs, job.training.steps, job.rounds.count) = (Some(epochs as usize), None, 1);
         }
         if let Some(length) = self.max_length {
+            if job.task.kind.reads_images() {
+                return Err(CliError::Usage(
+                    "--max-length cuts texts, and the task here reads images; leave it out".into(),
+                ));
+            }
             job.task.max_length = length as usize;
         }
         if let Some(seed) = self.seed {

@@ -414,9 +414,11 @@ impl Reading {
         listed: usize,
     ) {
         let folded = content.folded();
-        let known_by = identity(&folded);
+        let known_by = content.identity();
         let texts = content.texts();
-        self.lengths.add(texts.iter().map(|text| text.chars().count()).sum());
+        if !texts.is_empty() {
+            self.lengths.add(texts.iter().map(|text| text.chars().count()).sum());
+        }
         if let TargetRef::Value(value) = row.target.borrowed() {
             self.numbers.add(value.into());
         }
@@ -431,7 +433,9 @@ impl Reading {
         let sight = self.seen.add(known_by, &row);
         match sight {
             Sight::New => {
-                if let Some(place) = signatures.add(&folded) {
+                if !texts.is_empty()
+                    && let Some(place) = signatures.add(&folded)
+                {
                     self.texts.insert(place, (row.clone(), known_by));
                 }
             }

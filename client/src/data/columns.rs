@@ -19,6 +19,8 @@ pub enum ContentColumns {
     Words(String),
     /// A prompt and its response.
     Exchange(String, String),
+    /// An image; Parquet, or a folder of images.
+    Image(String),
 }
 
 /// Where a row's label stands.
@@ -60,7 +62,13 @@ impl ContentColumns {
             Self::Pair(text, pair) => [Some((text, "text")), Some((pair, "pair"))],
             Self::Words(words) => [Some((words, "tokens")), None],
             Self::Exchange(prompt, response) => [Some((prompt, "prompt")), Some((response, "response"))],
+            Self::Image(image) => [Some((image, "image")), None],
         }
+    }
+
+    /// Whether rows are images.
+    pub(super) fn is_image(&self) -> bool {
+        matches!(self, Self::Image(_))
     }
 }
 
@@ -79,6 +87,8 @@ pub struct Renamed {
     pub prompt: Option<String>,
     /// Of the response.
     pub response: Option<String>,
+    /// Of the image.
+    pub image: Option<String>,
 }
 
 impl From<&Data> for Renamed {
@@ -90,6 +100,7 @@ impl From<&Data> for Renamed {
             label: site.label_column.clone(),
             prompt: site.prompt_column.clone(),
             response: site.response_column.clone(),
+            image: site.image_column.clone(),
         }
     }
 }
@@ -112,6 +123,7 @@ impl Columns {
                 or(&renamed.prompt, &task.prompt_column),
                 or(&renamed.response, &task.response_column),
             ),
+            TaskKind::ImageClassification => ContentColumns::Image(or(&renamed.image, &task.image_column)),
             TaskKind::TextClassification | TaskKind::MultiLabelClassification | TaskKind::TextRegression => {
                 let text = or(&renamed.text, &task.text_column);
                 // Whether rows are pairs is the task's matter, not a file's.
@@ -122,7 +134,9 @@ impl Columns {
             }
         };
         let form = match task.kind {
-            TaskKind::TextClassification | TaskKind::TextRegression => Some(LabelForm::One),
+            TaskKind::TextClassification | TaskKind::TextRegression | TaskKind::ImageClassification => {
+                Some(LabelForm::One)
+            }
             TaskKind::MultiLabelClassification => Some(LabelForm::Set),
             TaskKind::TokenClassification => Some(LabelForm::List),
             TaskKind::CausalLm => None,
@@ -160,7 +174,7 @@ impl Columns {
         [first, second, label, self.group.as_deref().map(|group| (group, "group"))]
     }
 
-    /// Whether what they hold are lists, which CSV has not.
+    /// Whether what they hold are lists, which are read from JSONL alone.
     pub(super) fn needs_lists(&self) -> bool {
         matches!(self.content, ContentColumns::Words(_))
             || self.label.as_ref().is_some_and(|label| label.form == LabelForm::List)

@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 
-use super::fold::fold;
+use bytes::Bytes;
+
+use super::fold::{Identity, fold, identity};
 
 /// What a model is given of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +17,17 @@ pub enum Content {
     Words(Box<[String]>),
     /// A prompt and the response to it; neither is empty.
     Exchange(Box<Exchange>),
+    /// An image that can be decoded.
+    Image(Box<Picture>),
+}
+
+/// An image as it stands in its file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Picture {
+    /// The encoded bytes; never empty.
+    pub bytes: Bytes,
+    /// Its own file below the folder, where each image has one.
+    pub file: Option<String>,
 }
 
 /// A prompt and its response.
@@ -45,10 +58,24 @@ impl From<&str> for Content {
 }
 
 impl Content {
-    /// What tells contents apart, without what does not (see [`fold`]). Of an exchange it is the prompt: equal prompts with
-    /// different responses are one content with two targets.
+    /// What it is known by: equal for contents whose [`Self::folded`] texts are, and for images with equal bytes.
+    pub fn identity(&self) -> Identity {
+        let image = |picture: &Picture| {
+            let mut identity = [0; 16];
+            identity.copy_from_slice(&blake3::hash(&picture.bytes).as_bytes()[..16]);
+            identity
+        };
+        match self {
+            Self::Image(picture) => image(picture),
+            _ => identity(&self.folded()),
+        }
+    }
+
+    /// What tells texts apart, without what does not (see [`fold`]). Of an exchange it is the prompt: equal prompts with
+    /// different responses are one content with two targets. Of an image it is empty.
     pub fn folded(&self) -> String {
         match self {
+            Self::Image(_) => String::new(),
             Self::Text(text) => fold(text),
             // A folded text has no line end, so the two cannot be divided in another way.
             Self::Pair(pair) => format!("{}\n{}", fold(&pair.0), fold(&pair.1)),
@@ -57,9 +84,10 @@ impl Content {
         }
     }
 
-    /// The texts it is made of, words with a space between.
+    /// The texts it is made of, words with a space between; an image has none.
     pub fn texts(&self) -> Vec<Cow<'_, str>> {
         match self {
+            Self::Image(_) => Vec::new(),
             Self::Text(text) => vec![text.into()],
             Self::Pair(pair) => vec![(&pair.0).into(), (&pair.1).into()],
             Self::Words(words) => vec![words.join(" ").into()],
@@ -67,9 +95,10 @@ impl Content {
         }
     }
 
-    /// The bytes of its texts.
+    /// The bytes of its texts, or of its encoded image.
     pub fn length(&self) -> usize {
         match self {
+            Self::Image(picture) => picture.bytes.len(),
             Self::Text(text) => text.len(),
             Self::Pair(pair) => pair.0.len() + pair.1.len(),
             Self::Words(words) => words.iter().map(|word| word.len() + 1).sum(),
@@ -81,6 +110,9 @@ impl Content {
     pub(super) fn memory(&self) -> usize {
         let strings = match self {
             Self::Text(_) => 0,
+            Self::Image(picture) => {
+                return self.length() + picture.file.as_ref().map_or(0, String::len) + 2 * size_of::<Picture>();
+            }
             Self::Pair(_) | Self::Exchange(_) => 2,
             Self::Words(words) => words.len(),
         };
@@ -99,6 +131,9 @@ mod tests {
         let exchange = |prompt: &str, response: &str| {
             Content::Exchange(Box::new(Exchange { prompt: prompt.into(), response: response.into() }))
         };
+        let image = |bytes: &'static [u8], file: Option<&str>| {
+            Content::Image(Box::new(Picture { bytes: Bytes::from_static(bytes), file: file.map(str::to_owned) }))
+        };
         for (one, other, same) in [
             (pair("A  b", "c"), pair("a b", "C "), true),
             (pair("a b", "c"), pair("a", "b c"), false),
@@ -107,8 +142,10 @@ mod tests {
             (words(&["a", "b"]), words(&["a", "c"]), false),
             (exchange("Why?", "So."), exchange("why?", "Not so."), true),
             (exchange("Why?", "So."), exchange("When?", "So."), false),
+            (image(b"one", Some("a")), image(b"one", None), true),
+            (image(b"one", None), image(b"One", None), false),
         ] {
-            assert_eq!(one.folded() == other.folded(), same, "{one:?} {other:?}");
+            assert_eq!(one.identity() == other.identity(), same, "{one:?} {other:?}");
         }
     }
 }

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use super::image::ImageFault;
+use super::parquet::ParquetError;
 use super::report::DataReport;
 
 /// A file that cannot be used at all.
@@ -17,7 +19,7 @@ pub enum DataError {
         source: std::io::Error,
     },
     /// The ending names no format we read.
-    #[error("{}: found the ending {found:?}; expected .csv or .jsonl (.ndjson)", path.display())]
+    #[error("{}: found the ending {found:?}; expected .csv, .jsonl (.ndjson) or .parquet", path.display())]
     Ending {
         /// The file.
         path: PathBuf,
@@ -32,12 +34,40 @@ pub enum DataError {
     },
     /// Lists in a format that has none.
     #[error(
-        "{}: a CSV file has no lists, and token classification reads a list of words and a list of labels; give a JSONL file",
+        "{}: lists are read from JSONL files only, and token classification reads a list of words and a list of labels; give \
+         a JSONL file",
         path.display()
     )]
     NeedsLists {
         /// The file.
         path: PathBuf,
+    },
+    /// Images in a format that has none.
+    #[error(
+        "{}: images are read from Parquet files (an image in each row) and from folders with one folder for each label; give \
+         one of these",
+        path.display()
+    )]
+    NeedsImages {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A folder for a task of texts.
+    #[error("{}: found a folder; expected a CSV, JSONL or Parquet file", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A group column for what has no columns.
+    #[error(
+        "{}: a folder of images has no column {column:?}; leave the group column out, or give a Parquet file that has it",
+        path.display()
+    )]
+    FolderGroup {
+        /// The folder.
+        path: PathBuf,
+        /// The column.
+        column: String,
     },
     /// Another kind of file under this name.
     #[error("{}: found {found}; expected UTF-8 text. {remedy}", path.display())]
@@ -176,6 +206,17 @@ pub enum DataError {
         /// What is different.
         found: String,
     },
+    /// A Parquet file is unusable.
+    #[error(transparent)]
+    Parquet(#[from] ParquetError),
+    /// Not a folder of labelled images.
+    #[error("{}: found {found}; expected a folder with one folder for each label, and in each of them its images", path.display())]
+    ImageFolder {
+        /// The folder.
+        path: PathBuf,
+        /// What it is or has.
+        found: String,
+    },
     /// Rows chosen by a label where they have none, or several.
     #[error(
         "per_label and oversample choose training rows by their label, and the rows of this task do not have one label each; \
@@ -278,6 +319,20 @@ pub enum Fault {
         /// The label.
         label: String,
     },
+    /// A label number for which the file has no name.
+    LabelNumber {
+        /// The number.
+        found: i64,
+        /// How many names there are.
+        classes: usize,
+    },
+    /// An image that cannot be used.
+    Image {
+        /// Its file, where each image has one.
+        file: Option<String>,
+        /// What is wrong with it.
+        fault: ImageFault,
+    },
 }
 
 impl Fault {
@@ -303,6 +358,8 @@ impl Fault {
             Self::KeyTwice { .. } => "key given twice",
             Self::WrongType { .. } => "wrong type",
             Self::UnknownLabel { .. } => "unknown label",
+            Self::LabelNumber { .. } => "label number without a name",
+            Self::Image { fault, .. } => fault.kind(),
         }
     }
 }
@@ -321,6 +378,11 @@ impl fmt::Display for Fault {
             Self::KeyTwice { key } => write!(out, "the key {key:?} stands twice"),
             Self::WrongType { key, found, expected } => write!(out, "{key:?} is {found}, expected {expected}"),
             Self::UnknownLabel { label } => write!(out, "found {label:?}"),
+            Self::LabelNumber { found, classes } => {
+                write!(out, "found {found}, expected 0 to {}", classes.saturating_sub(1))
+            }
+            Self::Image { file: None, fault } => write!(out, "{fault}"),
+            Self::Image { file: Some(file), fault } => write!(out, "{file}: {fault}"),
             Self::BlankWord { place } => write!(out, "word {place} is only white space"),
             Self::TagCount { words, labels } => write!(out, "found {labels} labels for {words} words"),
             Self::NotANumber { found } => write!(out, "found {found:?}, expected a finite number"),
@@ -337,7 +399,7 @@ impl fmt::Display for Fault {
 }
 
 /// Names for a message: quoted, shortened, at most twelve.
-fn list(names: &[String]) -> String {
+pub(super) fn list(names: &[String]) -> String {
     const SHOWN: usize = 12;
     let mut text = names
         .iter()

@@ -25,7 +25,12 @@ pub(super) type Values = [Option<Value>; 4];
 /// Makes a row of its values.
 pub(super) fn row(columns: &Columns, values: Values) -> Result<RawRow, Fault> {
     let [first, second, label, group] = values;
-    let content = match &columns.content {
+    labelled(columns, content(&columns.content, first, second)?, label, group)
+}
+
+/// Makes a content of one or two values.
+pub(super) fn content(columns: &ContentColumns, first: Option<Value>, second: Option<Value>) -> Result<Content, Fault> {
+    Ok(match columns {
         ContentColumns::Text(name) => Content::Text(text(name, first)?),
         ContentColumns::Pair(one, other) => Content::Pair(Box::new((text(one, first)?, text(other, second)?))),
         ContentColumns::Words(name) => Content::Words(words(name, first)?),
@@ -37,7 +42,20 @@ pub(super) fn row(columns: &Columns, values: Values) -> Result<RawRow, Fault> {
             })?;
             Content::Exchange(Box::new(Exchange { prompt, response }))
         }
-    };
+        // Formats of text are refused before: see `scan_places`.
+        ContentColumns::Image(name) => {
+            return Err(wrong(name, &present(name, first)?, "an image"));
+        }
+    })
+}
+
+/// Puts the values of label and group beside a content.
+pub(super) fn labelled(
+    columns: &Columns,
+    content: Content,
+    label: Option<Value>,
+    group: Option<Value>,
+) -> Result<RawRow, Fault> {
     let label = match &columns.label {
         Some(LabelColumn { name, form }) => Some(self::label(name, *form, label)?),
         None => None,

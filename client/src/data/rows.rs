@@ -11,14 +11,16 @@ use std::time::SystemTime;
 
 use super::content::Content;
 use super::error::DataError;
-use super::fold::{Identity, identity};
-use super::raw::RawRow;
+use super::fold::Identity;
 use super::target::{Target, TargetColumn, TargetRef};
-use super::{Columns, Layout, csv, jsonl};
+use super::{Columns, Layout, csv, jsonl, parquet};
 
 /// How many bytes the contents of a file may take in memory; where they would take more, all of them stay in the file and
 /// are read again when they are needed.
 pub const HELD_TEXT: usize = 64 << 20;
+
+/// How many bytes the encoded images of a file or folder may take in memory, likewise.
+pub const HELD_IMAGES: usize = 256 << 20;
 
 /// Bytes that are read at once of a row in a file; most rows are shorter.
 const READ_AHEAD: usize = 8 << 10;
@@ -100,38 +102,68 @@ impl From<Metadata> for Stamp {
 impl Source {
     fn contents(&self, index: &Index, starts: &[u64], places: &[usize]) -> Result<Vec<Content>, DataError> {
         let Some(first) = places.first() else { return Ok(Vec::new()) };
-        let read = |source| DataError::Read { path: self.path.clone(), source };
-        let changed = |place: usize, found| {
-            Err(DataError::Changed { path: self.path.clone(), line: u64::from(index.lines[place]), found })
+        let changed = |place: usize, found: String| {
+            let line = u64::from(index.lines[place]);
+            let found = if let Layout::Folder(listing) = &self.layout {
+                format!("{}: {found}", listing.name(line))
+            } else {
+                found
+            };
+            DataError::Changed { path: self.path.clone(), line, found }
         };
-        let mut file = File::open(&self.path).map_err(read)?;
-        let now = Stamp::from(file.metadata().map_err(read)?);
-        if now.length != self.stamp.length {
-            return changed(*first, format!("it had {} bytes and has {}", self.stamp.length, now.length));
-        }
-        if now != self.stamp {
-            return changed(*first, "it was written to".into());
-        }
-        let mut contents = Vec::with_capacity(places.len());
-        for place in places {
-            file.seek(SeekFrom::Start(starts[*place])).map_err(read)?;
-            match self.row(BufReader::with_capacity(READ_AHEAD, &file))? {
-                Some(row) if identity(&row.content.folded()) == index.identities[index.texts[*place] as usize] => {
-                    contents.push(row.content);
-                }
-                Some(_) => return changed(*place, "the row has another text".into()),
-                None => return changed(*place, "no usable row begins there any more".into()),
+        let found = match &self.layout {
+            Layout::Folder(listing) => {
+                places.iter().map(|place| listing.picture(u64::from(index.lines[*place])).ok()).collect()
             }
-        }
-        Ok(contents)
+            layout => {
+                let read = |source| DataError::Read { path: self.path.clone(), source };
+                let file = File::open(&self.path).map_err(read)?;
+                let now = Stamp::from(file.metadata().map_err(read)?);
+                if now.length != self.stamp.length {
+                    let found = format!("it had {} bytes and has {}", self.stamp.length, now.length);
+                    return Err(changed(*first, found));
+                }
+                if now != self.stamp {
+                    return Err(changed(*first, "it was written to".into()));
+                }
+                match layout {
+                    Layout::Parquet => self.parquet_rows(index, places)?,
+                    _ => places
+                        .iter()
+                        .map(|place| self.text_row(&file, starts[*place]))
+                        .collect::<Result<Vec<_>, _>>()?,
+                }
+            }
+        };
+        let checked = |(place, content): (&usize, Option<Content>)| match content {
+            Some(content) if content.identity() == index.identities[index.texts[*place] as usize] => Ok(content),
+            Some(Content::Image(_)) => Err(changed(*place, "it is another image".into())),
+            Some(_) => Err(changed(*place, "the row has another text".into())),
+            None => Err(changed(*place, "no usable row is there any more".into())),
+        };
+        places.iter().zip(found).map(checked).collect()
     }
 
-    /// The row that begins where `input` stands; `None` if no usable one does.
-    fn row(&self, input: BufReader<&File>) -> Result<Option<RawRow>, DataError> {
-        match &self.layout {
-            Layout::Csv(layout) => csv::row_at(&self.path, input, layout, &self.columns),
-            Layout::Jsonl => jsonl::row_at(&self.path, input, &self.columns),
-        }
+    /// Each part of the file is read once.
+    fn parquet_rows(&self, index: &Index, places: &[usize]) -> Result<Vec<Option<Content>>, DataError> {
+        let number = |place: &usize| u64::from(index.lines[*place]);
+        let mut numbers: Vec<u64> = places.iter().map(number).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        let contents = parquet::contents_at(&self.path, &self.columns.content, &numbers)?;
+        let found: HashMap<u64, Option<Content>> = numbers.into_iter().zip(contents).collect();
+        Ok(places.iter().map(|place| found.get(&number(place)).cloned().flatten()).collect())
+    }
+
+    /// The content of the row that begins at a byte of the file; `None` if no usable one does.
+    fn text_row(&self, mut file: &File, start: u64) -> Result<Option<Content>, DataError> {
+        file.seek(SeekFrom::Start(start)).map_err(|source| DataError::Read { path: self.path.clone(), source })?;
+        let input = BufReader::with_capacity(READ_AHEAD, file);
+        let row = match &self.layout {
+            Layout::Csv(layout) => csv::row_at(&self.path, input, layout, &self.columns)?,
+            _ => jsonl::row_at(&self.path, input, &self.columns)?,
+        };
+        Ok(row.map(|row| row.content))
     }
 }
 
@@ -305,7 +337,7 @@ impl Gathering {
             return Repetition::None;
         }
         let target = row.target.borrowed().key();
-        let known_by = identity(&row.content.folded());
+        let known_by = row.content.identity();
         // There are no more distinct contents, and no more groups, than rows.
         let next = index.identities.len() as u32;
         let number = *self.numbers.entry(known_by).or_insert(next);

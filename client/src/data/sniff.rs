@@ -6,11 +6,18 @@ use std::path::Path;
 
 use super::error::DataError;
 
-/// A format by its file ending.
+/// A format of text by its file ending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     Csv,
     Jsonl,
+}
+
+/// What is found under a path.
+pub(super) enum Found {
+    Text(Opened),
+    Parquet,
+    Folder,
 }
 
 /// How much of the beginning is looked at.
@@ -23,9 +30,9 @@ const MAGIC: [(&[u8], &str, &str); 8] = [
     (b"\x28\xb5\x2f\xfd", "zstd-compressed content", "Decompress it (zstd -d)"),
     (b"BZh", "bzip2-compressed content", "Decompress it (bunzip2)"),
     (b"\xfd7zXZ\0", "xz-compressed content", "Decompress it (xz -d)"),
-    (b"PAR1", "a Parquet file", "Convert it to CSV or JSONL"),
+    (b"PAR1", "a Parquet file", "Give it the ending .parquet"),
     (b"\xd0\xcf\x11\xe0", "an old Office document", "Save the sheet as CSV UTF-8"),
-    (b"%PDF", "a PDF document", "Give a CSV or JSONL file"),
+    (b"%PDF", "a PDF document", "Give a CSV, JSONL or Parquet file"),
 ];
 
 /// An opened file.
@@ -37,13 +44,17 @@ pub(super) struct Opened {
     pub(super) start: u64,
 }
 
-/// Opens a file and stands at its first content byte.
-pub(super) fn open(path: &Path) -> Result<Opened, DataError> {
+/// Finds out what it is; opens a file of text and stands at its first content byte.
+pub(super) fn open(path: &Path) -> Result<Found, DataError> {
     let read = |source| DataError::Read { path: path.into(), source };
+    if path.is_dir() {
+        return Ok(Found::Folder);
+    }
     let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default();
     let format = match ending.as_str() {
         "csv" => Format::Csv,
         "jsonl" | "ndjson" => Format::Jsonl,
+        "parquet" => return Ok(Found::Parquet),
         _ => {
             // A path that is not there is the likelier mistake.
             std::fs::metadata(path).map_err(read)?;
@@ -51,14 +62,11 @@ pub(super) fn open(path: &Path) -> Result<Opened, DataError> {
         }
     };
     let mut file = File::open(path).map_err(read)?;
-    if file.metadata().map_err(read)?.is_dir() {
-        return Err(read(std::io::Error::other("it is a folder")));
-    }
     let mut head = Vec::new();
     file.by_ref().take(HEAD).read_to_end(&mut head).map_err(read)?;
     let start = check(path, &head)?;
     file.seek(std::io::SeekFrom::Start(start)).map_err(read)?;
-    Ok(Opened { format, file: BufReader::with_capacity(HEAD as usize, file), start })
+    Ok(Found::Text(Opened { format, file: BufReader::with_capacity(HEAD as usize, file), start }))
 }
 
 /// Refuses what is not text; gives the offset of the first content byte.
@@ -78,7 +86,7 @@ fn check(path: &Path, head: &[u8]) -> Result<u64, DataError> {
     let binary = text.iter().filter(|byte| **byte == 0 || matches!(**byte, 1..=8 | 14..=26)).count();
     // A few such bytes are faults of rows.
     if binary > 4 && binary * 50 > text.len() {
-        return not_text("binary content", "Give a CSV or JSONL file");
+        return not_text("binary content", "Give a CSV, JSONL or Parquet file");
     }
     Ok(content as u64)
 }

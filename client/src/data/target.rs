@@ -6,7 +6,7 @@ use fedtune_config::job::{Task, TaskKind};
 
 use super::content::Content;
 use super::error::{DataError, Fault};
-use super::fold::{fold, identity};
+use super::fold::fold;
 use super::labels::LabelMap;
 
 /// What is to be learnt of a row. Labels are indices into the job's.
@@ -177,10 +177,12 @@ pub(super) fn target(
             Content::Exchange(exchange) => {
                 Target::Response(hash(*blake3::hash(fold(&exchange.response).as_bytes()).as_bytes()))
             }
-            other => Target::Response(hash(*blake3::hash(&identity(&other.folded())).as_bytes())),
+            other => Target::Response(hash(*blake3::hash(&other.identity()).as_bytes())),
         },
         (_, None) => return Err(Fault::EmptyLabel),
-        (TaskKind::TextClassification, Some(RawLabel::One(name))) => Target::Class(index(&name)?),
+        (TaskKind::TextClassification | TaskKind::ImageClassification, Some(RawLabel::One(name))) => {
+            Target::Class(index(&name)?)
+        }
         (TaskKind::TextRegression, Some(RawLabel::One(text))) => match text.parse::<f64>() {
             Ok(value) if (value as f32).is_finite() => Target::Value(value as f32),
             _ => return Err(Fault::NotANumber { found: text }),
@@ -198,7 +200,10 @@ pub(super) fn target(
             }
             Target::Tags(names.iter().map(|name| short(name)).collect::<Result<_, _>>()?)
         }
-        (TaskKind::TextClassification | TaskKind::TextRegression, Some(RawLabel::List(_)))
+        (
+            TaskKind::TextClassification | TaskKind::TextRegression | TaskKind::ImageClassification,
+            Some(RawLabel::List(_)),
+        )
         | (TaskKind::TokenClassification, Some(RawLabel::One(_))) => return Err(Fault::LabelForm),
     })
 }

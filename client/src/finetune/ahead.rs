@@ -1,4 +1,4 @@
-//! Reading and tokenising the next batches while one is computed.
+//! Reading and preparing the next batches while one is computed.
 
 use std::borrow::Cow;
 use std::ops::ControlFlow;
@@ -7,23 +7,22 @@ use std::sync::mpsc::SyncSender;
 use fedtune_config::job::Training;
 
 use super::augment;
-use super::encode::{encode, targets};
+use super::encode::{Changes, Prepared, prepare, targets};
 use super::error::FinetuneError;
 use super::fit::Plan;
 use super::order;
+use crate::data::image::{Augmentation, Use};
 use crate::data::{Content, Rows};
-use crate::model::batch::Tokens;
 use crate::model::{Classifier, Targets};
 
 /// Batches that may wait until they are computed.
 pub(super) const AHEAD: usize = 4;
 
-/// The rows of a step, tokenised.
+/// The rows of a step, made ready for the network.
 #[derive(Debug)]
 pub(super) struct Batch {
     pub(super) rows: Vec<u32>,
-    /// Of each of the rows.
-    pub(super) tokens: Vec<Tokens>,
+    pub(super) prepared: Prepared,
     pub(super) targets: Targets,
     /// Whether an epoch ends with it.
     pub(super) ends_epoch: bool,
@@ -39,6 +38,7 @@ pub(super) fn send_batches(
     done: usize,
     out: &SyncSender<Result<Batch, FinetuneError>>,
 ) {
+    let augmentation = training.augmentation.as_ref().map(Augmentation::from);
     order::each_step(rows, training, plan.round, |step, batch, ends| {
         if step >= plan.steps {
             return ControlFlow::Break(());
@@ -47,9 +47,12 @@ pub(super) fn send_batches(
             return ControlFlow::Continue(());
         }
         let alter = |row: &u32, content| augment::alter(content, training, plan.round, step as u64, u64::from(*row));
-        let batch = prepared(classifier, rows, batch, alter).map(|(tokens, targets)| Batch {
+        let at = |row: &u32| Use { seed: training.seed, round: plan.round, step: step as u64, row: u64::from(*row) };
+        let changes =
+            augmentation.as_ref().map(|augmentation| Changes { augmentation, uses: batch.iter().map(at).collect() });
+        let batch = ready(classifier, rows, batch, alter, changes.as_ref()).map(|(prepared, targets)| Batch {
             rows: batch.to_vec(),
-            tokens,
+            prepared,
             targets,
             ends_epoch: ends || step + 1 == plan.steps,
         });
@@ -61,16 +64,18 @@ pub(super) fn send_batches(
     });
 }
 
-/// Tokens and targets of the rows of a batch, whose contents `alter` may change.
-fn prepared<'a>(
+/// The rows of a batch as the model takes them, and their targets. `alter` may change contents, `changes` images.
+fn ready<'a>(
     classifier: &Classifier,
     rows: &'a Rows,
     batch: &[u32],
     alter: impl Fn(&u32, Cow<'a, Content>) -> Cow<'a, Content>,
-) -> Result<(Vec<Tokens>, Targets), FinetuneError> {
+    changes: Option<&Changes<'_>>,
+) -> Result<(Prepared, Targets), FinetuneError> {
     let places = || batch.iter().map(|row| *row as usize);
     let contents: Vec<_> =
         batch.iter().zip(rows.contents(places())?).map(|(row, content)| alter(row, content)).collect();
-    let encoded = encode(classifier, &contents)?;
-    targets(classifier.network().objective(), encoded, places().map(|row| rows.target(row)))
+    let prepared = prepare(classifier, &contents, changes)?;
+    let targets = targets(classifier.network().objective(), &prepared, places().map(|row| rows.target(row)))?;
+    Ok((prepared, targets))
 }

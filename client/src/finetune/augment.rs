@@ -42,8 +42,8 @@ pub(super) fn alter<'a>(
             let pair = (one.unwrap_or_else(|| pair.0.clone()), other.unwrap_or_else(|| pair.1.clone()));
             Cow::Owned(Content::Pair(Box::new(pair)))
         }
-        // Their labels stand for words in their places.
-        Content::Words(_) | Content::Exchange(_) => content,
+        // Labels of words stand for words in their places.
+        Content::Words(_) | Content::Exchange(_) | Content::Image(_) => content,
     }
 }
 

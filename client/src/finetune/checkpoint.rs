@@ -45,7 +45,7 @@ impl Identity {
         let mut job = job.clone();
         job.model.path = PathBuf::from("model");
         let mut files = blake3::Hasher::new();
-        for name in fedtune_proto::folder::NEEDED {
+        for name in fedtune_proto::folder::needed(job.task.kind.reads_images()) {
             let path = model.join(name);
             let (digest, _) = Digest::of_file(&path).map_err(|e| failed(&path, format!("cannot be read: {e}")))?;
             files.update(digest.to_string().as_bytes());

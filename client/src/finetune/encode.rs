@@ -1,68 +1,146 @@
 //! From rows to what a model takes, and to what it should say of them.
 
 use std::borrow::Borrow;
+use std::ops::Range;
+
+use candle_core::Tensor;
+use rayon::prelude::*;
 
 use super::error::FinetuneError;
+use crate::data::image::{Augmentation, Preparation, Use, decode};
 use crate::data::{Content, TargetRef};
-use crate::model::batch::Tokens;
-use crate::model::{Classifier, Encoded, Objective, Targets, Text};
+use crate::model::{Classifier, Encoded, Input, Network, Objective, Targets, Text};
 
-/// The content of a row as the tokenizer takes it.
-pub(crate) fn text(content: &Content) -> Text<'_> {
-    match content {
+/// Rows as a model takes them.
+#[derive(Debug)]
+pub(super) enum Prepared {
+    /// Tokens, with what each stands for.
+    Texts(Vec<Encoded>),
+    /// The values of one image after another, each `[3, height, width]`.
+    Images {
+        values: Vec<f32>,
+        /// Height and width.
+        size: [usize; 2],
+    },
+}
+
+impl Prepared {
+    /// The network's input of some of the rows.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub(super) fn input(&self, network: &Network, rows: Range<usize>) -> Result<Input, FinetuneError> {
+        match self {
+            Self::Texts(encoded) => {
+                Ok(network.batch(&encoded[rows].iter().map(|encoded| &encoded.tokens).collect::<Vec<_>>()))
+            }
+            Self::Images { values, size: [height, width] } => {
+                let (count, each) = (rows.len(), 3 * height * width);
+                let values = &values[rows.start * each..rows.end * each];
+                let images = Tensor::from_slice(values, (count, 3, *height, *width), network.device())?;
+                Ok(Input::Images(images))
+            }
+        }
+    }
+
+    /// The tokens; none of images.
+    pub(super) fn texts(&self) -> &[Encoded] {
+        match self {
+            Self::Texts(encoded) => encoded,
+            Self::Images { .. } => &[],
+        }
+    }
+}
+
+/// How the images of a step are changed: by what, and for each row at what use.
+pub(super) struct Changes<'a> {
+    pub(super) augmentation: &'a Augmentation,
+    pub(super) uses: Vec<Use>,
+}
+
+/// The content of a row as the tokenizer takes it; `None` of an image.
+pub(crate) fn text(content: &Content) -> Option<Text<'_>> {
+    Some(match content {
         Content::Text(text) => Text::Single(text),
         Content::Pair(pair) => Text::Pair(&pair.0, &pair.1),
         Content::Words(words) => Text::Words(words),
         Content::Exchange(exchange) => Text::Exchange { prompt: &exchange.prompt, response: &exchange.response },
-    }
+        Content::Image(_) => return None,
+    })
 }
 
-/// Tokens of contents, with what each token stands for.
+/// Contents as the model takes them; images changed where they are trained on.
 ///
 /// # Errors
-/// The tokenizer fails.
-pub(super) fn encode(
+/// Texts for a model of images or the other way round, an image that is none any more, or the tokenizer fails.
+pub(super) fn prepare<C: Borrow<Content> + Sync>(
     classifier: &Classifier,
-    contents: &[impl Borrow<Content>],
-) -> Result<Vec<Encoded>, FinetuneError> {
-    let texts: Vec<Text<'_>> = contents.iter().map(|content| text(content.borrow())).collect();
-    Ok(classifier.encode(&texts)?)
+    contents: &[C],
+    changes: Option<&Changes<'_>>,
+) -> Result<Prepared, FinetuneError> {
+    if let Some(preparation) = classifier.preparation() {
+        return images(preparation, contents, changes);
+    }
+    let texts: Option<Vec<Text<'_>>> = contents.iter().map(|content| text(content.borrow())).collect();
+    Ok(Prepared::Texts(classifier.encode(&texts.ok_or(FinetuneError::OtherTargets)?)?))
 }
 
-/// What the network should say of rows with these targets, and their tokens. A word counts by its first token; what is cut
-/// off does not count.
+/// Every image depends on itself and its use alone, so that threads change nothing.
+fn images<C: Borrow<Content> + Sync>(
+    preparation: &Preparation,
+    contents: &[C],
+    changes: Option<&Changes<'_>>,
+) -> Result<Prepared, FinetuneError> {
+    let mut values = vec![0.0; contents.len() * preparation.len()];
+    values.par_chunks_mut(preparation.len()).zip(contents).enumerate().try_for_each(|(place, (values, content))| {
+        let Content::Image(picture) = content.borrow() else { return Err(FinetuneError::OtherTargets) };
+        let pixels = decode(&picture.bytes).map_err(|fault| FinetuneError::Image(fault.to_string()))?;
+        let use_of = |changes: &Changes<'_>| {
+            changes.uses.get(place).map(|at| changes.augmentation.fit(&pixels, preparation, *at))
+        };
+        let fitted = changes.and_then(use_of).unwrap_or_else(|| preparation.fit(&pixels));
+        match preparation.values(&fitted, values) {
+            true => Ok(()),
+            false => Err(FinetuneError::Image("it has another size than the others".into())),
+        }
+    })?;
+    Ok(Prepared::Images { values, size: preparation.size().map(|side| side as usize) })
+}
+
+/// What the network should say of rows with these targets. A word counts by its first token; what is cut off does not
+/// count.
 ///
 /// # Errors
 /// The targets are of another kind than the network was made for.
 pub(super) fn targets<'a>(
     objective: Objective,
-    encoded: Vec<Encoded>,
+    prepared: &Prepared,
     rows: impl Iterator<Item = TargetRef<'a>>,
-) -> Result<(Vec<Tokens>, Targets), FinetuneError> {
+) -> Result<Targets, FinetuneError> {
     let (mut classes, mut sets, mut values, mut tokens) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for (target, encoded) in rows.zip(&encoded) {
-        match (objective, target) {
-            (Objective::Class, TargetRef::Class(label)) => classes.push(label as u32),
-            (Objective::Sets, TargetRef::Set(labels)) => {
+    let mut encoded = prepared.texts().iter();
+    for target in rows {
+        match (objective, target, encoded.next()) {
+            (Objective::Class, TargetRef::Class(label), _) => classes.push(label as u32),
+            (Objective::Sets, TargetRef::Set(labels), _) => {
                 sets.push(labels.iter().map(|label| u32::from(*label)).collect())
             }
-            (Objective::Value, TargetRef::Value(value)) => values.push(value),
-            (Objective::Tokens, TargetRef::Tags(tags)) => {
+            (Objective::Value, TargetRef::Value(value), _) => values.push(value),
+            (Objective::Tokens, TargetRef::Tags(tags), Some(encoded)) => {
                 let tag = |word: u32| tags.get(word as usize).map(|tag| u32::from(*tag));
                 tokens.push(encoded.marks.iter().map(|mark| mark.and_then(tag)).collect());
             }
-            (Objective::NextToken, TargetRef::Response(_)) => {
+            (Objective::NextToken, TargetRef::Response(_), Some(encoded)) => {
                 let words = encoded.tokens.words.iter();
                 tokens.push(words.zip(&encoded.marks).map(|(word, mark)| mark.map(|_| *word)).collect());
             }
             _ => return Err(FinetuneError::OtherTargets),
         }
     }
-    let targets = match objective {
+    Ok(match objective {
         Objective::Class => Targets::Classes(classes),
         Objective::Sets => Targets::Sets(sets),
         Objective::Value => Targets::Values(values),
         Objective::Tokens | Objective::NextToken => Targets::Tokens(tokens),
-    };
-    Ok((encoded.into_iter().map(|encoded| encoded.tokens).collect(), targets))
+    })
 }

@@ -66,6 +66,9 @@ pub enum FinetuneError {
         /// What was found, and what to do next.
         message: String,
     },
+    /// An image that could be decoded when it was checked, and cannot now.
+    #[error("an image cannot be used any more: {0}; leave the files as they are until the end")]
+    Image(String),
     /// The observer asked to stop.
     #[error("cancelled after step {step}")]
     Cancelled {

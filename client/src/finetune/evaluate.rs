@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 
-use super::encode::{encode, targets};
+use super::encode::{prepare, targets};
 use super::error::FinetuneError;
 use super::metrics::{self, Evaluation, predicted};
 use super::progress::{Observer, Progress};
@@ -40,9 +40,9 @@ pub fn predict(
     }
     let mut all = Vec::with_capacity(contents.len());
     each_batch(contents.len(), batch_size, observer, |places| {
-        let encoded = encode(classifier, &contents[places.clone()])?;
-        let network = classifier.network();
-        let input = network.batch(&encoded.iter().map(|encoded| &encoded.tokens).collect::<Vec<_>>());
+        let prepared = prepare(classifier, &contents[places.clone()], None)?;
+        let (network, encoded) = (classifier.network(), prepared.texts());
+        let input = prepared.input(network, 0..places.len())?;
         if objective != Objective::Tokens {
             all.extend(network.logits(&input)?.to_vec2::<f32>()?.into_iter().map(Prediction::Outputs));
             return Ok(());
@@ -51,7 +51,7 @@ pub fn predict(
         let any = encoded.iter().map(|encoded| encoded.marks.iter().map(|mark| mark.map(|_| 0)).collect());
         let outputs = counted(network, &input, &any.collect::<Vec<_>>())?;
         let mut outputs = outputs.chunks_exact(network.outputs().max(1));
-        for (content, encoded) in contents[places].iter().zip(&encoded) {
+        for (content, encoded) in contents[places].iter().zip(encoded) {
             let words = if let Content::Words(words) = content { words.len() } else { 0 };
             let mut tags = vec![None; words];
             for word in encoded.marks.iter().flatten() {
@@ -121,9 +121,9 @@ fn run(
     let (objective, outputs) = (network.objective(), network.outputs().max(1));
     let mut evaluation = Evaluation::new(metrics::form(classifier));
     each_batch(rows.len(), batch_size, observer, |places| {
-        let encoded = encode(classifier, &rows.contents(places.clone())?)?;
-        let (tokens, targets) = targets(objective, encoded, places.clone().map(|row| rows.target(row)))?;
-        let input = network.batch(&tokens.iter().collect::<Vec<_>>());
+        let prepared = prepare(classifier, &rows.contents(places.clone())?, None)?;
+        let targets = targets(objective, &prepared, places.clone().map(|row| rows.target(row)))?;
+        let input = prepared.input(network, 0..places.len())?;
         let Targets::Tokens(tokens) = targets else {
             for (row, logits) in places.zip(network.logits(&input)?.to_vec2::<f32>()?) {
                 metrics::add(&mut evaluation, &logits, rows.target(row));

@@ -10,6 +10,7 @@ use fedtune_config::job::Training;
 use super::ahead::{AHEAD, Batch, send_batches};
 use super::checkpoint::{Checkpoints, Position};
 use super::early_stopping::{EarlyStopping, EpochScores};
+use super::encode::Prepared;
 use super::error::FinetuneError;
 use super::gradients::{self, gradient_norm};
 use super::loss::loss;
@@ -19,7 +20,7 @@ use super::pull::Pulls;
 use super::{augment, order, schedule};
 use crate::data::Rows;
 use crate::model::network::Pass;
-use crate::model::{Classifier, DropoutStream, Loss, Targets};
+use crate::model::{Classifier, DropoutStream, Encoded, Loss, Targets};
 
 /// Which part of a job's steps to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -265,22 +266,25 @@ impl<'a> Trainer<'a> {
             if weigh(&targets) == 0.0 {
                 continue;
             }
-            let (rows, tokens) = (&batch.rows[place.clone()], &batch.tokens[place.clone()]);
-            let thinned: Vec<_> = rows
-                .iter()
-                .zip(tokens)
-                .map(|(row, tokens)| {
-                    augment::drop_tokens(tokens, self.training, self.plan.round, step as u64, u64::from(*row))
-                })
-                .collect();
-            let sequences: Vec<_> = thinned.iter().map(AsRef::as_ref).collect();
+            let input = match &batch.prepared {
+                Prepared::Texts(encoded) => {
+                    let rows = batch.rows[place.clone()].iter().zip(&encoded[place]);
+                    let thin = |(row, encoded): (&u32, &'_ Encoded)| {
+                        let round = self.plan.round;
+                        augment::drop_tokens(&encoded.tokens, self.training, round, step as u64, u64::from(*row))
+                            .into_owned()
+                    };
+                    let thinned: Vec<_> = rows.map(thin).collect();
+                    network.batch(&thinned.iter().collect::<Vec<_>>())
+                }
+                images => images.input(network, place)?,
+            };
             let dropout = DropoutStream {
                 probability: self.classifier.dropout(),
                 seed: self.training.seed,
                 round: self.plan.round,
                 step: (step * self.training.accumulate.max(1) + part) as u64,
             };
-            let input = network.batch(&sequences);
             let pass = network.gradients_while(probing, &input, &targets, &loss, Some(dropout))?;
             network.track(&pass)?;
             whole.loss += pass.loss;

@@ -33,6 +33,28 @@ pub enum Config {
     Decoder(DecoderConfig),
 }
 
+/// What a model reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Reads {
+    /// Texts.
+    #[default]
+    Texts,
+    /// Images.
+    Images,
+    /// Columns of a table.
+    Tables,
+}
+
+impl std::fmt::Display for Reads {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(match self {
+            Self::Texts => "texts",
+            Self::Images => "images",
+            Self::Tables => "tables",
+        })
+    }
+}
+
 /// More layers than any published model has.
 const MOST_LAYERS: usize = 256;
 
@@ -72,6 +94,24 @@ impl Config {
             Self::Encoder(config) => Some(config.positions()),
             Self::Decoder(config) => Some(config.max_position_embeddings),
             Self::ResNet(_) | Self::Vit(_) | Self::Table(_) => None,
+        }
+    }
+
+    /// What the model reads.
+    pub fn reads(&self) -> Reads {
+        match self {
+            Self::Encoder(_) | Self::Decoder(_) => Reads::Texts,
+            Self::ResNet(_) | Self::Vit(_) => Reads::Images,
+            Self::Table(_) => Reads::Tables,
+        }
+    }
+
+    /// Channels of an image, and its side where only one will do; `None` where the input is no image.
+    pub fn image(&self) -> Option<(usize, Option<usize>)> {
+        match self {
+            Self::ResNet(config) => Some((config.num_channels, None)),
+            Self::Vit(config) => Some((config.num_channels, Some(config.image_size))),
+            Self::Encoder(_) | Self::Decoder(_) | Self::Table(_) => None,
         }
     }
 

@@ -2,13 +2,16 @@
 
 use std::path::PathBuf;
 
+use super::config::Reads;
+use crate::data::image::PreparationError;
+
 /// A model that cannot be loaded, changed or written.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// No such folder.
     #[error(
-        "the model folder {} {found}; expected a folder in Hugging Face layout, with config.json, tokenizer.json and \
-         model.safetensors. Download one, for example with `hf download`, and give its path",
+        "the model folder {} {found}; expected a folder in Hugging Face layout, with config.json, tokenizer.json (or \
+         preprocessor_config.json, for images) and model.safetensors. Download one, for example with `hf download`, and give its path",
         path.display()
     )]
     Folder {
@@ -19,8 +22,8 @@ pub enum ModelError {
     },
     /// A file of the layout is absent.
     #[error(
-        "the model folder {} has no {file}; a folder in Hugging Face layout has config.json, tokenizer.json and \
-         model.safetensors. {remedy}",
+        "the model folder {} has no {file}; a folder in Hugging Face layout has config.json, tokenizer.json (or \
+         preprocessor_config.json, for images) and model.safetensors. {remedy}",
         folder.display()
     )]
     FileMissing {
@@ -30,6 +33,19 @@ pub enum ModelError {
         file: &'static str,
         /// How to get it.
         remedy: &'static str,
+    },
+    /// A model of images without what says how they are prepared, or with a damaged one.
+    #[error(transparent)]
+    Preparation(#[from] PreparationError),
+    /// A model for other rows.
+    #[error("{}: the model reads {found}; expected one that reads {expected}, as the task does", path.display())]
+    Reads {
+        /// The config.json.
+        path: PathBuf,
+        /// What it reads.
+        found: Reads,
+        /// What rows are.
+        expected: String,
     },
     /// A file cannot be read.
     #[error("cannot read {}: {source}; check that it exists and may be read", path.display())]

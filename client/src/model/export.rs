@@ -79,17 +79,20 @@ impl Classifier {
                 config.insert(key.into(), json!("float32"));
             }
         }
-        let mut own = json!({ "max_length": self.max_length() });
-        if !self.template.is_empty() {
-            own["template"] = json!(self.template);
+        config.shift_remove(OWN_KEY);
+        if let Some(length) = self.max_length() {
+            let mut own = json!({ "max_length": length });
+            if !self.template.is_empty() {
+                own["template"] = json!(self.template);
+            }
+            config.insert(OWN_KEY.into(), own);
         }
-        config.insert(OWN_KEY.into(), own);
         let mut text = serde_json::to_string_pretty(&config).unwrap_or_default();
         text.push('\n');
         text
     }
 
-    /// Writes the model, or its adapters and head in peft's layout, and the tokenizer's files into `folder`, which is made
+    /// Writes the model, or its adapters and head in peft's layout, and the files of its tokenizer or image processor into `folder`, which is made
     /// if it is absent. Each file is written under another name first, so an interrupted save leaves no half file under
     /// its own.
     ///
@@ -109,7 +112,7 @@ impl Classifier {
             fill(&temporary)?;
             std::fs::rename(&temporary, &path).map_err(|e| write(&path, e))
         };
-        for file in folder::TOKENIZER_EXTRAS.into_iter().chain([folder::TOKENIZER]) {
+        for file in folder::TOKENIZER_EXTRAS.into_iter().chain([folder::TOKENIZER, folder::PREPROCESSOR]) {
             let source = self.folder.join(file);
             if source.is_file() {
                 let bytes = folder::read(source, u64::MAX)?;

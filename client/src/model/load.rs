@@ -13,8 +13,8 @@ use super::config::Config;
 use super::error::ModelError;
 use super::network::{Network, Parameter};
 use super::objective::Objective;
+use super::preparing::Preparing;
 use super::tensor_file::TensorFile;
-use super::tokens::TextTokenizer;
 use super::{Classifier, ModelSpec, export, folder, initial};
 
 /// What a network is made for.
@@ -40,20 +40,26 @@ impl Classifier {
     /// The folder lacks a file, holds another architecture or damaged or unfitting files, or the specification asks
     /// for more positions or layers than there are.
     pub fn load(model: &Path, spec: &ModelSpec, device: &Device) -> Result<Self, ModelError> {
-        folder::check(model)?;
-        let (config, base_config) = read_config(&model.join(folder::CONFIG))?;
-        check_labels("the job", spec.objective, &spec.labels)?;
-        let (positions, vocabulary) = text(&config);
-        if spec.max_length > positions {
-            let (path, requested) = (model.join(folder::CONFIG), spec.max_length);
-            return Err(ModelError::MaxLength { path, requested, positions });
+        let (config, base_config) = folder::open(model)?;
+        let path = model.join(folder::CONFIG);
+        if config.reads() != spec.reads {
+            return Err(ModelError::Reads { path, found: config.reads(), expected: spec.reads.to_string() });
         }
-        let tokenizer = TextTokenizer::load(model, vocabulary, positions, Some(spec.max_length))?;
+        check_labels("the job", spec.objective, &spec.labels)?;
+        check_length(&path, &config, spec.max_length)?;
+        let preparing = Preparing::of_folder(model, &config, Some(spec.max_length))?;
         let want = Want::of(spec, &config, &base_config, device);
-        let (network, base_names) = read_network(&model.join(folder::TENSORS), config, &want)?;
+        let (mut network, base_names) = read_network(&model.join(folder::TENSORS), config, &want)?;
+        if spec.freeze_batch_norm {
+            if !network.parameters().values().any(|parameter| parameter.role == Role::Statistic) {
+                let message = "training.freeze_batch_norm is set, but the model has no batch norm; leave it out".into();
+                return Err(ModelError::Config { path, message });
+            }
+            network.freeze_statistics();
+        }
         Ok(Self {
             network,
-            tokenizer,
+            preparing,
             labels: spec.labels.clone(),
             template: spec.template.clone(),
             dropout: spec.dropout,
@@ -77,9 +83,13 @@ impl Classifier {
             (Some(_), None) => return Err(ModelError::BaseMissing { folder: model.to_path_buf() }),
             (None, Some(_)) => return Err(ModelError::BaseUnused { folder: model.to_path_buf() }),
         };
-        folder::check(source)?;
         let path = model.join(folder::CONFIG);
-        let (config, base_config) = read_config(&path)?;
+        let (config, base_config) = if source == model {
+            folder::open(model)?
+        } else {
+            folder::open(source)?;
+            read_config(&path)?
+        };
         let objective = objective_in(&base_config);
         let labels = match objective.has_labels() {
             false => Vec::new(),
@@ -91,17 +101,12 @@ impl Classifier {
             })?,
         };
         check_labels(&path.display().to_string(), objective, &labels)?;
-        let (positions, vocabulary) = text(&config);
         let own = |field: &str| base_config.get(export::OWN_KEY).and_then(|own| own.get(field));
         let template = own("template").and_then(Value::as_str).unwrap_or_default().to_owned();
         let own = own("max_length").and_then(Value::as_u64);
-        let max_length = match own.map(|own| usize::try_from(own).unwrap_or(usize::MAX)) {
-            Some(requested) if requested > positions => {
-                return Err(ModelError::MaxLength { path, requested, positions });
-            }
-            own => own,
-        };
-        let tokenizer = TextTokenizer::load(model, vocabulary, positions, max_length)?;
+        let max_length = own.map(|own| usize::try_from(own).unwrap_or(usize::MAX));
+        max_length.map(|length| check_length(&path, &config, length)).transpose()?;
+        let preparing = Preparing::of_folder(model, &config, max_length)?;
         let want = Want {
             objective,
             outputs: outputs(objective, labels.len(), &config),
@@ -120,7 +125,7 @@ impl Classifier {
         }
         Ok(Self {
             network,
-            tokenizer,
+            preparing,
             labels,
             template,
             dropout: 0.0,
@@ -173,9 +178,13 @@ fn outputs(objective: Objective, labels: usize, config: &Config) -> usize {
     }
 }
 
-/// Positions and words of a model of text.
-fn text(config: &Config) -> (usize, usize) {
-    (config.positions().unwrap_or(usize::MAX), config.vocabulary().unwrap_or(usize::MAX))
+fn check_length(path: &Path, config: &Config, requested: usize) -> Result<(), ModelError> {
+    match config.positions() {
+        Some(positions) if requested > positions => {
+            Err(ModelError::MaxLength { path: path.to_path_buf(), requested, positions })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn read_config(path: &Path) -> Result<(Config, Map<String, Value>), ModelError> {

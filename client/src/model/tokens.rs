@@ -6,6 +6,7 @@ use fedtune_config::job::{PROMPT, RESPONSE};
 use tokenizers::{EncodeInput, Encoding, InputSequence, Tokenizer, TruncationParams};
 
 use super::batch::Tokens;
+use super::config::Reads;
 use super::error::ModelError;
 use super::folder;
 
@@ -55,7 +56,7 @@ impl TokenCounter {
     /// # Errors
     /// The folder lacks a file, or the tokenizer is none.
     pub fn load(model: &Path) -> Result<Self, ModelError> {
-        folder::check(model)?;
+        folder::check(model, Reads::Texts)?;
         let path = model.join(folder::TOKENIZER);
         let bytes = folder::read(path.clone(), MAX_BYTES)?;
         let wrong = |e: tokenizers::Error| ModelError::Tokenizer { path: path.clone(), message: e.to_string() };

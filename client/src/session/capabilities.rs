@@ -16,12 +16,11 @@ pub(super) fn of(site: &Site) -> Result<Capabilities, DataError> {
     };
     let mut label_counts = Vec::new();
     if let (true, Some(train)) = (site.config.policy.share_label_counts, &site.config.data.train) {
-        let named = |column: &Option<String>, default: &str| column.clone().unwrap_or_else(|| default.into());
-        let columns = Columns::labelled(
-            &named(&site.config.data.text_column, "text"),
-            &named(&site.config.data.label_column, "label"),
-        );
-        let mut task = Task::new(TaskKind::TextClassification, Vec::new());
+        let image = site.config.data.image_column.as_deref().unwrap_or("image");
+        let images = data::holds_images(train, image)?;
+        let kind = if images { TaskKind::ImageClassification } else { TaskKind::TextClassification };
+        let mut task = Task::new(kind, Vec::new());
+        let columns = Columns::of(&task, &(&site.config.data).into());
         task.labels = data::labels_in(train, &columns, &task)?;
         let (mut rows, mut report) = data::read(train, &columns, &TargetReader::new(&task, &BTreeMap::new())?)?;
         let labels = task.labels;

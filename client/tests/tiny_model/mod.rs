@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use fedtune_client::model::{ModelSpec, Objective};
+use fedtune_client::model::{ModelSpec, Objective, Reads};
 use fedtune_config::job::{Lora, Precision, Trainable};
 use serde_json::{Value, json};
 
@@ -29,6 +29,8 @@ pub(crate) fn spec() -> ModelSpec {
         seed: 1,
         max_length: 16,
         template: String::new(),
+        reads: Reads::Texts,
+        freeze_batch_norm: false,
     }
 }
 

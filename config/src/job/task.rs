@@ -34,16 +34,19 @@ pub enum TaskKind {
     TokenClassification,
     /// The response to each prompt, token by token.
     CausalLm,
+    /// One label for each image.
+    ImageClassification,
 }
 
 impl TaskKind {
     /// Every kind.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::TextClassification,
         Self::MultiLabelClassification,
         Self::TextRegression,
         Self::TokenClassification,
         Self::CausalLm,
+        Self::ImageClassification,
     ];
 
     /// As it stands in a job.
@@ -54,6 +57,7 @@ impl TaskKind {
             Self::TextRegression => "text-regression",
             Self::TokenClassification => "token-classification",
             Self::CausalLm => "causal-lm",
+            Self::ImageClassification => "image-classification",
         }
     }
 
@@ -62,15 +66,25 @@ impl TaskKind {
         !matches!(self, Self::TextRegression | Self::CausalLm)
     }
 
+    /// Whether each row has one label.
+    pub fn has_one_label(self) -> bool {
+        matches!(self, Self::TextClassification | Self::ImageClassification)
+    }
+
     /// Whether a row is a text or a pair of texts.
     pub fn reads_text(self) -> bool {
-        !matches!(self, Self::TokenClassification | Self::CausalLm)
+        matches!(self, Self::TextClassification | Self::MultiLabelClassification | Self::TextRegression)
+    }
+
+    /// Whether a row is an image.
+    pub fn reads_images(self) -> bool {
+        self == Self::ImageClassification
     }
 
     /// What can decide which state is best; the first does where a job names none.
     pub fn metrics(self) -> &'static [Metric] {
         match self {
-            Self::TextClassification => &[Metric::Accuracy, Metric::MacroF1, Metric::Loss],
+            Self::TextClassification | Self::ImageClassification => &[Metric::Accuracy, Metric::MacroF1, Metric::Loss],
             Self::MultiLabelClassification => &[Metric::MicroF1, Metric::MacroF1, Metric::ExactMatch, Metric::Loss],
             Self::TextRegression => &[Metric::Mse, Metric::Loss, Metric::Mae, Metric::Pearson, Metric::R2],
             Self::TokenClassification => &[Metric::MacroF1, Metric::EntityF1, Metric::Accuracy, Metric::Loss],
@@ -126,6 +140,9 @@ pub struct Task {
     /// The column with the response.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub response_column: Option<String>,
+    /// The column with the encoded image, unless a site maps another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_column: Option<String>,
     /// How prompt and response make one text; what stands before [`RESPONSE`] is not learnt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
@@ -165,6 +182,7 @@ impl Task {
             label_separator: None,
             prompt_column: None,
             response_column: None,
+            image_column: None,
             template: None,
             max_length: default_max_length(),
         };
@@ -180,6 +198,10 @@ impl Task {
         match self.kind {
             TaskKind::TextClassification | TaskKind::TextRegression => {
                 default(&mut self.text_column, "text");
+                default(&mut self.label_column, "label");
+            }
+            TaskKind::ImageClassification => {
+                default(&mut self.image_column, "image");
                 default(&mut self.label_column, "label");
             }
             TaskKind::MultiLabelClassification => {
@@ -218,6 +240,7 @@ impl Task {
             ("task.label_column", &self.label_column, !exchange),
             ("task.prompt_column", &self.prompt_column, exchange),
             ("task.response_column", &self.response_column, exchange),
+            ("task.image_column", &self.image_column, kind.reads_images()),
         ];
         let mut named: Vec<(&str, &str)> = Vec::new();
         for (field, name, read) in columns {

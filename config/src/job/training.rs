@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+pub use augmentation::Augmentation;
 pub use class_weights::ClassWeights;
 pub use eda::{Alteration, Eda};
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ use super::task::{Task, TaskKind, unread};
 use super::{range, unit};
 use crate::error::Problems;
 
+mod augmentation;
 mod class_weights;
 mod eda;
 mod trainable;
@@ -127,6 +129,10 @@ pub struct Training {
     /// How words of a training text are moved about, drawn anew each time the text is used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eda: Option<Eda>,
+    /// Whether the batch norms of an image model keep the base model's running mean and variance, and go by them in training
+    /// too, as suits small batches and sites that differ much.
+    #[serde(skip_serializing_if = "is_false")]
+    pub freeze_batch_norm: bool,
     /// How far a site's loss allows for the labels it happens to have: this times the logarithm of each label's share is
     /// added to the logits in training. 0 is plain cross-entropy; 1 allows for them in full.
     pub logit_adjustment: f64,
@@ -145,6 +151,9 @@ pub struct Training {
     /// Whether training keeps nothing of a layer of a transformer but its input, and computes the layer again in the
     /// backward pass: the same bits for less memory and more time.
     pub recompute: bool,
+    /// How training images are changed each time they are used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub augmentation: Option<Augmentation>,
     /// The adapters, for `trainable = "lora"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora: Option<Lora>,
@@ -175,6 +184,8 @@ impl Default for Training {
             focal_gamma: 0.0,
             token_dropout: 0.0,
             eda: None,
+            augmentation: None,
+            freeze_batch_norm: false,
             logit_adjustment: 0.0,
             label_shares: Vec::new(),
             seed: 42,
@@ -184,6 +195,10 @@ impl Default for Training {
             lora: None,
         }
     }
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// How much a site works in one round.
@@ -216,7 +231,7 @@ impl Training {
 impl Training {
     /// Refuses what the loss or the batches of this kind of task have no place for.
     fn check_fit(&self, p: &mut Problems, kind: TaskKind) {
-        let (rows, words) = (kind == TaskKind::TextClassification, kind == TaskKind::TokenClassification);
+        let (rows, words) = (kind.has_one_label(), kind == TaskKind::TokenClassification);
         for (field, given, used) in [
             ("training.label_smoothing", self.label_smoothing != 0.0, rows || words),
             ("training.focal_gamma", self.focal_gamma != 0.0, rows || words),
@@ -227,6 +242,9 @@ impl Training {
             ("training.eda", self.eda.is_some(), kind.reads_text() && kind.has_labels()),
             // Its output layer is not new, and often is the table of words.
             ("training.probe", self.probe != 0.0, kind != TaskKind::CausalLm),
+            ("training.length_grouped", self.length_grouped, !kind.reads_images()),
+            ("training.augmentation", self.augmentation.is_some(), kind.reads_images()),
+            ("training.freeze_batch_norm", self.freeze_batch_norm, kind.reads_images()),
         ] {
             p.check(!given || used, field, || unread(kind));
         }
@@ -275,8 +293,11 @@ impl Training {
              this out, or train more"
                 .into()
         });
+        if let Some(augmentation) = &t.augmentation {
+            augmentation.validate(p);
+        }
         unit(p, "training.logit_adjustment", t.logit_adjustment, true);
-        if !t.label_shares.is_empty() && task.kind == TaskKind::TextClassification {
+        if !t.label_shares.is_empty() && task.kind.has_one_label() {
             let shares = t.label_shares.len();
             p.check(shares == labels, "training.label_shares", || {
                 format!("found {shares} numbers; expected one for each of the {labels} labels")

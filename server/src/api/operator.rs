@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fedtune_config::Job;
 use fedtune_proto::digest::ArtifactRef;
-use fedtune_proto::folder::NEEDED;
+use fedtune_proto::folder;
 use fedtune_proto::v1::operator_server::Operator;
 use fedtune_proto::v1::plan_export_request::Selector;
 use fedtune_proto::v1::{self, ShowJobResponse};
@@ -76,7 +76,8 @@ impl Operator for Service {
             }
             files.push(BaseFile { name: file.name, artifact: wire::artifact(file.artifact.as_ref())? });
         }
-        if let Some(needed) = NEEDED.iter().find(|needed| !files.iter().any(|file| file.name == **needed)) {
+        let needed = folder::needed(job.task.kind.reads_images());
+        if let Some(needed) = needed.iter().find(|needed| !files.iter().any(|file| file.name == **needed)) {
             return Err(Status::invalid_argument(format!("the base model lacks {needed}")));
         }
         let wanted: Vec<ArtifactRef> = files.iter().map(|file| file.artifact).collect();
