@@ -49,6 +49,11 @@ DECODERS = {
     "qwen3": DECODER | dict(head_dim=32, tie_word_embeddings=True),
 }
 END = "<|endoftext|>"
+SIDE = 32
+VISION = {
+    "resnet": dict(embedding_size=16, hidden_sizes=[16, 32], depths=[2, 2], layer_type="basic"),
+    "vit": SIZES | dict(image_size=SIDE, patch_size=8),
+}
 
 JOB = """
 name = "export"
@@ -145,10 +150,10 @@ def fedtune_logits(binary, folder, texts, labels, base=None):
 def compare(name, expected, labels, found):
     """Prints the largest difference; says whether it is small enough."""
     if not expected or len(found) != len(expected):
-        sys.exit(f"{name}: {len(expected)} texts, {len(found)} predictions")
+        sys.exit(f"{name}: {len(expected)} rows, {len(found)} predictions")
     worst = max(abs(one - two) for row, (logits, _) in zip(expected, found) for one, two in zip(row, logits))
     differing = sum(labels[max(range(len(labels)), key=logits.__getitem__)] != label for logits, label in found)
-    print(f"{name}: {len(expected)} texts, largest difference of a logit {worst:.2e}")
+    print(f"{name}: {len(expected)} rows, largest difference of a logit {worst:.2e}")
     if differing:
         sys.exit(f"{name}: {differing} labels are not those of the largest logit")
     return worst <= TOLERANCE  # not (worst > TOLERANCE), so that NaN fails
@@ -248,6 +253,58 @@ def check_decoder(architecture, binary, scratch, texts):
     return good
 
 
+def make_images(folder, count=24):
+    """PNGs of noise, darker in one folder than in the other; they have the model's size, so nothing is resized."""
+    import numpy
+    from PIL import Image
+
+    draw, pixels = numpy.random.default_rng(1), {}
+    for label, brightest in (("bright", 256), ("dark", 160)):
+        (folder / label).mkdir(parents=True)
+        for number in range(count):
+            image = draw.integers(0, brightest, (SIDE, SIDE, 3), dtype=numpy.uint8)
+            Image.fromarray(image).save(folder / label / f"{number:02}.png")
+            pixels[f"{label}/{number:02}.png"] = image
+    return pixels
+
+
+def check_vision(architecture, binary, scratch):
+    import numpy
+    import torch
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    base, data = scratch / architecture, scratch / f"{architecture}-images"
+    pixels = make_images(data)
+    torch.manual_seed(1)
+    AutoModelForImageClassification.from_config(
+        AutoConfig.for_model(architecture, **VISION[architecture])).save_pretrained(base)
+    (base / "preprocessor_config.json").write_text(json.dumps({
+        "image_processor_type": "ViTImageProcessor", "size": {"height": SIDE, "width": SIDE},
+        "image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
+    good = True
+    for trainable in ("full", "lora") if architecture == "vit" else ("full",):
+        job, out = scratch / f"{architecture}-{trainable}.toml", scratch / f"{architecture}-{trainable}"
+        task = 'kind = "image-classification"\nlabels = ["bright", "dark"]'
+        job.write_text(JOB.format(task=task, max_length=128, trainable=trainable))
+        client(binary, "finetune", "--model", base, "--train", data, "--job", job, "--out", out)
+        if trainable == "lora":
+            whole = scratch / f"{architecture}-whole"
+            client(binary, "merge", "--adapters", out, "--base", base, "--out", whole)
+            out = whole
+        predictions = scratch / f"{architecture}-{trainable}.csv"
+        client(binary, "predict", "--model", out, "--data", data, "--out", predictions, "--logits")
+        with open(predictions, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        model = AutoModelForImageClassification.from_pretrained(out, dtype=torch.float32).eval()
+        names = [model.config.id2label[index] for index in range(2)]
+        inputs = numpy.stack([pixels[row["file"]] for row in rows]).transpose(0, 3, 1, 2).astype(numpy.float32)
+        with torch.no_grad():
+            expected = model(torch.from_numpy(inputs / 127.5 - 1)).logits.tolist()
+        found = [([float(row[f"logit_{name}"]) for name in names], row["label"]) for row in rows]
+        good &= compare(f"{architecture} {trainable if trainable == 'full' else 'lora, merged'}", expected, names, found)
+    return good
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     python_env.add_arguments(parser)
@@ -267,7 +324,8 @@ def main():
     else:
         with tempfile.TemporaryDirectory() as scratch:
             good = all([check_architecture(name, args.fedtune, Path(scratch), texts) for name in ARCHITECTURES]
-                       + [check_decoder(name, args.fedtune, Path(scratch), texts) for name in DECODERS])
+                       + [check_decoder(name, args.fedtune, Path(scratch), texts) for name in DECODERS]
+                       + [check_vision(name, args.fedtune, Path(scratch)) for name in VISION])
     sys.exit(0 if good else 1)
 
 
