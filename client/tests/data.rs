@@ -197,7 +197,7 @@ fn faulty_files_are_refused_with_what_was_found() {
     refused("a.csv", &swallowed, &[":3", "never closed", "11 lines"]);
     refused("a.csv", b"text,label\na,x\nb,y\n", &["none of its 2 rows", "\"x\"", "expected labels: \"good\", \"bad\""]);
     refused("a.csv", b"text,label\ncaf\xe9,good\n", &["none of its 1 rows", "not UTF-8"]);
-    refused("a.txt", b"text,label\na,good\n", &["\"txt\"", ".csv or .jsonl"]);
+    refused("a.txt", b"text,label\na,good\n", &["\"txt\"", ".csv, .jsonl"]);
     let error = data::read(Path::new("nowhere.csv"), &columns(), &labels(&["a"])).unwrap_err().to_string();
     assert!(error.contains("nowhere.csv") && error.contains("cannot be read"), "{error}");
 }

@@ -75,7 +75,8 @@ fn place(training: &str) -> tempfile::TempDir {
     }
     let job = format!(
         "name = \"tiny\"\n[model]\npath = \"elsewhere\"\n[task]\nkind = \"image-classification\"\n\
-         labels = [\"blue\", \"green\", \"red\"]\n[training]\nlearning_rate = 1e-2\nbatch_size = 8\n{training}\n"
+         labels = [\"blue\", \"green\", \"red\"]\n[training]\nlearning_rate = 1e-2\nbatch_size = 8\n{training}\n\
+         [rounds]\ncount = 1\n"
     );
     fs::write(at("job.toml"), job).unwrap();
     folder
@@ -101,7 +102,9 @@ fn a_model_of_images_learns_and_is_the_same_when_read_again() {
     let evaluate = ["evaluate", "--model", "tuned", "--data", "train", "--output", "json"];
     let again = report(&evaluate, folder.path());
     for measure in ["accuracy", "loss"] {
-        assert_eq!(again["evaluation"][measure], tuned["evaluation"][measure], "{measure}");
+        // Batches of another size sum in another order.
+        let value = |report: &Value| report["evaluation"][measure].as_f64().unwrap();
+        assert!((value(&again) - value(&tuned)).abs() < 1e-6, "{measure}: {again} {tuned}");
     }
 
     // Images without labels, and one that is none.

@@ -198,7 +198,12 @@ fn words_get_their_labels() {
     ok(folder, &["predict", "--model", "tuned", "--data", "long.jsonl", "--out", "out.csv"]);
     assert_eq!(std::fs::read_to_string(folder.join("out.csv")).unwrap().matches("null").count(), 6);
     std::fs::write(folder.join("train.csv"), "tokens,labels\nw5,O\n").unwrap();
-    refused(folder, &["evaluate", "--model", "tuned", "--data", "train.csv"], 4, &["CSV file has no lists", "JSONL"]);
+    refused(
+        folder,
+        &["evaluate", "--model", "tuned", "--data", "train.csv"],
+        4,
+        &["lists are read from JSONL files only", "JSONL"],
+    );
 }
 
 #[test]

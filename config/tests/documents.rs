@@ -49,13 +49,15 @@ fn examples_parse_and_state_the_true_defaults() {
                 "label_shares",
                 "class_weights",
                 "eda",
+                "augmentation",
                 "lora",
                 "pair",
                 "label_sep",
                 "tokens",
                 "prompt",
                 "response",
-                "template"
+                "template",
+                "image"
             ]
         ))
         .unwrap()
@@ -83,6 +85,7 @@ fn examples_parse_and_state_the_true_defaults() {
                 "tokens",
                 "prompt",
                 "response",
+                "image",
                 "group_column",
                 "per_label"
             ]

@@ -43,6 +43,21 @@ pub(super) struct Part<'a> {
     rows: u64,
 }
 
+/// Fails unless every column lies in the file, which the reader takes for granted.
+fn check_places(metadata: &ParquetMetaData, length: u64) -> Result<(), String> {
+    let inside = |start: i64, count: i64| {
+        let (start, count) = (u64::try_from(start).ok(), u64::try_from(count).ok());
+        start.zip(count).and_then(|(start, count)| start.checked_add(count)).is_some_and(|end| end <= length)
+    };
+    for column in metadata.row_groups().iter().flat_map(|part| part.columns()) {
+        let starts = [Some(column.data_page_offset()), column.dictionary_page_offset()];
+        if !starts.into_iter().flatten().all(|start| inside(start, 0)) || !inside(0, column.compressed_size()) {
+            return Err(format!("it places the column {} outside the file", column.column_path()));
+        }
+    }
+    Ok(())
+}
+
 impl Table {
     pub(super) fn open(path: &Path) -> Result<Self, DataError> {
         let read = |source| DataError::Read { path: path.into(), source };
@@ -71,6 +86,11 @@ impl Table {
         }
         let file = SerializedFileReader::new(Guarded { file, pages_end: length - 8 - footer })
             .map_err(|e| damaged(path, "its footer".into(), &e))?;
+        check_places(file.metadata(), length).map_err(|message| ParquetError::Damaged {
+            path: path.into(),
+            place: "its footer".into(),
+            message,
+        })?;
         Ok(Self { path: path.into(), file })
     }
 
