@@ -8,16 +8,17 @@ use std::time::Instant;
 use anyhow::Context;
 use candle_core::Tensor;
 use clap::Parser;
+use fedtune_client::allocator::{self, MiMalloc};
 use fedtune_client::finetune::{Optimizer, gradient_norm};
 use fedtune_client::model::batch::Tokens;
 use fedtune_client::model::network::Input;
 use fedtune_client::model::{DropoutStream, Loss, ModelSpec, Network, Objective, Reads, Targets};
 use fedtune_config::job::{Lora, Precision, Trainable, Training};
-use fedtune_config::site::Device;
+use fedtune_config::site::{Device, DeviceKind};
 use serde_json::json;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 #[derive(Parser)]
 #[command(about = "Measures the seconds of a training step")]
@@ -37,6 +38,9 @@ struct Arguments {
     /// Threads
     #[arg(long, default_value_t = 2)]
     threads: usize,
+    /// Where it computes
+    #[arg(long, value_enum, default_value_t = On::Cpu)]
+    device: On,
     /// Steps that are measured, after two that are not
     #[arg(long, default_value_t = 10)]
     steps: usize,
@@ -60,9 +64,18 @@ struct Arguments {
     dropout: f64,
 }
 
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum On {
+    Cpu,
+    Cuda,
+}
+
 fn main() -> anyhow::Result<()> {
+    allocator::keep_freed_memory();
     let arguments = Arguments::parse();
-    let device = fedtune_client::device::open(&Device { threads: arguments.threads, ..Device::default() })?;
+    let kind = if arguments.device == On::Cuda { DeviceKind::Cuda } else { DeviceKind::Cpu };
+    let device = Device { threads: arguments.threads, kind, ..Device::default() };
+    let device = fedtune_client::device::open(&device)?;
     let probability = arguments.dropout;
     let spec = ModelSpec {
         objective: if arguments.causal { Objective::NextToken } else { Objective::Class },
@@ -99,12 +112,15 @@ fn main() -> anyhow::Result<()> {
         network.track(&pass)?;
         let norm = gradient_norm(&pass.gradients)?;
         optimizer.step(network.parameters(), &pass.gradients, 5e-5, (1.0 / (norm + 1e-6)).min(1.0))?;
+        device.synchronize()?;
         if step >= 2 {
             times.push(started.elapsed().as_secs_f64());
         }
         loss = pass.loss;
     }
-    println!("{}", json!({ "seconds": times, "loss": loss, "peak_mb": peak_megabytes() }));
+    // A GPU's memory is not the process's.
+    let peak = if arguments.device == On::Cpu { peak_megabytes() } else { None };
+    println!("{}", json!({ "seconds": times, "loss": loss, "peak_mb": peak }));
     Ok(())
 }
 

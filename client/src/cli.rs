@@ -7,6 +7,9 @@ mod error;
 mod evaluate;
 mod finetune;
 mod merge;
+mod model_folder;
+mod new_table_model;
+mod output;
 mod picture;
 mod predict;
 mod progress;
@@ -39,6 +42,7 @@ enum Command {
     Finetune(finetune::Arguments),
     Evaluate(evaluate::Arguments),
     Merge(merge::Arguments),
+    NewTableModel(new_table_model::Arguments),
     Predict(predict::Arguments),
     Run(run::Arguments),
     Tune(tune::Arguments),
@@ -56,6 +60,7 @@ impl Cli {
             Command::Finetune(arguments) => arguments.run(),
             Command::Evaluate(arguments) => arguments.run(),
             Command::Merge(arguments) => arguments.run(),
+            Command::NewTableModel(arguments) => arguments.run(),
             Command::Predict(arguments) => arguments.run(),
             Command::Run(arguments) => arguments.run(),
             Command::Tune(arguments) => arguments.run(),

@@ -1,11 +1,11 @@
-//! Rows to learn from: texts in CSV, JSONL and Parquet files, images in Parquet files and folders.
+//! Rows to learn from: texts and tables in CSV, JSONL and Parquet files, images in Parquet files and folders.
 //!
 //! A faulty row is left out and reported in the [`DataReport`]; a faulty file is a [`DataError`]. Read in this order:
 //! [`error`] (what can be wrong), [`columns`] (what is read), `sniff` (what kind of file it really is), `csv` and `jsonl`
 //! (bounded readers of values), [`parquet`] and `folder` (the same for Parquet and image folders), [`raw`] (rows of values),
 //! `decoding` and [`mod@image`] (which images can be used, and what a network takes of them), [`content`] and [`target`] (what a row gives a model and what is
 //! learnt of it), [`labels`], [`report`], [`rows`] (where the contents are), [`mod@fold`] (when two texts are the same),
-//! [`mod@split`], `sample`, [`near`] and [`check`] (a file's quality).
+//! [`mod@split`], `sample`, [`near`] and [`check`] (a file's quality), [`mod@survey`] (what the columns of a table hold).
 
 pub mod check;
 pub mod columns;
@@ -26,6 +26,7 @@ pub mod rows;
 mod sample;
 mod sniff;
 pub mod split;
+pub mod survey;
 mod suspect;
 pub mod target;
 
@@ -34,8 +35,8 @@ use std::path::Path;
 
 use fedtune_config::job::{Task, TaskKind};
 
-pub use columns::{Columns, Renamed};
-pub use content::{Content, Exchange, Picture};
+pub use columns::{CellColumn, CellKind, Columns, Renamed};
+pub use content::{Cell, Content, Exchange, Picture};
 pub use error::{DataError, Fault};
 pub use labels::LabelMap;
 pub use raw::RawRow;
@@ -51,6 +52,12 @@ use rows::{Gathering, Repetition, Source, Stamp};
 
 /// The longest text of a row, in bytes; longer ones are a [`Fault::TooLong`].
 pub const MAX_TEXT: usize = 64 << 10;
+
+/// The longest cell of a table, in bytes; longer ones are a [`Fault::CellTooLong`].
+pub const MAX_CELL: usize = 1 << 10;
+
+/// Most columns of a file that are looked at, and of a table that a model takes.
+pub const MAX_COLUMNS: usize = 4096;
 
 /// Calls `each` with the first line (or the number of the row, or of the image in its folder) and the content of every row in
 /// file order; memory does not grow with the file.
@@ -85,6 +92,7 @@ fn scan_places(
     columns: &Columns,
     each: &mut dyn FnMut(Place, Result<RawRow, Fault>),
 ) -> Result<(Layout, Stamp), DataError> {
+    columns.check(path)?;
     if !columns.content.is_image() {
         return scan_undecoded(path, columns, each);
     }
@@ -170,6 +178,7 @@ pub fn read_holding(
         match row.and_then(target) {
             Ok((target, content, group)) => {
                 report.use_row(target.borrowed());
+                report.words(columns, &content);
                 match gathering.add(Row { content, target, line, group }, start) {
                     Repetition::None => {}
                     Repetition::Whole => report.duplicates += 1,
@@ -210,7 +219,7 @@ pub fn labels_in(path: &Path, columns: &Columns, task: &Task) -> Result<Vec<Stri
         Ok(RawRow { label, .. }) => {
             let names = match (task.kind, label) {
                 (_, None) => Vec::new(),
-                (TaskKind::TextClassification | TaskKind::ImageClassification, Some(RawLabel::One(name))) => vec![name],
+                (kind, Some(RawLabel::One(name))) if kind.has_one_label() => vec![name],
                 (_, Some(label)) => target::names(label, separator),
             };
             for name in names {
@@ -246,6 +255,23 @@ fn named_labels(path: &Path, columns: &Columns) -> Result<Option<Vec<String>>, D
         _ => None,
     };
     Ok(names.filter(|names| (2..labels::MAX_LABELS).contains(&names.len())))
+}
+
+/// The names of all columns of a file, in their order; of a JSONL file the keys of its first object.
+///
+/// # Errors
+/// The file as a whole is unusable, is a folder, or has more than [`MAX_COLUMNS`].
+pub fn column_names(path: &Path) -> Result<Vec<String>, DataError> {
+    let names = match sniff::open(path)? {
+        sniff::Found::Text(sniff::Opened { format: sniff::Format::Csv, file, start }) => csv::names(path, file, start)?,
+        sniff::Found::Text(sniff::Opened { file, .. }) => jsonl::names(path, file)?,
+        sniff::Found::Parquet => parquet::names(path)?,
+        sniff::Found::Folder => return Err(DataError::Folder { path: path.into() }),
+    };
+    match names.len() {
+        found if found > MAX_COLUMNS => Err(DataError::TooManyColumns { path: path.into(), found, most: MAX_COLUMNS }),
+        _ => Ok(names),
+    }
 }
 
 /// Whether it is a folder, or a Parquet file with images in a column of this name.

@@ -53,9 +53,19 @@ pub fn open(config: &DeviceConfig) -> Result<Device, DeviceError> {
     match config.kind {
         DeviceKind::Cpu => Ok(Device::Cpu),
         DeviceKind::Cuda if !candle_core::utils::cuda_is_available() => Err(DeviceError::NotBuilt),
-        DeviceKind::Cuda => Device::new_cuda(config.index)
-            .map_err(|e| DeviceError::Absent { index: config.index, reason: e.to_string() }),
+        DeviceKind::Cuda => {
+            open_gpu(config.index).map_err(|e| DeviceError::Absent { index: config.index, reason: e.to_string() })
+        }
     }
+}
+
+#[cfg(feature = "cuda")]
+use crate::model::ops::cuda::open as open_gpu;
+
+/// Never reached: the program was built without CUDA.
+#[cfg(not(feature = "cuda"))]
+fn open_gpu(index: usize) -> candle_core::Result<Device> {
+    Device::new_cuda(index)
 }
 
 #[cfg(test)]

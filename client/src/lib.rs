@@ -4,10 +4,13 @@
 //! optimiser and metrics), [`device`], and the edges [`session`] (a site's life in a federation) and [`cli`] with its
 //! [`exit`] codes.
 
+pub mod allocator;
 pub mod cli;
 pub mod data;
 pub mod device;
 pub mod exit;
 pub mod finetune;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod model;
 pub mod session;

@@ -3,14 +3,15 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use fedtune_client::allocator::{self, MiMalloc};
 use fedtune_client::cli::Cli;
 use fedtune_client::exit::Exit;
 
-// Training allocates and frees the same large buffers every step; the system's allocator gives them back each time.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
+    allocator::keep_freed_memory();
     match Cli::parse().run() {
         Ok(()) => Exit::Done.into(),
         Err(error) => {

@@ -1,12 +1,13 @@
 //! A pre-trained model as a trainable classifier.
 //!
 //! Read in this order: [`batch`] (how token rows lie), [`config`] and `anatomy` (what tensors there are), `objective` (what
-//! a network says), [`network`] (the function), `ops` (the operations under it), `preparing` (rows to what a network takes), `state` and `export` (files). This module loads a folder into a
+//! a network says), [`network`] (the function), `ops` (the operations under it), `preparing` and `cells` (rows to what a network takes), `new_table` (a model that is not pre-trained), `state` and `export` (files). This module loads a folder into a
 //! [`Classifier`].
 
 mod adapters;
 mod anatomy;
 pub mod batch;
+mod cells;
 pub mod config;
 mod error;
 mod export;
@@ -14,6 +15,7 @@ mod folder;
 mod initial;
 mod load;
 pub mod network;
+mod new_table;
 mod objective;
 pub(crate) mod ops;
 mod preparing;
@@ -32,9 +34,11 @@ use serde_json::{Map, Value};
 use crate::data::image::Preparation;
 
 pub use anatomy::{Place, Role};
+pub use cells::{CellPreparation, taken_by};
 pub use config::Reads;
 pub use error::ModelError;
-pub use network::{Input, Network};
+pub use network::{Continuation, Input, Network};
+pub use new_table::{NewTable, write_new_table};
 pub use objective::{Objective, Targets};
 pub use ops::Loss;
 pub use ops::dropout::DropoutStream;
@@ -75,9 +79,11 @@ impl From<&Job> for ModelSpec {
     fn from(job: &Job) -> Self {
         Self {
             objective: match job.task.kind {
-                TaskKind::TextClassification | TaskKind::ImageClassification => Objective::Class,
+                TaskKind::TextClassification | TaskKind::ImageClassification | TaskKind::TableClassification => {
+                    Objective::Class
+                }
                 TaskKind::MultiLabelClassification => Objective::Sets,
-                TaskKind::TextRegression => Objective::Value,
+                TaskKind::TextRegression | TaskKind::TableRegression => Objective::Value,
                 TaskKind::TokenClassification => Objective::Tokens,
                 TaskKind::CausalLm => Objective::NextToken,
             },
@@ -89,13 +95,13 @@ impl From<&Job> for ModelSpec {
             seed: job.training.seed,
             max_length: job.task.max_length,
             template: job.task.template.clone().unwrap_or_default(),
-            reads: if job.task.kind.reads_images() { Reads::Images } else { Reads::Texts },
+            reads: job.task.kind.reads(),
             freeze_batch_norm: job.training.freeze_batch_norm,
         }
     }
 }
 
-/// A classifier of texts or images: network, preparation of its input, and labels, on one device.
+/// A classifier of texts, images or rows of tables: network, preparation of its input, and labels, on one device.
 #[derive(Debug)]
 pub struct Classifier {
     network: Network,
@@ -107,6 +113,20 @@ pub struct Classifier {
     base_config: Map<String, Value>,
     /// The name in the base model's file of every tensor that came from there.
     base_names: BTreeMap<String, String>,
+}
+
+/// Tokens of texts that are continued together, those to come counted.
+const CONTINUED: usize = 1 << 14;
+
+/// What a model answers to a prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Response {
+    /// The text.
+    pub text: String,
+    /// The geometric mean of its tokens' probabilities.
+    pub score: f64,
+    /// Whether it came to its end; else it was cut.
+    pub ended: bool,
 }
 
 impl Classifier {
@@ -133,7 +153,7 @@ impl Classifier {
         self.dropout
     }
 
-    /// Longest sequence in tokens; longer texts are cut. `None` of images.
+    /// Longest sequence in tokens; longer texts are cut. `None` of images and tables.
     pub fn max_length(&self) -> Option<usize> {
         self.tokenizer().map(TextTokenizer::max_length)
     }
@@ -142,8 +162,28 @@ impl Classifier {
     pub fn preparation(&self) -> Option<&Preparation> {
         match &self.preparing {
             Preparing::Images(preparation) => Some(preparation),
-            Preparing::Texts(_) => None,
+            Preparing::Texts(_) | Preparing::Cells(_) => None,
         }
+    }
+
+    /// How cells of a table become its input, where it reads tables.
+    pub fn cells(&self) -> Option<&CellPreparation> {
+        match &self.preparing {
+            Preparing::Cells(cells) => Some(cells),
+            Preparing::Texts(_) | Preparing::Images(_) => None,
+        }
+    }
+
+    /// What it says of each row in evaluation mode: logits, or the number itself.
+    ///
+    /// # Errors
+    /// As [`Network::logits`].
+    pub fn outputs(&self, input: &Input) -> Result<Vec<Vec<f32>>, candle_core::Error> {
+        let mut outputs = self.network.logits(input)?.to_vec2::<f32>()?;
+        if let (Some(cells), Objective::Value) = (self.cells(), self.network.objective()) {
+            outputs.iter_mut().flatten().for_each(|output| *output = cells.of_output(*output));
+        }
+        Ok(outputs)
     }
 
     /// What it reads.
@@ -154,7 +194,7 @@ impl Classifier {
     fn tokenizer(&self) -> Option<&TextTokenizer> {
         match &self.preparing {
             Preparing::Texts(tokenizer) => Some(tokenizer),
-            Preparing::Images(_) => None,
+            Preparing::Images(_) | Preparing::Cells(_) => None,
         }
     }
 
@@ -171,15 +211,55 @@ impl Classifier {
     /// ends with the model's token for the end of a text, `eos_token_id` of config.json, where it names one.
     ///
     /// # Errors
-    /// The tokenizer fails, or the model reads images.
+    /// The tokenizer fails, or the model reads no texts.
     pub fn encode(&self, texts: &[Text<'_>]) -> Result<Vec<Encoded>, candle_core::Error> {
-        let end = match self.base_config.get("eos_token_id") {
-            Some(Value::Array(several)) => several.first(),
-            one => one,
+        let Some(tokenizer) = self.tokenizer() else { candle_core::bail!("texts for a model of images or tables") };
+        tokenizer.encode(texts, &self.template, self.ends().first().copied())
+    }
+
+    /// The tokens that end a text, `eos_token_id` of config.json.
+    fn ends(&self) -> Vec<u32> {
+        let ends = match self.base_config.get("eos_token_id") {
+            Some(Value::Array(several)) => several.as_slice(),
+            Some(one) => std::slice::from_ref(one),
+            None => &[],
         };
-        let end = end.and_then(Value::as_u64).and_then(|end| u32::try_from(end).ok());
-        let Some(tokenizer) = self.tokenizer() else { candle_core::bail!("texts for a model of images") };
-        tokenizer.encode(texts, &self.template, end)
+        ends.iter().filter_map(|end| u32::try_from(end.as_u64()?).ok()).collect()
+    }
+
+    /// The responses to prompts, by the likeliest token at a time, of at most `most` tokens each. A prompt that leaves these no
+    /// room in the model's positions, or takes more than half of them, loses its end.
+    ///
+    /// # Errors
+    /// The model does not continue texts, the tokenizer fails, or a failure of the device.
+    pub fn respond(&self, prompts: &[&str], most: usize) -> Result<Vec<Response>, candle_core::Error> {
+        let (Some(tokenizer), Some(positions)) = (self.tokenizer(), self.network.config().positions()) else {
+            candle_core::bail!("prompts for a model that reads none");
+        };
+        let ends = self.ends();
+        let room = (positions - most.min(positions / 2)).max(1);
+        let texts = tokenizer.prompts(prompts, &self.template, room)?;
+        let mut written = Vec::with_capacity(texts.len());
+        // A few at a time, as each token keeps memory until its text has ended.
+        let mut left = texts.as_slice();
+        while !left.is_empty() {
+            let mut tokens = 0;
+            let fits = |text: &&Vec<u32>| {
+                tokens += text.len() + most;
+                tokens <= CONTINUED
+            };
+            let count = left.iter().take_while(fits).count().max(1);
+            let (part, rest) = left.split_at(count);
+            let part: Vec<&[u32]> = part.iter().map(Vec::as_slice).collect();
+            written.extend(self.network.continuations(&part, most, &ends)?);
+            left = rest;
+        }
+        let response = |written: Continuation| {
+            let tokens = (written.words.len() + usize::from(written.ended)).max(1);
+            let text = tokenizer.text(&written.words)?;
+            Ok(Response { text, score: (written.log_probability / tokens as f64).exp(), ended: written.ended })
+        };
+        written.into_iter().map(response).collect()
     }
 
     /// Names and shapes of the trained tensors, sorted by name.

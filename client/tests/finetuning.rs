@@ -12,7 +12,9 @@ use fedtune_client::data::{self, Columns, DataError, Rows, Sampling, TargetReade
 use fedtune_client::finetune::{self, Checkpoints, EarlyStopping, FinetuneError, FitReport, Plan, Progress, Silent};
 use fedtune_client::model::{Classifier, ModelSpec};
 use fedtune_config::Job;
-use fedtune_config::job::{ClassWeights, Eda, Metric, Optimizer, Schedule, Task, TaskKind, Trainable, Training};
+use fedtune_config::job::{
+    ClassWeights, Eda, Metric, Optimizer, Precision, Schedule, Task, TaskKind, Trainable, Training,
+};
 use tempfile::NamedTempFile;
 
 fn rows(count: usize) -> Rows {
@@ -296,6 +298,30 @@ fn parts_of_a_batch_add_up_to_its_gradient() {
 }
 
 #[test]
+fn in_f16_the_loss_is_scaled_and_steps_that_overflow_are_tried_again() {
+    let folder = tiny_model::folder();
+    let run = |precision, weight| {
+        let spec = ModelSpec { dropout: 0.0, precision, ..tiny_model::spec() };
+        let mut classifier = loaded(folder.path(), spec);
+        // The gradient of a row with a large weight, times the first scale, is beyond f16.
+        let class_weights = Some(ClassWeights::List(vec![weight, 1.0, 1.0]));
+        let training =
+            Training { precision, class_weights, batch_size: 1, learning_rate: 1e-3, proximal: 0.1, ..plain() };
+        let report = finetune::fit(&mut classifier, &rows(6), &training, plan(6), &mut Silent).unwrap();
+        (report.train_loss, tensors(&classifier))
+    };
+    for weight in [1.0, 100.0] {
+        let (exact_loss, exact) = run(Precision::F32, weight);
+        let (loss, found) = run(Precision::F16, weight);
+        assert!((loss - exact_loss).abs() < 1e-2 * exact_loss, "{loss} for {exact_loss}");
+        assert_ne!(found, exact);
+        for (name, exact) in &exact {
+            assert_near(name, &found[name], exact, 1e-3);
+        }
+    }
+}
+
+#[test]
 fn the_proximal_term_pulls_towards_where_the_round_began() {
     let (start, once) = (stepped(&plain(), 0, None), stepped(&plain(), 1, None));
     let (free, held) = (stepped(&plain(), 2, None), stepped(&Training { proximal: 0.5, ..plain() }, 2, None));
@@ -468,7 +494,8 @@ fn a_run_that_was_stopped_goes_on_to_the_same_bits() {
     let (model, rows) = (tiny_model::folder(), rows(30));
     let every = Training { proximal: 0.1, l2_sp: 0.01, eda: Some(Eda::default()), token_dropout: 0.1, ..training() };
     let sgd = Training { optimizer: Optimizer::Sgd, probe: 0.5, accumulate: 2, ..training() };
-    for training in [every, Training { momentum: 0.9, ..sgd.clone() }, sgd] {
+    let scaled = Training { precision: Precision::F16, batch_size: 1, ..training() };
+    for training in [every, Training { momentum: 0.9, ..sgd.clone() }, sgd, scaled] {
         let job = job(model.path(), training);
         let run = |folder: &Path, stop| checkpointed(folder, &job, model.path(), &rows, stop);
         let (whole, report) = run(tempfile::tempdir().unwrap().path(), 0).unwrap();

@@ -84,6 +84,36 @@ fn pass(network: &Network, reference: &HashMap<String, Tensor>) -> Pass {
 }
 
 #[test]
+fn texts_are_continued_by_the_likeliest_token_each_time() {
+    for architecture in ARCHITECTURES {
+        let network = network(architecture, Trainable::Full);
+        let sequences = sequences(&reference(architecture));
+        let texts: Vec<&[u32]> = sequences.iter().map(|tokens| tokens.words.as_slice()).collect();
+        let (found, most) = (network.continuations(&texts, 6, &[]).unwrap(), 6);
+        for (text, found) in texts.iter().zip(&found) {
+            let (mut words, mut log_probability) = (text.to_vec(), 0.0);
+            for _ in 0..most {
+                let tokens = Tokens { words: words.clone(), types: vec![0; words.len()] };
+                let logits = network.logits(&network.batch(&[&tokens])).unwrap().to_vec2::<f32>().unwrap();
+                let last = logits.last().unwrap();
+                let best = (0..last.len()).max_by(|a, b| last[*a].total_cmp(&last[*b])).unwrap();
+                let sum: f64 = last.iter().map(|x| f64::from(x - last[best]).exp()).sum();
+                log_probability -= sum.ln();
+                words.push(best as u32);
+            }
+            assert_eq!(found.words, words[text.len()..], "{architecture}");
+            assert!((found.log_probability - log_probability).abs() < 1e-3 && !found.ended);
+        }
+        // The first word of the first text as an end.
+        let end = found[0].words[0];
+        let ended = &network.continuations(&texts[..1], most, &[end]).unwrap()[0];
+        assert!(ended.words.is_empty() && ended.ended && ended.log_probability < 0.0);
+        assert!(network.continuations(&[&[]], most, &[]).is_err());
+        assert!(network.continuations(&[&[u32::MAX]], most, &[]).is_err());
+    }
+}
+
+#[test]
 fn logits_and_loss_agree() {
     for architecture in ARCHITECTURES {
         let (network, reference) = (network(architecture, Trainable::Full), reference(architecture));

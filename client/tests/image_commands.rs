@@ -241,3 +241,54 @@ fn what_does_not_go_together_is_refused_before_training() {
     assert!(message.contains("no preprocessor_config.json") && message.contains("AutoImageProcessor"), "{message}");
     assert!(!path("tuned").exists());
 }
+
+#[test]
+fn adapters_of_a_vit_have_the_names_that_transformers_gives_its_layers() {
+    let folder = place("trainable = \"lora\"\nlora = { targets = [\"query\", \"output.dense\"] }\n");
+    let path = |path: &str| folder.path().join(path);
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/vit");
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(fixture.join(file), path("model").join(file)).unwrap();
+    }
+    fs::write(path("model/preprocessor_config.json"), preparation(24).to_string()).unwrap();
+    let tune = ["finetune", "--model", "model", "--train", "train", "--job", "job.toml", "--out", "adapters"];
+    done(&tune, folder.path());
+    let config: Value = serde_json::from_slice(&fs::read(path("adapters/adapter_config.json")).unwrap()).unwrap();
+    assert_eq!(config["target_modules"], json!(["attention.q_proj", "attention.o_proj", "mlp.fc2"]));
+    let file = path("adapters/adapter_model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+    assert!(
+        tensors.contains_key("base_model.model.vit.layers.0.attention.q_proj.lora_A.weight"),
+        "{:?}",
+        tensors.keys()
+    );
+    assert!(tensors.contains_key("base_model.model.classifier.weight"));
+    // Those of older versions, which name layers as checkpoints do, are read too.
+    let predict = |out: &str| {
+        done(
+            &["predict", "--model", "adapters", "--base", "model", "--data", "train", "--out", out, "--logits"],
+            folder.path(),
+        );
+        fs::read_to_string(path(out)).unwrap()
+    };
+    let found = predict("now.csv");
+    let old = |name: String| match name.strip_prefix("base_model.model.vit.layers.") {
+        Some(rest) => {
+            let rest = rest.replace("attention.q_proj", "attention.attention.query");
+            let rest = rest.replace("attention.o_proj", "attention.output.dense").replace("mlp.fc2", "output.dense");
+            format!("base_model.model.vit.encoder.layer.{rest}")
+        }
+        None => name,
+    };
+    tensors = tensors.into_iter().map(|(name, tensor)| (old(name), tensor)).collect();
+    fs::remove_file(&file).unwrap();
+    candle_core::safetensors::save(&tensors, &file).unwrap();
+    let targets = json!(["query", "output.dense"]);
+    fs::write(path("adapters/adapter_config.json"), {
+        let mut config = config;
+        config["target_modules"] = targets;
+        config.to_string()
+    })
+    .unwrap();
+    assert_eq!(predict("old.csv"), found);
+}

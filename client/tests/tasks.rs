@@ -317,12 +317,22 @@ fn responses_are_learnt_and_prompts_are_not() {
     assert!((number(&again, "loss") - number(&report, "loss")).abs() < 1e-6);
     let written: Value = serde_json::from_slice(&std::fs::read(folder.join("tuned/config.json")).unwrap()).unwrap();
     assert_eq!(written["fedtune"]["template"], "{prompt}\n{response}");
-    refused(
-        folder,
-        &["predict", "--model", "tuned", "--data", "train.jsonl", "--out", "o.csv"],
-        2,
-        &["continues texts"],
-    );
+    // What is to be responded to needs no response.
+    let prompts = format!("prompt\nw5{}\nw6{}\n\"\"\n", words(2), words(3));
+    std::fs::write(folder.join("prompts.csv"), prompts).unwrap();
+    let predict = ["predict", "--model", "tuned", "--data", "prompts.csv", "--out", "o.csv", "--max-new-tokens"];
+    let predicted = |most: &str| {
+        let done = client(folder, &[&predict[..], &[most]].concat());
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        std::fs::read_to_string(folder.join("o.csv")).unwrap()
+    };
+    let found = predicted("2");
+    let lines: Vec<&str> = found.lines().collect();
+    assert_eq!((lines.len(), lines[0], lines[3]), (4, "response,score,complete", ",,"), "{found}");
+    assert!(lines[1].starts_with("w7 w9,0.") && lines[2].starts_with("w8 w9,0."), "{found}");
+    assert!(predicted("1").contains("w8,0."));
+    refused(folder, &[&predict[..], &["0"]].concat(), 2, &["expected a whole number"]);
+    refused(folder, &[&predict[..], &["2", "--scores"]].concat(), 2, &["--scores and --logits"]);
     // A prompt that leaves no room for its response counts for nothing, and stops nothing.
     let long = json!({"prompt": vec!["w5"; 40].join(" "), "response": "w7"}).to_string();
     std::fs::write(folder.join("long.jsonl"), long).unwrap();

@@ -10,13 +10,14 @@ use crate::load::Document;
 use crate::units::Span;
 
 pub use evaluation::{Evaluation, Evaluator, Metric};
-pub use task::{PROMPT, RESPONSE, Task, TaskKind};
+pub use suggested::{TABLE_MODEL, suggested_kind, suggested_learning_rate};
+pub use task::{PROMPT, RESPONSE, Reads, Task, TaskKind};
 pub use training::{
     Alteration, Augmentation, ClassWeights, Eda, LocalWork, Lora, Optimizer, Precision, Schedule, Trainable, Training,
-    suggested_learning_rate,
 };
 
 mod evaluation;
+mod suggested;
 mod task;
 mod training;
 
@@ -175,9 +176,10 @@ impl<'de> Deserialize<'de> for Job {
 
 impl Job {
     /// A job with every default, for this task on this base model; the learning rate is the one that suits the model's
-    /// width ([`suggested_learning_rate`]).
+    /// width ([`suggested_learning_rate`]), and a job on tables has more epochs.
     pub fn new(name: &str, model: &Path, task: Task) -> Self {
-        let training = Training { learning_rate: suggested_learning_rate(model), ..Training::default() };
+        let epochs = (task.kind.reads() == Reads::Tables).then_some(suggested::TABLE_EPOCHS);
+        let training = Training { learning_rate: suggested_learning_rate(model), epochs, ..Training::default() };
         let mut job = Self {
             name: name.into(),
             model: Model { path: model.to_path_buf() },

@@ -144,6 +144,8 @@ fn every_kind_of_task_has_its_columns_and_metric() {
             "label_column = \"label\"\nimage_column = \"image\"",
             "accuracy",
         ),
+        ("table-classification", "labels = [\"a\", \"b\"]", "label_column = \"label\"", "accuracy"),
+        ("table-regression", "label_column = \"dose\"", "label_column = \"dose\"", "mse"),
     ] {
         let job: Job = read(&job_of(kind, lines, "")).unwrap();
         let text = job.to_toml();
@@ -228,6 +230,21 @@ fn what_a_kind_of_task_makes_no_use_of_is_refused() {
             "",
             vec!["task.text_column", "no use"],
         ),
+        ("table-classification", "", "", vec!["task.labels", "found 0 labels"]),
+        (
+            "table-classification",
+            "labels = [\"a\", \"b\"]\ntext_column = \"text\"",
+            "",
+            vec!["task.text_column", "table-classification", "no use"],
+        ),
+        (
+            "table-classification",
+            labels,
+            "[training]\nlength_grouped = true",
+            vec!["training.length_grouped", "no use"],
+        ),
+        ("table-regression", labels, "", vec!["task.labels", "no use"]),
+        ("table-regression", "", "[training]\nlogit_adjustment = 1.0", vec!["training.logit_adjustment", "no use"]),
         ("text-ranking", "", "", vec!["task.kind", "text-ranking", "causal-lm"]),
     ] {
         let error = read::<Job>(&job_of(kind, lines, rest)).unwrap_err().to_string();
@@ -428,5 +445,27 @@ proptest! {
         for field in ["batch_size", "trainable", "seed", "dropout"] {
             let _ = read::<Job>(&job_with("training", &format!("{field} = {value}")));
         }
+    }
+}
+
+/// What a model folder is for is told by its config.json alone.
+#[test]
+fn a_job_without_wishes_suits_its_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let found = |config: &str| {
+        std::fs::write(folder.path().join("config.json"), config).unwrap();
+        let kind = fedtune_config::job::suggested_kind(folder.path());
+        let job = Job::new("n", folder.path(), fedtune_config::job::Task::new(kind, Vec::new()));
+        (kind.name(), job.training.learning_rate, job.training.epochs)
+    };
+    let table = |rest: &str| format!("{{\"model_type\": \"fedtune-table\"{rest}}}");
+    for (config, expected) in [
+        ("{\"hidden_size\": 384}".to_owned(), ("text-classification", 1e-4, None)),
+        ("{\"hidden_size\": 768}".to_owned(), ("text-classification", 5e-5, None)),
+        ("no JSON".to_owned(), ("text-classification", 5e-5, None)),
+        (table(", \"hidden_sizes\": []"), ("table-classification", 1e-2, Some(7))),
+        (table(", \"hidden_sizes\": [8], \"problem_type\": \"regression\""), ("table-regression", 1e-3, Some(7))),
+    ] {
+        assert_eq!(found(&config), expected, "{config}");
     }
 }

@@ -9,9 +9,11 @@ pub const TENSORS: &str = "model.safetensors";
 /// How images are prepared.
 pub const PREPROCESSOR: &str = "preprocessor_config.json";
 
-/// What a base model must have; one of images has no tokenizer.
-pub fn needed(images: bool) -> [&'static str; 3] {
-    [CONFIG, if images { PREPROCESSOR } else { TOKENIZER }, TENSORS]
+/// What a base model must have that reads texts, or images, or (tables) neither.
+pub fn needed(texts: bool, images: bool) -> Vec<&'static str> {
+    let prepared_by = [(texts, TOKENIZER), (images, PREPROCESSOR)];
+    let prepared_by = prepared_by.into_iter().filter(|(read, _)| *read).map(|(_, name)| name);
+    std::iter::once(CONFIG).chain(prepared_by).chain([TENSORS]).collect()
 }
 
 /// What tokenizers of other programs read beside [`TOKENIZER`]; it goes along where it is there.

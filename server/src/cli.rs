@@ -3,6 +3,7 @@
 mod init;
 mod job;
 mod model;
+mod output;
 mod run;
 mod simulate;
 mod site;

@@ -557,9 +557,11 @@ pub async fn missing(artifacts: &Artifacts, wanted: &[ArtifactRef]) -> Result<Ve
 fn form(task: &job::Task) -> Form {
     let labels = task.labels.len();
     match task.kind {
-        TaskKind::TextClassification | TaskKind::ImageClassification => Form::Classes(labels),
+        TaskKind::TextClassification | TaskKind::ImageClassification | TaskKind::TableClassification => {
+            Form::Classes(labels)
+        }
         TaskKind::MultiLabelClassification => Form::Sets(labels),
-        TaskKind::TextRegression => Form::Values,
+        TaskKind::TextRegression | TaskKind::TableRegression => Form::Values,
         TaskKind::TokenClassification => Form::Tags(labels),
         TaskKind::CausalLm => Form::NextToken,
     }

@@ -5,6 +5,7 @@ mod export;
 use std::path::{Path, PathBuf};
 
 use fedtune_config::Job;
+use fedtune_config::job::Reads;
 use fedtune_proto::channel::{ChannelError, Credentials};
 use fedtune_proto::digest::{ArtifactRef, Digest};
 use fedtune_proto::folder::{TOKENIZER_EXTRAS, needed};
@@ -78,7 +79,7 @@ impl Operator {
     pub async fn submit(&mut self, job: &Job, mut progress: impl FnMut(&str, u64)) -> Result<String, OperatorError> {
         let folder = &job.model.path;
         let mut base_model = Vec::new();
-        let needed = needed(job.task.kind.reads_images());
+        let needed = needed(job.task.kind.reads() == Reads::Texts, job.task.kind.reads_images());
         for (name, required) in needed.iter().map(|n| (n, true)).chain(TOKENIZER_EXTRAS.iter().map(|n| (n, false))) {
             let path = folder.join(name);
             if !path.is_file() {

@@ -124,12 +124,8 @@ async fn uninterrupted(simulation: Simulation, observer: &mut dyn Observer) -> a
         let reason = format!("{} holds a run already; choose another folder with --out", out.display());
         return Err(SimulateError::Usage(reason).into());
     }
-    if job.task.kind.reads_images() {
-        let reason = "simulate deals out the rows of CSV and JSONL files, and images stand in Parquet files and folders; \
-                      enrol sites with data of their own (site add) and queue the job with job submit";
-        return Err(SimulateError::Usage(reason.into()).into());
-    }
-    let labelled = matches!(job.task.kind, TaskKind::TextClassification | TaskKind::MultiLabelClassification);
+    check_kind(job.task.kind)?;
+    let labelled = job.task.kind.has_one_label() || job.task.kind == TaskKind::MultiLabelClassification;
     let table = Table::read(&train, job.task.label_column.as_deref().filter(|_| labelled))?;
     let shards = partition.split(&table, sites, seed)?;
     if job.rounds.quorum > shards.len() {
@@ -164,6 +160,19 @@ async fn uninterrupted(simulation: Simulation, observer: &mut dyn Observer) -> a
     let report = Report::new(&job, client, seed, &shown, baselines, peak, began.elapsed().as_secs_f64());
     report.write(&out.join("report.json"))?;
     Ok(report)
+}
+
+/// Refuses what cannot be dealt out.
+///
+/// # Errors
+/// The rows are images.
+pub fn check_kind(kind: TaskKind) -> Result<(), SimulateError> {
+    if kind.reads_images() {
+        let reason = "simulate deals out the rows of CSV and JSONL files, and images stand in Parquet files and folders; \
+                      enrol sites with data of their own (site add) and queue the job with job submit";
+        return Err(SimulateError::Usage(reason.into()));
+    }
+    Ok(())
 }
 
 /// Submits the job and follows it to its end. Returns the job and the aggregator's peak resident memory.

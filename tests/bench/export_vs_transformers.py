@@ -287,21 +287,28 @@ def check_vision(architecture, binary, scratch):
         task = 'kind = "image-classification"\nlabels = ["bright", "dark"]'
         job.write_text(JOB.format(task=task, max_length=128, trainable=trainable))
         client(binary, "finetune", "--model", base, "--train", data, "--job", job, "--out", out)
+        cases = [(trainable, out, base if trainable == "lora" else None)]
         if trainable == "lora":
             whole = scratch / f"{architecture}-whole"
             client(binary, "merge", "--adapters", out, "--base", base, "--out", whole)
-            out = whole
-        predictions = scratch / f"{architecture}-{trainable}.csv"
-        client(binary, "predict", "--model", out, "--data", data, "--out", predictions, "--logits")
-        with open(predictions, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        model = AutoModelForImageClassification.from_pretrained(out, dtype=torch.float32).eval()
-        names = [model.config.id2label[index] for index in range(2)]
-        inputs = numpy.stack([pixels[row["file"]] for row in rows]).transpose(0, 3, 1, 2).astype(numpy.float32)
-        with torch.no_grad():
-            expected = model(torch.from_numpy(inputs / 127.5 - 1)).logits.tolist()
-        found = [([float(row[f"logit_{name}"]) for name in names], row["label"]) for row in rows]
-        good &= compare(f"{architecture} {trainable if trainable == 'full' else 'lora, merged'}", expected, names, found)
+            cases.append(("lora, merged", whole, None))
+        for name, folder, adapted in cases:
+            predictions = scratch / f"{architecture}-{trainable}.csv"
+            more = ["--base", adapted] if adapted else []
+            client(binary, "predict", "--model", folder, "--data", data, "--out", predictions, "--logits", *more)
+            with open(predictions, encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            labels = AutoConfig.from_pretrained(folder).id2label
+            model = AutoModelForImageClassification.from_pretrained(adapted or folder, dtype=torch.float32)
+            if adapted is not None:
+                from peft import PeftModel
+                model = PeftModel.from_pretrained(model, folder)
+            names = [labels[index] for index in range(2)]
+            inputs = numpy.stack([pixels[row["file"]] for row in rows]).transpose(0, 3, 1, 2).astype(numpy.float32)
+            with torch.no_grad():
+                expected = model.eval()(torch.from_numpy(inputs / 127.5 - 1)).logits.tolist()
+            found = [([float(row[f"logit_{label}"]) for label in names], row["label"]) for row in rows]
+            good &= compare(f"{architecture} {name}", expected, names, found)
     return good
 
 

@@ -151,3 +151,60 @@ fn numbers_and_sets_of_labels_are_learnt_together() {
         assert!((one.unwrap() - other.unwrap()).abs() < 1e-6, "{scored} {report}");
     }
 }
+
+/// Patients of three wards, whose age and ward say how they do.
+fn patients(count: usize, shift: usize) -> String {
+    let row = |row: usize| {
+        let (age, ward) = (20 + (row * 37 + shift) % 60, ["north", "river", "south"][row % 3]);
+        let known = if row % 11 == 4 { String::new() } else { age.to_string() };
+        let label = if age + if ward == "river" { 25 } else { 0 } > 55 { "ill" } else { "well" };
+        format!("{known},{ward},{label},{}\n", age * 3)
+    };
+    format!("age,ward,label,score\n{}", (0..count).map(row).collect::<String>())
+}
+
+#[test]
+fn tables_are_learnt_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (train, test) = (path("train.csv"), path("test.csv"));
+    std::fs::write(&train, patients(180, 0)).unwrap();
+    std::fs::write(&test, patients(60, 7)).unwrap();
+    let new = |label: &str, other: &str, out: &str, more: &[&str]| {
+        let fixed = ["new-table-model", "--train", &train, "--label", label, "--ignore", other, "--out", out];
+        run("fedtune-client", fixed.iter().chain(more)).ok();
+    };
+    let (model, numbers) = (path("model"), path("numbers"));
+    new("label", "score", &model, &["--hidden", "none"]);
+    new("score", "label", &numbers, &["--task", "regression", "--hidden", "none"]);
+    let job = "name = \"scores\"\n[model]\npath = \"numbers\"\n[task]\nkind = \"table-regression\"\n\
+               label_column = \"score\"\n[training]\nlearning_rate = 1e-2\nepochs = 10\n[rounds]\ncount = 2\n";
+    std::fs::write(path("job.toml"), job).unwrap();
+    let job = path("job.toml");
+    let by_ward = vec!["--model", model.as_str(), "--partition", "column:ward", "--rounds", "4"];
+    let by_chance = vec!["--job", job.as_str(), "--partition", "iid", "--sites", "2"];
+    for (wishes, measure, out, base) in
+        [(by_ward, "accuracy", path("one"), &model), (by_chance, "mse", path("two"), &numbers)]
+    {
+        let fixed = ["simulate", "--train", &train, "--test", &test, "--out", &out, "--output", "json"];
+        let ran = run("fedtune-server", fixed.iter().chain(&wishes)).ok();
+        let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+        assert_eq!(report["rounds"][1]["evaluation"]["examples"], 60);
+        let model = format!("{out}/model");
+        let column = if measure == "mse" { "score" } else { "label" };
+        let arguments = ["evaluate", "--model", &model, "--data", &test, "--label-column", column, "--output", "json"];
+        let scored: serde_json::Value = serde_json::from_str(&run("fedtune-client", arguments).ok().stdout).unwrap();
+        let found = scored["evaluation"][measure].as_f64().unwrap();
+        let told = report["best"][measure].as_f64().unwrap();
+        // The sites make the same inputs of the same cells, and numbers come out as they went in.
+        assert!((found / told - 1.0).abs() < 1e-5, "{scored} {report}");
+        match measure {
+            "mse" => assert!(scored["evaluation"]["pearson"].as_f64().unwrap() > 0.8, "{scored}"),
+            _ => assert!(found > 0.7, "{scored}"),
+        }
+        let config = |model: &str| -> serde_json::Value {
+            serde_json::from_slice(&std::fs::read(format!("{model}/config.json")).unwrap()).unwrap()
+        };
+        assert_eq!(config(&model)["columns"], config(base)["columns"]);
+    }
+}

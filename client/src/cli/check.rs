@@ -1,15 +1,17 @@
 //! `fedtune-client check`: what a person should know about labelled files before anything is trained.
 
+use super::output::outln;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use fedtune_config::Job;
-use fedtune_config::job::TaskKind;
+use fedtune_config::job::{Reads, TaskKind};
 use serde::Serialize;
 use serde_json::json;
 
+use super::model_folder::folder;
 use super::progress::Display;
 use super::table::{share, shorten};
 use super::training::Training;
@@ -43,7 +45,8 @@ pub(super) struct Arguments {
     /// The same to evaluate on; what it shares with the training file is reported.
     #[arg(long, value_name = "FILE")]
     test: Option<PathBuf>,
-    /// Folder of a model: lengths are counted in its tokens too, and label errors are found with it.
+    /// Folder of a model: lengths are counted in its tokens too, and label errors are found with it; of a table it names the
+    /// columns.
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// The labels that are allowed, with commas between; without it (or a job) those of the training file.
@@ -106,13 +109,24 @@ struct SuspectRow {
 }
 
 impl Arguments {
-    pub(super) fn run(self) -> Result<(), CliError> {
+    pub(super) fn run(mut self) -> Result<(), CliError> {
+        self.model = self.model.map(|model| folder(&model)).transpose()?;
+        if self.find_label_errors {
+            // Before anything else computes and starts as many threads as there are cores.
+            processor(self.threads)?;
+        }
         if let (false, Some(option)) = (self.find_label_errors, self.training.given()) {
             return Err(CliError::Usage(format!("{option} tells how to train; give --find-label-errors with it")));
         }
         let job = self.training.base_job(self.model.as_deref().unwrap_or(Path::new("")))?;
-        let images = job.task.kind.reads_images();
-        if images && self.model.is_some() && !self.find_label_errors {
+        let reads = job.task.kind.reads();
+        if reads == Reads::Tables && self.model.is_none() {
+            return Err(CliError::Usage(
+                "the columns of a table are named by a model; give one with --model (fedtune-client new-table-model makes it)"
+                    .into(),
+            ));
+        }
+        if reads == Reads::Images && self.model.is_some() && !self.find_label_errors {
             return Err(CliError::Usage(
                 "--model counts the tokens of texts, and images have none; give --find-label-errors with it, or leave it out"
                     .into(),
@@ -121,7 +135,7 @@ impl Arguments {
         if self.model.is_none() && self.training.max_length.is_some() {
             return Err(CliError::Usage("--max-length counts tokens; give --model with it".into()));
         }
-        let columns = Columns { group: self.group_column.clone(), ..self.training.columns(&job) };
+        let columns = Columns { group: self.group_column.clone(), ..self.training.columns(&job)? };
         if self.find_label_errors && !job.task.kind.has_one_label() {
             return Err(CliError::Usage(format!(
                 "--find-label-errors knows tasks where each row has one label; the task here is {}",
@@ -135,7 +149,7 @@ impl Arguments {
         let found = check::check(&self.train, self.test.as_deref(), settings)?;
         let files: Vec<&FileCheck> = [Some(&found.train), found.test.as_ref()].into_iter().flatten().collect();
         let tokens = match &self.model {
-            Some(model) if !images => {
+            Some(model) if reads == Reads::Texts => {
                 let counter = TokenCounter::load(model)?;
                 let count = |file: &&FileCheck| tokens(&counter, &file.path, &columns, job.task.max_length);
                 files.iter().map(count).collect::<Result<Vec<_>, _>>()?
@@ -150,20 +164,20 @@ impl Arguments {
         match self.output {
             Output::Text => {
                 for (place, file) in files.iter().enumerate() {
-                    println!("{}", file_text(file, tokens.get(place)));
+                    outln!("{}", file_text(file, tokens.get(place)));
                 }
                 if let Some(shared) = &found.shared {
-                    println!("{}", shared_text(shared));
+                    outln!("{}", shared_text(shared));
                 }
                 if let Some(suspects) = &suspects {
-                    println!("{}", suspects_text(suspects));
+                    outln!("{}", suspects_text(suspects));
                 }
                 if found.near_not_compared > 0 {
-                    println!("{} texts were not looked at for near-duplicates\n", found.near_not_compared);
+                    outln!("{} texts were not looked at for near-duplicates\n", found.near_not_compared);
                 }
                 match findings.as_slice() {
-                    [] => println!("nothing to settle"),
-                    findings => println!("to settle:\n  - {}", findings.join("\n  - ")),
+                    [] => outln!("nothing to settle"),
+                    findings => outln!("to settle:\n  - {}", findings.join("\n  - ")),
                 }
             }
             Output::Json => {
@@ -173,7 +187,7 @@ impl Arguments {
                 }
                 document["label_errors"] = json!(suspects);
                 document["findings"] = json!(findings);
-                println!("{document}");
+                outln!("{document}");
             }
         }
         if self.strict && !findings.is_empty() { Err(CliError::Findings(findings.len())) } else { Ok(()) }
@@ -338,6 +352,12 @@ fn file_text(file: &FileCheck, tokens: Option<&Tokens>) -> String {
     for (label, unknown) in &file.unknown_labels {
         let nearest = unknown.nearest.as_ref().map_or_else(String::new, |near| format!("  did you mean {near:?}?"));
         let _ = writeln!(out, "  {:width$}  {:7}{nearest}", shorten(label, WIDE - 5), unknown.count, width = WIDE - 2);
+    }
+    if !file.unknown_words.is_empty() {
+        let _ = writeln!(out, "\n{:WIDE$}  {:>7}", "columns with words the model does not know", "rows");
+    }
+    for (column, rows) in &file.unknown_words {
+        let _ = writeln!(out, "{:WIDE$}  {rows:7}", shorten(column, WIDE - 3));
     }
     let repeated = [
         ("an earlier row again", &file.duplicates),

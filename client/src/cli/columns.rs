@@ -1,10 +1,13 @@
 //! The options that say where a file's rows have what a task reads.
 
+use std::sync::Arc;
+
 use clap::Args;
 use fedtune_config::Job;
 use fedtune_config::job::{Task, TaskKind};
 
 use super::CliError;
+use crate::data::{Columns, Renamed};
 use crate::model::{Classifier, Objective, Reads};
 
 /// Names of columns.
@@ -55,6 +58,15 @@ impl ColumnNames {
         task.label_separator = self.label_separator.or(task.label_separator);
     }
 
+    /// The columns of a task that a fine-tuned model was made for.
+    pub(super) fn of(task: &Task, classifier: &Classifier) -> Columns {
+        let columns = Columns::of(task, &Renamed::default());
+        match classifier.cells() {
+            Some(cells) => columns.taking(Arc::clone(cells.columns())),
+            None => columns,
+        }
+    }
+
     /// The task that a fine-tuned model was made for, with these names.
     ///
     /// # Errors
@@ -71,6 +83,8 @@ impl ColumnNames {
 fn kind(objective: Objective, reads: Reads) -> TaskKind {
     match objective {
         Objective::Class if reads == Reads::Images => TaskKind::ImageClassification,
+        Objective::Class if reads == Reads::Tables => TaskKind::TableClassification,
+        Objective::Value if reads == Reads::Tables => TaskKind::TableRegression,
         Objective::Class => TaskKind::TextClassification,
         Objective::Sets => TaskKind::MultiLabelClassification,
         Objective::Value => TaskKind::TextRegression,

@@ -1,5 +1,6 @@
 //! `fedtune-client cross-validate`: how good a model becomes on data like this, without a test file.
 
+use super::output::outln;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -8,6 +9,7 @@ use clap::Args;
 use fedtune_config::site::Duplicates;
 use serde_json::{Value, json};
 
+use super::model_folder::folder;
 use super::progress::Display;
 use super::training::{Training, duplicates, treat};
 use super::{CliError, Output, processor, table};
@@ -28,7 +30,7 @@ the labels (of the rarest label of each row where there are several, of each ten
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Arguments {
-    /// Folder of the pre-trained model.
+    /// Folder of the pre-trained model, or its name on a hub (with `--features hub`).
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// CSV or JSONL file with rows of the task, such as text and label.
@@ -62,7 +64,8 @@ pub(super) fn folds() -> clap::builder::RangedI64ValueParser<u32> {
 type Measure = (&'static str, Vec<Option<f64>>);
 
 impl Arguments {
-    pub(super) fn run(self) -> Result<(), CliError> {
+    pub(super) fn run(mut self) -> Result<(), CliError> {
+        self.model = folder(&self.model)?;
         let device = processor(self.threads)?;
         let (job, columns) = self.training.job(&self.model, &self.train)?;
         let columns = Columns { group: self.group_column, ..columns };
@@ -74,7 +77,7 @@ impl Arguments {
         let found = cross_validate(&self.model, &job, &device, &rows, folds, sampling, Display::new)?;
         let measures = measures(&found.folds);
         match self.output {
-            Output::Text => println!("{}", text(&found.folds, &measures)),
+            Output::Text => outln!("{}", text(&found.folds, &measures)),
             Output::Json => {
                 let folds = found.folds.iter().map(|fold| {
                     json!({
@@ -96,7 +99,7 @@ impl Arguments {
                     "folds": folds.collect::<Value>(),
                     "spread": Value::Object(spread.collect()),
                 });
-                println!("{document}");
+                outln!("{document}");
             }
         }
         Ok(())

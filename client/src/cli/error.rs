@@ -23,6 +23,10 @@ pub enum CliError {
     /// A model.
     #[error("{0}")]
     Model(#[from] ModelError),
+    /// A model by its name.
+    #[cfg(feature = "hub")]
+    #[error("{0}")]
+    Hub(#[from] crate::hub::HubError),
     /// The device.
     #[error("{0}")]
     Device(#[from] DeviceError),
@@ -65,6 +69,8 @@ impl CliError {
             ) => Exit::Configuration,
             Self::Data(_) | Self::Findings(_) => Exit::Data,
             Self::Model(error) => model(error),
+            #[cfg(feature = "hub")]
+            Self::Hub(_) => Exit::Model,
             Self::Device(_) => Exit::Device,
             Self::Finetune(FinetuneError::Model(error)) => model(error),
             Self::Finetune(

@@ -1,5 +1,6 @@
 //! `fedtune-client evaluate`: a fine-tuned model on a labelled file.
 
+use super::output::outln;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -7,9 +8,10 @@ use clap::Args;
 use serde_json::json;
 
 use super::columns::ColumnNames;
+use super::model_folder::folder;
 use super::progress::Display;
 use super::{CliError, Output, picture, processor, table};
-use crate::data::{self, Columns, Renamed, TargetReader};
+use crate::data::{self, TargetReader};
 use crate::finetune;
 use crate::model::Classifier;
 
@@ -19,6 +21,7 @@ Examples:
   fedtune-client evaluate --model tuned --data test.csv --confusion-png confusion.png
   fedtune-client evaluate --model tuned --data notes.jsonl --text-column sentence --label-column category --output json
   fedtune-client evaluate --model cells --data test.parquet
+  fedtune-client evaluate --model risk --data patients.csv --label-column outcome
   fedtune-client evaluate --model similarity --data pairs.csv --pair-column text_pair
 
 What is read follows from what the model was made for; it is the same as in `fedtune-client finetune --task KIND`.";
@@ -27,7 +30,7 @@ What is read follows from what the model was made for; it is the same as in `fed
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Arguments {
-    /// Folder of the fine-tuned model.
+    /// Folder of the fine-tuned model, or its name on a hub (with `--features hub`).
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Folder of the base model, where --model holds adapters.
@@ -53,12 +56,14 @@ pub(super) struct Arguments {
 }
 
 impl Arguments {
-    pub(super) fn run(self) -> Result<(), CliError> {
+    pub(super) fn run(mut self) -> Result<(), CliError> {
+        self.model = folder(&self.model)?;
+        self.base = self.base.map(|base| folder(&base)).transpose()?;
         let device = processor(self.threads)?;
         let classifier = Classifier::load_exported(&self.model, self.base.as_deref(), &device)?;
         let task = self.columns.task_of(&classifier)?;
         let targets = TargetReader::new(&task, &BTreeMap::new())?;
-        let (rows, report) = data::read(&self.data, &Columns::of(&task, &Renamed::default()), &targets)?;
+        let (rows, report) = data::read(&self.data, &ColumnNames::of(&task, &classifier), &targets)?;
         eprintln!("{report}");
         let (evaluation, scores) =
             finetune::evaluate_scores(&classifier, &rows, self.batch_size, &mut Display::new("evaluating"))?;
@@ -69,7 +74,7 @@ impl Arguments {
             picture::confusion(&evaluation, classifier.labels(), path)?;
         }
         match self.output {
-            Output::Text => println!("{}", table::text(&evaluation, &scores, classifier.labels())),
+            Output::Text => outln!("{}", table::text(&evaluation, &scores, classifier.labels())),
             Output::Json => {
                 let document = json!({
                     "model": self.model,
@@ -77,7 +82,7 @@ impl Arguments {
                     "per_label": table::per_label(&evaluation, &scores, classifier.labels()),
                     "confusion": table::confusion(&evaluation),
                 });
-                println!("{document}");
+                outln!("{document}");
             }
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! `fedtune-client finetune`: the whole budget of a job, locally.
 
+use super::output::outln;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -7,6 +8,7 @@ use clap::Args;
 use fedtune_config::site::Duplicates;
 use serde_json::json;
 
+use super::model_folder::folder;
 use super::progress::Display;
 use super::training::{Training, duplicates, treat};
 use super::{CliError, Output, prepare_out, processor, table};
@@ -34,10 +36,15 @@ Examples:
   Images, from a Parquet file or from a folder with one folder for each label:
     fedtune-client finetune --model resnet-18 --task image-classification --train cells.parquet --out tuned
 
+  The rows of a table, for whose columns a model is made first:
+    fedtune-client new-table-model --train patients.csv --label outcome --out risk
+    fedtune-client finetune --model risk --train patients.csv --label-column outcome --out tuned
+
 CSV files have a header line and the columns `text` and `label`; JSONL files have an object with these keys on each
 line. Other tasks read other columns: several labels (`labels`, with `|` between them or as a JSON list), words and their
 labels (`tokens` and `labels`, lists, so JSONL only), prompts and responses (`prompt` and `response`), encoded
-images and their labels (`image` and `label`; a number is a name where the Parquet file has names). The model is a folder in Hugging Face layout: config.json, tokenizer.json (preprocessor_config.json for
+images and their labels (`image` and `label`; a number is a name where the Parquet file has names), the columns that a model
+of tables names and `label`. The model is a folder in Hugging Face layout: config.json, tokenizer.json (preprocessor_config.json for
 images), model.safetensors. What is written to
 --out has the same layout and loads in transformers with AutoModelForSequenceClassification, ...TokenClassification,
 ...CausalLM or ...ImageClassification; with trainable = \"lora\" it
@@ -47,7 +54,7 @@ is a folder of adapters for peft, which `fedtune-client merge` makes a whole mod
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Arguments {
-    /// Folder of the pre-trained model; takes the place of the job's model.path.
+    /// Folder of the pre-trained model, or its name on a hub (with `--features hub`); takes the place of the job's model.path.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// CSV, JSONL or Parquet file, or folder of images, to train on.
@@ -87,7 +94,8 @@ pub(super) struct Arguments {
 }
 
 impl Arguments {
-    pub(super) fn run(self) -> Result<(), CliError> {
+    pub(super) fn run(mut self) -> Result<(), CliError> {
+        self.model = folder(&self.model)?;
         let device = processor(self.threads)?;
         let (job, columns) = self.training.job(&self.model, &self.train)?;
         let targets = TargetReader::new(&job.task, &BTreeMap::new())?;
@@ -142,12 +150,12 @@ impl Arguments {
         match self.output {
             Output::Text => {
                 if let Some((evaluation, scores)) = &evaluation {
-                    println!("{}\n", table::text(evaluation, scores, &job.task.labels));
+                    outln!("{}\n", table::text(evaluation, scores, &job.task.labels));
                 }
                 if let Some(scores) = &fit.validation
                     && let Some(best) = scores.best()
                 {
-                    println!(
+                    outln!(
                         "kept epoch {} of {}: {} on {} held-out rows",
                         scores.best_epoch,
                         scores.epochs.len(),
@@ -156,9 +164,9 @@ impl Arguments {
                     );
                 }
                 if fit.resumed_steps > 0 {
-                    println!("went on behind step {}, from a checkpoint", fit.resumed_steps);
+                    outln!("went on behind step {}, from a checkpoint", fit.resumed_steps);
                 }
-                println!(
+                outln!(
                     "{} steps on {} rows in {:.1} s ({:.1} rows/s), mean training loss {:.4}\nwritten to {}",
                     fit.steps,
                     fit.examples,
@@ -185,7 +193,7 @@ impl Arguments {
                     "steps": fit.steps,
                     "resumed_steps": fit.resumed_steps,
                 });
-                println!("{document}");
+                outln!("{document}");
             }
         }
         Ok(())

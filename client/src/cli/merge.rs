@@ -1,9 +1,11 @@
 //! `fedtune-client merge`: adapters and their base model as one whole model.
 
+use super::output::outln;
 use std::path::PathBuf;
 
 use clap::Args;
 
+use super::model_folder::folder;
 use super::{CliError, prepare_out, processor};
 use crate::model::Classifier;
 
@@ -30,11 +32,12 @@ pub(super) struct Arguments {
 }
 
 impl Arguments {
-    pub(super) fn run(self) -> Result<(), CliError> {
+    pub(super) fn run(mut self) -> Result<(), CliError> {
+        self.base = folder(&self.base)?;
         prepare_out(&self.out, &[&self.adapters, &self.base])?;
         let classifier = Classifier::load_exported(&self.adapters, Some(&self.base), &processor(0)?)?;
         classifier.save(&self.out)?;
-        println!("written to {}", self.out.display());
+        outln!("written to {}", self.out.display());
         Ok(())
     }
 }

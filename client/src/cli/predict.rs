@@ -8,11 +8,13 @@ use fedtune_config::job::Task;
 use tempfile::NamedTempFile;
 
 use super::columns::ColumnNames;
+use super::model_folder::folder;
+use super::progress::Display;
 use super::{CliError, processor};
-use crate::data::{self, Columns, Content, DataError, Fault, RawRow, Renamed};
+use crate::data::{self, Content, DataError, Fault, RawRow};
 use crate::finetune::metrics::{applies, predicted, probabilities, probability};
 use crate::finetune::{self, Prediction, Silent};
-use crate::model::{Classifier, Objective};
+use crate::model::{Classifier, Objective, Response};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,6 +27,8 @@ The output has one line for each row of the input, in the same order. What stand
   several labels        `labels`, those with a probability above a half, with the separator between them
   a number              `value`
   a label for each word `labels`, a JSON list; null for words behind the longest sequence
+  a response            `response`, by the likeliest token at a time, its `score`, the geometric mean of its tokens'
+                        probabilities, and `complete`, which is false where --max-new-tokens cut it
   images                before these `file`, its path in the folder, or `row`, its number in the Parquet file (from 1)
 A row that cannot be read keeps its line, with empty cells; such rows are counted on standard error.";
 
@@ -34,18 +38,21 @@ const CHUNK: usize = 1024;
 /// Bytes of rows held in memory at a time; images are large.
 const CHUNK_BYTES: usize = 32 << 20;
 
+/// Tokens of the longest response.
+const RESPONSE: usize = 128;
+
 /// Apply a fine-tuned model to the rows of a file.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Arguments {
-    /// Folder of the fine-tuned model.
+    /// Folder of the fine-tuned model, or its name on a hub (with `--features hub`).
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Folder of the base model, where --model holds adapters.
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
-    /// CSV, JSONL or Parquet file with texts (or pairs, or lists of words) or images, or a folder of images; it need not
-    /// have labels.
+    /// CSV, JSONL or Parquet file with texts (or pairs, or lists of words), images or the columns of a table, or a folder of
+    /// images; it need not have labels.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     #[command(flatten)]
@@ -59,6 +66,9 @@ pub(super) struct Arguments {
     /// Add a column `logit_LABEL` with the logit of each label.
     #[arg(long)]
     logits: bool,
+    /// Longest response in tokens, for models that respond to prompts (default 128).
+    #[arg(long, value_name = "N", value_parser = batch_size)]
+    max_new_tokens: Option<usize>,
     /// Rows computed together.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = batch_size)]
     batch_size: usize,
@@ -92,12 +102,14 @@ struct Predictions<'a> {
 }
 
 impl Arguments {
-    pub(super) fn run(self) -> Result<(), CliError> {
+    pub(super) fn run(mut self) -> Result<(), CliError> {
+        self.model = folder(&self.model)?;
+        self.base = self.base.map(|base| folder(&base)).transpose()?;
         let device = processor(self.threads)?;
         let classifier = Classifier::load_exported(&self.model, self.base.as_deref(), &device)?;
         let objective = classifier.network().objective();
-        if objective == Objective::NextToken {
-            let message = "predict: this model continues texts; `fedtune-client evaluate` tells how well it does";
+        if self.max_new_tokens.is_some() && objective != Objective::NextToken {
+            let message = "--max-new-tokens is for models that respond to prompts, which this one does not";
             return Err(CliError::Usage(message.into()));
         }
         if (self.scores || self.logits) && !matches!(objective, Objective::Class | Objective::Sets) {
@@ -106,7 +118,7 @@ impl Arguments {
             ));
         }
         let task = self.columns.task_of(&classifier)?;
-        let columns = Columns::of(&task, &Renamed::default()).unlabelled();
+        let columns = ColumnNames::of(&task, &classifier).unlabelled();
         let folder = self.out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let file = NamedTempFile::new_in(folder).map_err(|e| self.write_error(e))?;
         let mut predictions = Predictions {
@@ -148,7 +160,8 @@ impl Predictions<'_> {
         let fields: &[&str] = match self.classifier.network().objective() {
             Objective::Class => &["label", "score"],
             Objective::Sets | Objective::Tokens => &["labels"],
-            Objective::Value | Objective::NextToken => &["value"],
+            Objective::Value => &["value"],
+            Objective::NextToken => &["response", "score", "complete"],
         };
         let images = self.task.kind.reads_images();
         let place = images.then_some(if self.arguments.data.is_dir() { "file" } else { "row" });
@@ -197,7 +210,14 @@ impl Predictions<'_> {
             names.push((name, content.is_none()));
             contents.extend(content);
         }
-        let found = finetune::predict(self.classifier, &contents, self.arguments.batch_size, &mut Silent)?;
+        let Arguments { batch_size, max_new_tokens, .. } = *self.arguments;
+        let found = match self.classifier.network().objective() {
+            Objective::NextToken => {
+                let most = max_new_tokens.unwrap_or(RESPONSE);
+                finetune::respond(self.classifier, &contents, most, batch_size, &mut Display::new("responding"))?
+            }
+            _ => finetune::predict(self.classifier, &contents, batch_size, &mut Silent)?,
+        };
         let mut found = found.into_iter();
         for (name, faulty) in names {
             let mut fields: Vec<String> = name.into_iter().collect();
@@ -214,6 +234,9 @@ impl Predictions<'_> {
         let labels = self.classifier.labels();
         let outputs = match prediction {
             Prediction::Outputs(outputs) => outputs,
+            Prediction::Response(Response { text, score, ended }) => {
+                return vec![text.clone(), format!("{score:.6}"), ended.to_string()];
+            }
             Prediction::Tags(tags) => {
                 let names: Vec<Option<&String>> = tags.iter().map(|tag| tag.and_then(|tag| labels.get(tag))).collect();
                 return vec![serde_json::json!(names).to_string()];

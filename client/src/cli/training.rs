@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use fedtune_config::Job;
-use fedtune_config::job::{Task, TaskKind, Trainable, suggested_learning_rate};
+use fedtune_config::job::{Reads, Task, TaskKind, Trainable, suggested_kind, suggested_learning_rate};
 use fedtune_config::site::{Duplicates, OVERSAMPLE_MAX};
 
 use super::CliError;
 use super::columns::{ColumnNames, check};
 use crate::data::{self, Columns, DataReport, Renamed, Rows, Sampling};
+use crate::model::taken_by;
 
 /// A learning rate for a new head on a model that stays as it is.
 const HEAD_LEARNING_RATE: f64 = 1e-3;
@@ -23,20 +24,16 @@ const LORA_LEARNING_RATE: f64 = 5e-4;
 pub(super) struct Training {
     /// Settings; without it every default applies, with the labels found in the training file and a learning rate that
     /// suits the model (1e-4 up to a hidden size of 512, else 5e-5; 1e-3 for the head alone,
-    /// 5e-4 for lora).
+    /// 5e-4 for lora; 1e-3 for tables, 1e-2 for linear models of them).
     #[arg(long, value_name = "JOB.toml")]
     pub(super) job: Option<PathBuf>,
     /// What is learnt, where no job says: text-classification (one label for each text), multi-label-classification (any
     /// number of them), text-regression (a number), token-classification (a label for each word), causal-lm (the response
-    /// to each prompt) or image-classification (one label for each image).
-    #[arg(
-        long,
-        value_name = "KIND",
-        conflicts_with = "job",
-        default_value = "text-classification",
-        hide_default_value = true
-    )]
-    task: TaskKind,
+    /// to each prompt), image-classification (one label for each image), table-classification or table-regression (a label
+    /// or a number for each row of a table). Without it what the model can do: image-classification, causal-lm or what a
+    /// model of tables was made for, and text-classification for encoders.
+    #[arg(long, value_name = "KIND", conflicts_with = "job")]
+    task: Option<TaskKind>,
     #[command(flatten)]
     columns: ColumnNames,
     /// What is trained, in place of the job's: full, head, last-N, lora, or patterns of tensors' names with commas between.
@@ -45,7 +42,7 @@ pub(super) struct Training {
     /// Peak learning rate, in place of the job's.
     #[arg(long, value_name = "RATE", value_parser = learning_rate)]
     learning_rate: Option<f64>,
-    /// Passes over the training rows in all, in place of the job's rounds and epochs (default 3).
+    /// Passes over the training rows in all, in place of the job's rounds and epochs (default 3, for tables 21).
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     epochs: Option<u32>,
     /// Longest sequence in tokens, in place of the job's (default 128).
@@ -65,7 +62,7 @@ pub(super) struct Training {
 /// A peak learning rate where nobody chose one.
 pub(super) fn suited_rate(trainable: &Trainable, model: &Path) -> f64 {
     match trainable {
-        Trainable::Head => HEAD_LEARNING_RATE,
+        Trainable::Head if suggested_kind(model).reads() != Reads::Tables => HEAD_LEARNING_RATE,
         Trainable::Lora => LORA_LEARNING_RATE,
         _ => suggested_learning_rate(model),
     }
@@ -105,7 +102,7 @@ impl Training {
     /// The job to do with this model, and the columns; labels that no job gives are those of the training file.
     pub(super) fn job(&self, model: &Path, train: &Path) -> Result<(Job, Columns), CliError> {
         let mut job = self.base_job(model)?;
-        let columns = self.columns(&job);
+        let columns = self.columns(&job)?;
         if self.job.is_none() {
             job.task.labels = data::labels_in(train, &columns, &job.task)?;
         }
@@ -117,7 +114,13 @@ impl Training {
     pub(super) fn base_job(&self, model: &Path) -> Result<Job, CliError> {
         let mut job = match &self.job {
             Some(path) => fedtune_config::load::<Job>(path)?,
-            None => Job::new("local", model, Task::new(self.task, Vec::new())),
+            None => {
+                let kind = self.task.unwrap_or_else(|| match model.as_os_str().is_empty() {
+                    true => TaskKind::TextClassification,
+                    false => suggested_kind(model),
+                });
+                Job::new("local", model, Task::new(kind, Vec::new()))
+            }
         };
         self.columns.apply(&mut job.task);
         job.model.path = model.to_path_buf();
@@ -135,10 +138,10 @@ impl Training {
             (job.training.epochs, job.training.steps, job.rounds.count) = (Some(epochs as usize), None, 1);
         }
         if let Some(length) = self.max_length {
-            if job.task.kind.reads_images() {
-                return Err(CliError::Usage(
-                    "--max-length cuts texts, and the task here reads images; leave it out".into(),
-                ));
+            let reads = job.task.kind.reads();
+            if reads != Reads::Texts {
+                let message = format!("--max-length cuts texts, and the task here reads {reads}; leave it out");
+                return Err(CliError::Usage(message));
             }
             job.task.max_length = length as usize;
         }
@@ -148,9 +151,9 @@ impl Training {
         Ok(job)
     }
 
-    /// The columns, without a group.
-    pub(super) fn columns(&self, job: &Job) -> Columns {
-        Columns::of(&job.task, &Renamed::default())
+    /// The columns, without a group; those of a table are the model's.
+    pub(super) fn columns(&self, job: &Job) -> Result<Columns, CliError> {
+        Ok(taken_by(&job.model.path, Columns::of(&job.task, &Renamed::default()))?)
     }
 
     /// Which rows are trained on.

@@ -1,5 +1,6 @@
 //! `fedtune-client tune`: settings that suit the data.
 
+use super::output::{out, outln};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::columns::check;
 use super::finetune::fraction;
+use super::model_folder::folder;
 use super::progress::Display;
 use super::training::{Training, duplicates, suited_rate, treat};
 use super::{CliError, Output, processor, table};
@@ -44,7 +46,7 @@ const RATE_MAX: f64 = 10.0;
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Arguments {
-    /// Folder of the pre-trained model; takes the place of the job's model.path.
+    /// Folder of the pre-trained model, or its name on a hub (with `--features hub`); takes the place of the job's model.path.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// CSV or JSONL file to train and validate on.
@@ -100,7 +102,8 @@ fn rates(text: &str) -> Result<(f64, f64), String> {
 }
 
 impl Arguments {
-    pub(super) fn run(self) -> Result<(), CliError> {
+    pub(super) fn run(mut self) -> Result<(), CliError> {
+        self.model = folder(&self.model)?;
         let halving = self.halving()?;
         let device = processor(self.threads)?;
         let (job, columns) = self.training.job(&self.model, &self.train)?;
@@ -134,15 +137,15 @@ impl Arguments {
         self.write(&job, &found, validation.len())?;
         match self.output {
             Output::Text => {
-                print!("{}", text(&found, metric));
-                println!(
+                out!("{}", text(&found, metric));
+                outln!(
                     "trial {} is the best on {} held-out rows\nwritten to {}",
                     found.best + 1,
                     validation.len(),
                     self.out.display()
                 );
             }
-            Output::Json => println!("{}", self.json(&found, metric, validation.len())),
+            Output::Json => outln!("{}", self.json(&found, metric, validation.len())),
         }
         Ok(())
     }

@@ -60,6 +60,8 @@ pub struct FileCheck {
     pub faults: BTreeMap<&'static str, Faults>,
     /// Labels that are not allowed, the first fifty.
     pub unknown_labels: BTreeMap<String, Unknown>,
+    /// Used rows with a word that the model does not know, by the column of the table.
+    pub unknown_words: BTreeMap<String, u64>,
     /// The labels of the used rows.
     pub labels: Vec<LabelCount>,
     /// The numbers of the used rows, where they have numbers.
@@ -152,7 +154,7 @@ pub struct NumberSummary {
 
 /// Numbers that are summed up as they come (Welford 1962).
 #[derive(Debug, Default)]
-struct Numbers {
+pub(super) struct Numbers {
     count: f64,
     mean: f64,
     squares: f64,
@@ -160,7 +162,7 @@ struct Numbers {
 }
 
 impl Numbers {
-    fn add(&mut self, value: f64) {
+    pub(super) fn add(&mut self, value: f64) {
         self.count += 1.0;
         let off = value - self.mean;
         self.mean += off / self.count;
@@ -169,7 +171,7 @@ impl Numbers {
         self.range = Some((least.min(value), most.max(value)));
     }
 
-    fn summary(&self) -> Option<NumberSummary> {
+    pub(super) fn summary(&self) -> Option<NumberSummary> {
         let (least, most) = self.range?;
         Some(NumberSummary { least, mean: self.mean, sd: (self.squares / self.count).sqrt(), most })
     }
@@ -383,6 +385,7 @@ impl Reading {
             match (target(task.kind, separator(task), label, &content, index), labels) {
                 (Ok(target), _) => {
                     let row = First { line, target };
+                    reading.report.words(columns, &content);
                     reading.use_row(row, &content, group.as_deref(), train, signatures, listed);
                 }
                 (Err(Fault::UnknownLabel { label }), Some(labels)) => {
@@ -473,6 +476,7 @@ impl Reading {
             used: self.report.used,
             faults: self.report.faults,
             unknown_labels: self.report.unknown_labels,
+            unknown_words: self.report.unknown_words,
             characters: self.lengths.summary(),
             suspicious: self.suspicious,
             duplicates: self.duplicates.named(names, settings.task),

@@ -1,12 +1,19 @@
 //! Which columns hold content, label and group, and finding them in a header.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use fedtune_config::Job;
 use fedtune_config::job::{Task, TaskKind};
 use fedtune_config::site::Data;
 
 use super::error::DataError;
+
+/// What columns of a table are called in messages.
+pub(super) const CELL: &str = "model";
+
+/// The role of columns that an option names.
+pub(super) const WISH: &str = "wish";
 
 /// Where a row's content stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +28,29 @@ pub enum ContentColumns {
     Exchange(String, String),
     /// An image; Parquet, or a folder of images.
     Image(String),
+    /// The columns of a table that a model takes; none until it is known: see [`Columns::taking`].
+    Cells(Arc<[CellColumn]>),
+}
+
+/// A column of a table that a model takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CellColumn {
+    /// Its name.
+    pub name: String,
+    /// What it holds.
+    pub kind: CellKind,
+}
+
+/// What a column of a table holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CellKind {
+    /// Finite numbers.
+    Number,
+    /// Words; any, where none are known.
+    Word {
+        /// Those that the model knows, sorted.
+        known: Vec<String>,
+    },
 }
 
 /// Where a row's label stands.
@@ -56,19 +86,25 @@ pub struct Columns {
 
 impl ContentColumns {
     /// The columns, each with its name in messages and options.
-    pub(super) fn named(&self) -> [Option<(&str, &'static str)>; 2] {
+    pub(super) fn named(&self) -> Vec<(&str, &'static str)> {
         match self {
-            Self::Text(text) => [Some((text, "text")), None],
-            Self::Pair(text, pair) => [Some((text, "text")), Some((pair, "pair"))],
-            Self::Words(words) => [Some((words, "tokens")), None],
-            Self::Exchange(prompt, response) => [Some((prompt, "prompt")), Some((response, "response"))],
-            Self::Image(image) => [Some((image, "image")), None],
+            Self::Text(text) => vec![(text, "text")],
+            Self::Pair(text, pair) => vec![(text, "text"), (pair, "pair")],
+            Self::Words(words) => vec![(words, "tokens")],
+            Self::Exchange(prompt, response) => vec![(prompt, "prompt"), (response, "response")],
+            Self::Image(image) => vec![(image, "image")],
+            Self::Cells(cells) => cells.iter().map(|cell| (cell.name.as_str(), CELL)).collect(),
         }
     }
 
     /// Whether rows are images.
     pub(super) fn is_image(&self) -> bool {
         matches!(self, Self::Image(_))
+    }
+
+    /// How many values of a row, the first ones, are cells of a table.
+    pub(super) fn cells(&self) -> usize {
+        if let Self::Cells(cells) = self { cells.len() } else { 0 }
     }
 }
 
@@ -124,6 +160,7 @@ impl Columns {
                 or(&renamed.response, &task.response_column),
             ),
             TaskKind::ImageClassification => ContentColumns::Image(or(&renamed.image, &task.image_column)),
+            TaskKind::TableClassification | TaskKind::TableRegression => ContentColumns::Cells(Arc::new([])),
             TaskKind::TextClassification | TaskKind::MultiLabelClassification | TaskKind::TextRegression => {
                 let text = or(&renamed.text, &task.text_column);
                 // Whether rows are pairs is the task's matter, not a file's.
@@ -134,9 +171,11 @@ impl Columns {
             }
         };
         let form = match task.kind {
-            TaskKind::TextClassification | TaskKind::TextRegression | TaskKind::ImageClassification => {
-                Some(LabelForm::One)
-            }
+            TaskKind::TextClassification
+            | TaskKind::TextRegression
+            | TaskKind::ImageClassification
+            | TaskKind::TableClassification
+            | TaskKind::TableRegression => Some(LabelForm::One),
             TaskKind::MultiLabelClassification => Some(LabelForm::Set),
             TaskKind::TokenClassification => Some(LabelForm::List),
             TaskKind::CausalLm => None,
@@ -150,16 +189,31 @@ impl Columns {
         Self { group: site.group_column.clone(), ..Self::of(&job.task, &site.into()) }
     }
 
+    /// With the columns of a table that a model takes in place of the content.
+    #[must_use]
+    pub fn taking(self, cells: Arc<[CellColumn]>) -> Self {
+        Self { content: ContentColumns::Cells(cells), ..self }
+    }
+
+    /// Whether rows are cells of a table.
+    pub fn is_table(&self) -> bool {
+        matches!(self.content, ContentColumns::Cells(_))
+    }
+
     /// Without the group, for rows that are not split.
     #[must_use]
     pub fn ungrouped(self) -> Self {
         Self { group: None, ..self }
     }
 
-    /// Without label and group, for rows that are only read.
+    /// Without what a model is to say of a row, label or response, and without group: for rows that are only read.
     #[must_use]
     pub fn unlabelled(self) -> Self {
-        Self { label: None, group: None, ..self }
+        let content = match self.content {
+            ContentColumns::Exchange(prompt, _) => ContentColumns::Text(prompt),
+            content => content,
+        };
+        Self { content, label: None, group: None }
     }
 
     /// The name of the label column, empty where there is none.
@@ -168,10 +222,20 @@ impl Columns {
     }
 
     /// Every column with its name in messages: those of the content, the label, the group.
-    pub(super) fn named(&self) -> [Option<(&str, &'static str)>; 4] {
-        let [first, second] = self.content.named();
+    pub(super) fn named(&self) -> Vec<(&str, &'static str)> {
         let label = self.label.as_ref().map(|label| (label.name.as_str(), "label"));
-        [first, second, label, self.group.as_deref().map(|group| (group, "group"))]
+        let group = self.group.as_deref().map(|group| (group, "group"));
+        self.content.named().into_iter().chain(label).chain(group).collect()
+    }
+
+    /// Refuses a model that would be given the answer.
+    pub(super) fn check(&self, path: &Path) -> Result<(), DataError> {
+        match (&self.content, &self.label) {
+            (ContentColumns::Cells(cells), Some(label)) if cells.iter().any(|cell| cell.name == label.name) => {
+                Err(DataError::LabelTaken { path: path.into(), column: label.name.clone() })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether what they hold are lists, which are read from JSONL alone.
@@ -195,6 +259,20 @@ pub(super) fn find(
         (Some(_), more) => {
             Err(DataError::ColumnTwice { path: path.into(), line, column: wanted.into(), times: more + 1 })
         }
+        (None, _) if role == WISH => Err(DataError::WishMissing {
+            path: path.into(),
+            line,
+            wanted: wanted.into(),
+            found: header.to_vec(),
+            hint: hint(header, wanted),
+        }),
+        (None, _) if role == CELL => Err(DataError::CellMissing {
+            path: path.into(),
+            line,
+            wanted: wanted.into(),
+            found: header.to_vec(),
+            hint: hint(header, wanted),
+        }),
         (None, _) => Err(DataError::ColumnMissing {
             path: path.into(),
             line,

@@ -6,13 +6,12 @@ use std::path::Path;
 use csv_core::{ReadFieldResult, Reader};
 use serde_json::Value;
 
-use super::columns::{self, Columns};
+use super::columns::{self, Columns, ContentColumns};
 use super::error::{DataError, Fault};
 use super::raw::{self, RawRow};
-use super::{MAX_TEXT, Place};
+use super::{MAX_CELL, MAX_COLUMNS, MAX_TEXT, Place};
 
-/// Columns of a header, and bytes of a column's name, that are looked at.
-const MAX_COLUMNS: usize = 4096;
+/// Bytes of a column's name that are looked at.
 const MAX_NAME: usize = 1024;
 
 /// A cell, cut at a limit.
@@ -174,11 +173,20 @@ impl<'a, R: BufRead> Records<'a, R> {
 /// A row and where it begins.
 type PlacedRow = (Place, Result<RawRow, Fault>);
 
-/// What the header says: the number of cells, and the places of the columns that are read.
+/// What the header says: the number of cells, and what is read of them.
 #[derive(Debug)]
 pub(super) struct Layout {
     cells: usize,
-    places: [Option<usize>; 4],
+    /// For each cell of a line, which of a row's values it is; mostly none or one.
+    wanted: Vec<Vec<usize>>,
+    /// How many values a row has.
+    values: usize,
+}
+
+impl Layout {
+    fn of(&self, place: usize) -> &[usize] {
+        self.wanted.get(place).map_or(&[], Vec::as_slice)
+    }
 }
 
 /// Calls `each` with every row; see [`super::scan`]. `input` stands at the byte `start` of the file.
@@ -190,31 +198,31 @@ pub(super) fn scan(
     each: &mut dyn FnMut(Place, Result<RawRow, Fault>),
 ) -> Result<Layout, DataError> {
     let mut records = Records::new(path, input, start);
-    let mut names: Vec<Vec<u8>> = Vec::new();
-    let header = records.next(
-        |place| (place < MAX_COLUMNS).then_some(MAX_NAME),
-        |place, bytes| {
-            names.resize(names.len().max(place + 1), Vec::new());
-            names[place].extend_from_slice(bytes);
-        },
-    )?;
-    let Some(header) = header else { return Err(DataError::Empty { path: path.into() }) };
-    let names = decode(path, names)?;
+    let (header, names) = records.header()?;
     let line = header.place.line;
-    let wanted = columns.named();
-    check_separator(path, line, &names, wanted[0].map_or("", |(name, _)| name))?;
-    let mut places = [None; 4];
-    for (place, wanted) in places.iter_mut().zip(wanted) {
-        *place = wanted.map(|(name, role)| columns::find(path, line, &names, name, role)).transpose()?;
+    let named = columns.named();
+    check_separator(path, line, &names, named.first().map(|(name, _)| *name))?;
+    let mut layout = Layout { cells: header.cells, wanted: vec![Vec::new(); names.len()], values: named.len() };
+    for (value, (name, role)) in named.into_iter().enumerate() {
+        layout.wanted[columns::find(path, line, &names, name, role)?].push(value);
     }
     if columns.needs_lists() {
         return Err(DataError::NeedsLists { path: path.into() });
     }
-    let layout = Layout { cells: header.cells, places };
     while let Some((place, row)) = records.row(&layout, columns)? {
         each(place, row);
     }
     Ok(layout)
+}
+
+/// The names of all columns.
+pub(super) fn names(path: &Path, input: impl BufRead, start: u64) -> Result<Vec<String>, DataError> {
+    let (header, names) = Records::new(path, input, start).header()?;
+    check_separator(path, header.place.line, &names, None)?;
+    if header.cells > MAX_COLUMNS {
+        return Err(DataError::TooManyColumns { path: path.into(), found: header.cells, most: MAX_COLUMNS });
+    }
+    Ok(names)
 }
 
 /// The row that begins where `input` stands, some way into the file; `None` if no usable one does.
@@ -235,40 +243,64 @@ pub(super) fn row_at(
 }
 
 impl<R: BufRead> Records<'_, R> {
+    /// The first record as names of columns, the first [`MAX_COLUMNS`] of them.
+    fn header(&mut self) -> Result<(Record, Vec<String>), DataError> {
+        let mut names: Vec<Vec<u8>> = Vec::new();
+        let header = self.next(
+            |place| (place < MAX_COLUMNS).then_some(MAX_NAME),
+            |place, bytes| {
+                names.resize(names.len().max(place + 1), Vec::new());
+                names[place].extend_from_slice(bytes);
+            },
+        )?;
+        let Some(header) = header else { return Err(DataError::Empty { path: self.path.into() }) };
+        Ok((header, decode(self.path, names)?))
+    }
+
     /// The next record as a row.
     fn row(&mut self, layout: &Layout, columns: &Columns) -> Result<Option<PlacedRow>, DataError> {
-        let Layout { cells, places } = layout;
-        let mut taken: [Cell; 4] = Default::default();
+        let mut taken: Vec<Cell> = Vec::with_capacity(layout.values);
+        taken.resize_with(layout.values, Cell::default);
+        let cells = columns.content.cells();
         // One byte above the limit is kept, so that the check below sees the excess.
         let record = self.next(
-            |place| places.contains(&Some(place)).then_some(usize::MAX),
+            |place| (!layout.of(place).is_empty()).then_some(usize::MAX),
             |place, bytes| {
-                for (_, cell) in places.iter().zip(&mut taken).filter(|(wanted, _)| **wanted == Some(place)) {
-                    let room = (MAX_TEXT + 1).saturating_sub(cell.bytes.len());
+                for value in layout.of(place) {
+                    let cell = &mut taken[*value];
+                    let most = if *value < cells { MAX_CELL } else { MAX_TEXT };
+                    let room = (most + 1).saturating_sub(cell.bytes.len());
                     cell.bytes.extend_from_slice(&bytes[..bytes.len().min(room)]);
                     cell.length += bytes.len();
                 }
             },
         )?;
         let Some(record) = record else { return Ok(None) };
-        let row = if record.cells == *cells {
-            row(taken, places, columns)
-        } else if std::str::from_utf8(&taken[0].bytes).is_err() && taken[0].length <= MAX_TEXT {
+        let not_utf8 = |cell: &Cell| std::str::from_utf8(&cell.bytes).is_err() && cell.length == cell.bytes.len();
+        let row = if record.cells == layout.cells {
+            row(taken, columns)
+        } else if taken.first().is_some_and(not_utf8) {
             // Said first: such a file has one encoding fault, and as many other faults as it causes.
             Err(Fault::NotUtf8)
         } else {
-            Err(Fault::FieldCount { found: record.cells, expected: *cells, lines: record.lines })
+            Err(Fault::FieldCount { found: record.cells, expected: layout.cells, lines: record.lines })
         };
         Ok(Some((record.place, row)))
     }
 }
 
-fn row(cells: [Cell; 4], places: &[Option<usize>; 4], columns: &Columns) -> Result<RawRow, Fault> {
-    let mut values = raw::Values::default();
-    for ((value, cell), place) in values.iter_mut().zip(cells).zip(places) {
-        *value = place.map(|_| content(cell).map(Value::String)).transpose()?;
-    }
-    raw::row(columns, values)
+fn row(taken: Vec<Cell>, columns: &Columns) -> Result<RawRow, Fault> {
+    let ContentColumns::Cells(cells) = &columns.content else {
+        let values = taken.into_iter().map(|cell| content(cell).map(|text| Some(Value::String(text))));
+        return raw::row(columns, values.collect::<Result<_, _>>()?);
+    };
+    let value = |(place, cell): (usize, Cell)| match cells.get(place) {
+        Some(column) if cell.length > MAX_CELL => {
+            Err(Fault::CellTooLong { column: column.name.clone(), bytes: cell.length })
+        }
+        _ => content(cell).map(|text| Some(Value::String(text))),
+    };
+    raw::row(columns, taken.into_iter().enumerate().map(value).collect::<Result<_, _>>()?)
 }
 
 fn content(cell: Cell) -> Result<String, Fault> {
@@ -295,14 +327,17 @@ fn decode(path: &Path, names: Vec<Vec<u8>>) -> Result<Vec<String>, DataError> {
         .collect()
 }
 
-/// A header in one piece that another separator would cut is a file with that separator.
-fn check_separator(path: &Path, line: u64, names: &[String], text: &str) -> Result<(), DataError> {
-    if names.iter().any(|name| name == text) {
-        return Ok(());
-    }
-    for (separator, found) in [(';', "semicolons"), ('\t', "tabs"), ('|', "vertical bars")] {
-        if names.iter().any(|name| name.split(separator).any(|part| part.trim_matches(['"', ' ']) == text)) {
-            return Err(DataError::Separator { path: path.into(), line, found });
+/// A header in one piece that another separator would cut is a file with that separator; and one of which another would cut
+/// out the column `text`, where that is known.
+fn check_separator(path: &Path, line: u64, names: &[String], text: Option<&str>) -> Result<(), DataError> {
+    if let Some(text) = text {
+        if names.iter().any(|name| name == text) {
+            return Ok(());
+        }
+        for (separator, found) in [(';', "semicolons"), ('\t', "tabs"), ('|', "vertical bars")] {
+            if names.iter().any(|name| name.split(separator).any(|part| part.trim_matches(['"', ' ']) == text)) {
+                return Err(DataError::Separator { path: path.into(), line, found });
+            }
         }
     }
     match names {

@@ -101,6 +101,73 @@ pub enum DataError {
         /// A suggestion, or nothing.
         hint: String,
     },
+    /// A column that an option names is absent.
+    #[error("{}:{line}: no column {wanted:?}; found {}{hint}. Correct --ignore or --category", path.display(), list(found))]
+    WishMissing {
+        /// The file.
+        path: PathBuf,
+        /// The line of the header.
+        line: u64,
+        /// The column.
+        wanted: String,
+        /// The columns of the file.
+        found: Vec<String>,
+        /// A suggestion, or nothing.
+        hint: String,
+    },
+    /// A column of the model is absent.
+    #[error(
+        "{}:{line}: no column {wanted:?}, which the model takes; found {}{hint}. Name it as config.json of the model does, or \
+         make a model of the columns that there are (fedtune-client new-table-model)",
+        path.display(),
+        list(found)
+    )]
+    CellMissing {
+        /// The file.
+        path: PathBuf,
+        /// The line of the header.
+        line: u64,
+        /// The column.
+        wanted: String,
+        /// The columns of the file.
+        found: Vec<String>,
+        /// A suggestion, or nothing.
+        hint: String,
+    },
+    /// The model would be given the answer.
+    #[error(
+        "{}: the label column {column:?} is one that the model takes, so that it would be given the answer; make a model \
+         without it (fedtune-client new-table-model --label), or name another label column",
+        path.display()
+    )]
+    LabelTaken {
+        /// The file.
+        path: PathBuf,
+        /// The column.
+        column: String,
+    },
+    /// More columns than a table may have.
+    #[error("{}: found {found} columns; expected at most {most}. Leave out those that tell nothing", path.display())]
+    TooManyColumns {
+        /// The file.
+        path: PathBuf,
+        /// How many.
+        found: usize,
+        /// What is allowed.
+        most: usize,
+    },
+    /// A column of a table of which no input can be made.
+    #[error("{}: the column {column:?} {found}; {remedy}", path.display())]
+    TableColumn {
+        /// The file.
+        path: PathBuf,
+        /// The column.
+        column: String,
+        /// What is there.
+        found: String,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// A needed column is there twice.
     #[error("{}:{line}: the column {column:?} stands {times} times; rename or remove the others", path.display())]
     ColumnTwice {
@@ -279,6 +346,20 @@ pub enum Fault {
         /// What it is.
         found: String,
     },
+    /// A cell of a table that should be a number.
+    Cell {
+        /// Its column.
+        column: String,
+        /// What it is.
+        found: String,
+    },
+    /// A cell of a table above [`super::MAX_CELL`].
+    CellTooLong {
+        /// Its column.
+        column: String,
+        /// Its bytes.
+        bytes: usize,
+    },
     /// A list where one label belongs, or one label where a list does.
     LabelForm,
     /// An empty label.
@@ -349,6 +430,8 @@ impl Fault {
             Self::BlankWord { .. } => "blank word",
             Self::TagCount { .. } => "labels and words differ in number",
             Self::NotANumber { .. } => "not a finite number",
+            Self::Cell { .. } => "cell that is not a finite number",
+            Self::CellTooLong { .. } => "cell too long",
             Self::LabelForm => "not the label that the task reads",
             Self::EmptyLabel => "empty label",
             Self::EmptyGroup => "empty group",
@@ -386,6 +469,13 @@ impl fmt::Display for Fault {
             Self::BlankWord { place } => write!(out, "word {place} is only white space"),
             Self::TagCount { words, labels } => write!(out, "found {labels} labels for {words} words"),
             Self::NotANumber { found } => write!(out, "found {found:?}, expected a finite number"),
+            Self::Cell { column, found } => {
+                let found: String = found.chars().take(40).collect();
+                write!(out, "column {column:?}: found {found:?}, expected a finite number or nothing")
+            }
+            Self::CellTooLong { column, bytes } => {
+                write!(out, "column {column:?}: found {bytes} bytes, expected at most {}", super::MAX_CELL)
+            }
             Self::LabelForm => out.write_str("found a list in place of one label, or one label in place of a list"),
             Self::NotUtf8
             | Self::Nul

@@ -1,5 +1,6 @@
 //! One JSON object a line, with bounded memory.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io::BufRead;
 use std::path::Path;
@@ -10,7 +11,7 @@ use serde_json::Value;
 use super::columns::Columns;
 use super::error::{DataError, Fault};
 use super::raw::{self, RawRow, Values};
-use super::{MAX_TEXT, Place};
+use super::{MAX_COLUMNS, MAX_TEXT, Place};
 
 /// The longest line that is parsed; a text of the allowed length fits even with every character escaped.
 const MAX_LINE: usize = 8 * MAX_TEXT;
@@ -24,14 +25,14 @@ pub(super) fn scan(
     each: &mut dyn FnMut(Place, Result<RawRow, Fault>),
 ) -> Result<(), DataError> {
     let mut place = Place { line: 1, start };
-    let mut content = Vec::new();
+    let (mut content, keys) = (Vec::new(), Keys::of(columns));
     while let Some(length) =
         next_line(&mut input, &mut content).map_err(|source| DataError::Read { path: path.into(), source })?
     {
         if length > MAX_LINE {
             each(place, Err(Fault::TooLong { bytes: length }));
         } else if !content.iter().all(u8::is_ascii_whitespace) {
-            each(place, row(&content, columns));
+            each(place, row(&content, columns, &keys));
         }
         // Past the last line, where no line end may be, nothing begins.
         place = Place { line: place.line + 1, start: place.start + length as u64 + 1 };
@@ -43,7 +44,7 @@ pub(super) fn scan(
 pub(super) fn row_at(path: &Path, mut input: impl BufRead, columns: &Columns) -> Result<Option<RawRow>, DataError> {
     let mut content = Vec::new();
     let length = next_line(&mut input, &mut content).map_err(|source| DataError::Read { path: path.into(), source })?;
-    Ok(length.filter(|length| *length <= MAX_LINE).and_then(|_| row(&content, columns).ok()))
+    Ok(length.filter(|length| *length <= MAX_LINE).and_then(|_| row(&content, columns, &Keys::of(columns)).ok()))
 }
 
 /// Reads a line, keeping at most a byte more than [`MAX_LINE`] of it; gives its length, or `None` at the end.
@@ -68,17 +69,54 @@ fn next_line(input: &mut impl BufRead, content: &mut Vec<u8>) -> std::io::Result
     }
 }
 
-fn row(line: &[u8], columns: &Columns) -> Result<RawRow, Fault> {
+fn row(line: &[u8], columns: &Columns, keys: &Keys<'_>) -> Result<RawRow, Fault> {
     let line = std::str::from_utf8(line).map_err(|_| Fault::NotUtf8)?;
     let mut parser = serde_json::Deserializer::from_str(line);
     let bad = |e: serde_json::Error| Fault::BadJson { message: e.to_string() };
-    let found = parser.deserialize_any(Fields(columns)).map_err(bad)?;
+    let found = parser.deserialize_any(Fields(keys)).map_err(bad)?;
     parser.end().map_err(bad)?;
     raw::row(columns, found?)
 }
 
+/// The keys of all objects, which are the columns of a table, in the order in which they come up; no more than one above
+/// [`MAX_COLUMNS`].
+pub(super) fn names(path: &Path, mut input: impl BufRead) -> Result<Vec<String>, DataError> {
+    let (mut names, mut seen, mut rows) = (Vec::new(), HashSet::new(), 0u64);
+    let mut content = Vec::new();
+    while let Some(length) =
+        next_line(&mut input, &mut content).map_err(|source| DataError::Read { path: path.into(), source })?
+    {
+        let object = serde_json::from_slice::<serde_json::Map<String, Value>>(&content);
+        let (true, Ok(object)) = (length <= MAX_LINE, object) else { continue };
+        rows += 1;
+        for (key, _) in object {
+            if names.len() <= MAX_COLUMNS && seen.insert(key.clone()) {
+                names.push(key);
+            }
+        }
+    }
+    if rows == 0 { Err(DataError::NoRows { path: path.into() }) } else { Ok(names) }
+}
+
+/// For each needed key which of a row's values it has, and how many values there are.
+struct Keys<'a> {
+    wanted: HashMap<&'a str, Vec<usize>>,
+    values: usize,
+}
+
+impl<'a> Keys<'a> {
+    fn of(columns: &'a Columns) -> Self {
+        let named = columns.named();
+        let (mut wanted, values): (HashMap<_, Vec<usize>>, _) = (HashMap::new(), named.len());
+        for (value, (name, _)) in named.into_iter().enumerate() {
+            wanted.entry(name).or_default().push(value);
+        }
+        Self { wanted, values }
+    }
+}
+
 /// Takes the needed keys out of an object and passes over the rest.
-struct Fields<'a>(&'a Columns);
+struct Fields<'a>(&'a Keys<'a>);
 
 /// The values of the columns.
 type Found = Result<Values, Fault>;
@@ -91,16 +129,15 @@ impl<'de> Visitor<'de> for Fields<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Found, A::Error> {
-        let keys = self.0.named().map(|named| named.map(|(key, _)| key));
-        let (mut found, mut twice) = (Values::default(), None);
+        let (mut found, mut twice): (Values, _) = (vec![None; self.0.values], None);
         while let Some(key) = map.next_key::<String>()? {
-            if !keys.contains(&Some(key.as_str())) {
+            let Some(places) = self.0.wanted.get(key.as_str()) else {
                 map.next_value::<serde::de::IgnoredAny>()?;
                 continue;
-            }
+            };
             let value = map.next_value::<Value>()?;
-            for (_, place) in keys.iter().zip(&mut found).filter(|(wanted, _)| **wanted == Some(key.as_str())) {
-                if place.replace(value.clone()).is_some() {
+            for place in places {
+                if found[*place].replace(value.clone()).is_some() {
                     twice = Some(key.clone());
                 }
             }

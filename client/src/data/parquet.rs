@@ -25,8 +25,8 @@ use super::error::{DataError, Fault};
 use super::image::{ImageFault, MAX_BYTES};
 use super::raw::{self, RawRow};
 use super::{MAX_TEXT, Place};
-use cells::BytesCells;
-use open::{Leaf, Part, Table};
+use cells::{BytesCells, NameCells};
+use open::{Leaf, NameColumn, Part, Table};
 
 /// Calls `each` with the number (counted from 1) and the content of every row in file order, as [`scan`](super::scan) does.
 /// Images are not decoded, only too large ones are faults.
@@ -42,13 +42,13 @@ pub(super) fn scan(
         return Err(DataError::NeedsLists { path: path.into() });
     }
     let table = Table::open(path)?;
-    let leaves = leaves(&table, &columns.content)?;
+    let leaves = Leaves::of(&table, &columns.content)?;
     let label = columns.label.as_ref().map(|label| table.name(&label.name, "label")).transpose()?;
     let group = columns.group.as_ref().map(|column| table.name(column, "group")).transpose()?;
     let mut row = 0;
     for part in table.row_groups() {
         let part = part?;
-        let mut contents = Contents::of(&part, leaves)?;
+        let mut contents = Contents::of(&part, &leaves)?;
         let mut labels = label.as_ref().map(|column| part.names(column)).transpose()?;
         let mut groups = group.as_ref().map(|column| part.names(column)).transpose()?;
         for _ in 0..part.rows() {
@@ -75,14 +75,14 @@ pub(super) fn contents_at(
     rows: &[u64],
 ) -> Result<Vec<Option<Content>>, DataError> {
     let table = Table::open(path)?;
-    let leaves = leaves(&table, columns)?;
+    let leaves = Leaves::of(&table, columns)?;
     let mut found = Vec::with_capacity(rows.len());
     let mut first = 1;
     for part in table.row_groups() {
         let part = part?;
         let end = first + part.rows();
         if rows.get(found.len()).is_some_and(|row| *row < end) {
-            let mut contents = Contents::of(&part, leaves)?;
+            let mut contents = Contents::of(&part, &leaves)?;
             let mut next = first;
             while let Some(row) = rows.get(found.len()).filter(|row| **row < end) {
                 contents.skip(row.saturating_sub(next))?;
@@ -111,43 +111,79 @@ pub(super) fn holds_images(path: &Path, column: &str) -> Result<bool, DataError>
     Ok(Table::open(path)?.image(column).is_ok())
 }
 
+/// The names of all columns, in their order.
+///
+/// # Errors
+/// The file as a whole is unusable.
+pub(super) fn names(path: &Path) -> Result<Vec<String>, DataError> {
+    Ok(Table::open(path)?.names())
+}
+
 /// The columns of a content.
-fn leaves(table: &Table, columns: &ContentColumns) -> Result<(Leaf, Option<Leaf>), ParquetError> {
-    if let ContentColumns::Image(name) = columns {
-        return Ok((table.image(name)?, None));
+enum Leaves {
+    Image(Leaf),
+    Texts(Vec<Leaf>),
+    Cells(Vec<NameColumn>),
+}
+
+impl Leaves {
+    fn of(table: &Table, columns: &ContentColumns) -> Result<Self, ParquetError> {
+        Ok(match columns {
+            ContentColumns::Image(name) => Self::Image(table.image(name)?),
+            ContentColumns::Cells(cells) => {
+                Self::Cells(cells.iter().map(|cell| table.cell(&cell.name)).collect::<Result<_, _>>()?)
+            }
+            texts => {
+                let named = texts.named().into_iter();
+                Self::Texts(named.map(|(name, role)| table.text(name, role)).collect::<Result<_, _>>()?)
+            }
+        })
     }
-    let [first, second] = columns.named();
-    let (name, role) = first.unwrap_or_default();
-    let second = second.map(|(name, role)| table.text(name, role)).transpose()?;
-    Ok((table.text(name, role)?, second))
 }
 
 /// The cells of a content in one part.
-struct Contents<'a> {
-    first: BytesCells<'a>,
-    second: Option<BytesCells<'a>>,
+enum Contents<'a> {
+    Image(Box<BytesCells<'a>>),
+    Texts(Vec<BytesCells<'a>>),
+    Cells(Vec<NameCells<'a>>),
 }
 
 impl<'a> Contents<'a> {
-    fn of(part: &Part<'a>, (first, second): (Leaf, Option<Leaf>)) -> Result<Self, ParquetError> {
-        Ok(Self { first: part.bytes(first)?, second: second.map(|leaf| part.bytes(leaf)).transpose()? })
+    fn of(part: &Part<'a>, leaves: &'a Leaves) -> Result<Self, ParquetError> {
+        Ok(match leaves {
+            Leaves::Image(leaf) => Self::Image(Box::new(part.bytes(*leaf)?)),
+            Leaves::Texts(leaves) => {
+                Self::Texts(leaves.iter().map(|leaf| part.bytes(*leaf)).collect::<Result<_, _>>()?)
+            }
+            Leaves::Cells(columns) => {
+                Self::Cells(columns.iter().map(|column| part.names(column)).collect::<Result<_, _>>()?)
+            }
+        })
     }
 
     fn next(&mut self, columns: &ContentColumns) -> Result<Result<Content, Fault>, ParquetError> {
-        let first = self.first.next()?;
-        let second = self.second.as_mut().map(BytesCells::next).transpose()?;
-        if columns.is_image() {
-            return Ok(usable_image(first).map(|bytes| Content::Image(Box::new(Picture { bytes, file: None }))));
-        }
-        Ok(text_value(first).and_then(|first| {
-            let second = second.map(text_value).transpose()?;
-            raw::content(columns, Some(first), second)
-        }))
+        // Every column goes on by a row, whatever another one holds.
+        let values: Vec<Result<Value, Fault>> = match self {
+            Self::Image(cells) => {
+                let image = |bytes| Content::Image(Box::new(Picture { bytes, file: None }));
+                return Ok(usable_image(cells.next()?).map(image));
+            }
+            Self::Texts(cells) => {
+                let next = |cells: &mut BytesCells<'_>| cells.next().map(text_value);
+                cells.iter_mut().map(next).collect::<Result<_, _>>()?
+            }
+            Self::Cells(cells) => cells.iter_mut().map(NameCells::next).collect::<Result<_, _>>()?,
+        };
+        let values: Result<Vec<Option<Value>>, Fault> = values.into_iter().map(|value| value.map(Some)).collect();
+        Ok(values.and_then(|values| raw::content(columns, &mut values.into_iter())))
     }
 
     fn skip(&mut self, rows: u64) -> Result<(), ParquetError> {
-        self.first.skip(rows)?;
-        self.second.as_mut().map_or(Ok(()), |cells| cells.skip(rows))
+        match self {
+            Self::Image(cells) => cells.skip(rows),
+            Self::Texts(cells) => cells.iter_mut().try_for_each(|cells| cells.skip(rows)),
+            Self::Cells(cells) => cells.iter_mut().try_for_each(|cells| cells.skip(rows)),
+        }
     }
 }
 

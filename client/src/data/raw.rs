@@ -2,14 +2,14 @@
 
 use serde_json::Value;
 
-use super::MAX_TEXT;
-use super::columns::{Columns, ContentColumns, LabelColumn, LabelForm};
-use super::content::{Content, Exchange};
+use super::columns::{CellColumn, CellKind, Columns, ContentColumns, LabelColumn, LabelForm};
+use super::content::{Cell, Content, Exchange};
 use super::error::Fault;
 use super::target::RawLabel;
+use super::{MAX_CELL, MAX_TEXT};
 
 /// A row before its label is looked up.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct RawRow {
     /// What a model is given.
     pub content: Content,
@@ -20,23 +20,30 @@ pub struct RawRow {
 }
 
 /// The values of a row's columns, in the order of [`Columns::named`]; `None` for a column that is not there.
-pub(super) type Values = [Option<Value>; 4];
+pub(super) type Values = Vec<Option<Value>>;
 
 /// Makes a row of its values.
 pub(super) fn row(columns: &Columns, values: Values) -> Result<RawRow, Fault> {
-    let [first, second, label, group] = values;
-    labelled(columns, content(&columns.content, first, second)?, label, group)
+    let mut values = values.into_iter();
+    let content = content(&columns.content, &mut values)?;
+    let label = columns.label.as_ref().and_then(|_| values.next().flatten());
+    let group = columns.group.as_ref().and_then(|_| values.next().flatten());
+    labelled(columns, content, label, group)
 }
 
-/// Makes a content of one or two values.
-pub(super) fn content(columns: &ContentColumns, first: Option<Value>, second: Option<Value>) -> Result<Content, Fault> {
+/// Makes a content of as many values as it has columns.
+pub(super) fn content(
+    columns: &ContentColumns,
+    values: &mut dyn Iterator<Item = Option<Value>>,
+) -> Result<Content, Fault> {
+    let mut next = || values.next().flatten();
     Ok(match columns {
-        ContentColumns::Text(name) => Content::Text(text(name, first)?),
-        ContentColumns::Pair(one, other) => Content::Pair(Box::new((text(one, first)?, text(other, second)?))),
-        ContentColumns::Words(name) => Content::Words(words(name, first)?),
+        ContentColumns::Text(name) => Content::Text(text(name, next())?),
+        ContentColumns::Pair(one, other) => Content::Pair(Box::new((text(one, next())?, text(other, next())?))),
+        ContentColumns::Words(name) => Content::Words(words(name, next())?),
         ContentColumns::Exchange(prompt, response) => {
-            let prompt = text(prompt, first)?;
-            let response = text(response, second).map_err(|fault| match fault {
+            let prompt = text(prompt, next())?;
+            let response = text(response, next()).map_err(|fault| match fault {
                 Fault::EmptyText | Fault::BlankText => Fault::EmptyResponse,
                 other => other,
             })?;
@@ -44,7 +51,10 @@ pub(super) fn content(columns: &ContentColumns, first: Option<Value>, second: Op
         }
         // Formats of text are refused before: see `scan_places`.
         ContentColumns::Image(name) => {
-            return Err(wrong(name, &present(name, first)?, "an image"));
+            return Err(wrong(name, &present(name, next())?, "an image"));
+        }
+        ContentColumns::Cells(cells) => {
+            Content::Cells(cells.iter().map(|column| cell(column, next())).collect::<Result<_, _>>()?)
         }
     })
 }
@@ -107,6 +117,31 @@ fn words(key: &str, value: Option<Value>) -> Result<Box<[String]>, Fault> {
             other => Err(wrong(key, &other, "a string in its list")),
         })
         .collect()
+}
+
+fn cell(column: &CellColumn, value: Option<Value>) -> Result<Cell, Fault> {
+    let CellColumn { name, kind } = column;
+    // An object need not have every key.
+    let text = match (value.unwrap_or(Value::Null), kind) {
+        (Value::Null, _) => return Ok(Cell::Missing),
+        (Value::Bool(truth), CellKind::Number) => return Ok(Cell::Number(f64::from(u8::from(truth)))),
+        (Value::Bool(truth), CellKind::Word { .. }) => truth.to_string(),
+        (Value::Number(number), _) => number.to_string(),
+        (Value::String(text), _) => text,
+        (other, _) => return Err(wrong(name, &other, "a number, a string, a boolean or null")),
+    };
+    if text.len() > MAX_CELL {
+        return Err(Fault::CellTooLong { column: name.clone(), bytes: text.len() });
+    }
+    if text.contains('\0') {
+        return Err(Fault::Nul);
+    }
+    match kind {
+        CellKind::Word { .. } => Ok(Cell::word(&text)),
+        CellKind::Number => {
+            Cell::number(&text).ok_or_else(|| Fault::Cell { column: name.clone(), found: text.trim().into() })
+        }
+    }
 }
 
 fn label(key: &str, form: LabelForm, value: Option<Value>) -> Result<RawLabel, Fault> {

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::Rows;
+use super::columns::{CellKind, Columns, ContentColumns};
+use super::content::{Cell, Content};
 use super::error::Fault;
 use super::fold::Identity;
 use super::labels::LabelMap;
+use super::rows::Rows;
 use super::target::{Target, TargetRef};
 
 /// How many examples of each fault are kept where nobody says otherwise.
@@ -57,6 +59,8 @@ pub struct DataReport {
     pub conflicts: u64,
     /// Rows left out by [`DataReport::remove_duplicates`].
     pub removed: u64,
+    /// Used rows with a word that the model does not know, by the column of the table.
+    pub unknown_words: BTreeMap<String, u64>,
     /// How many lines of each fault are kept.
     #[serde(skip)]
     examples: usize,
@@ -132,6 +136,7 @@ impl DataReport {
             duplicates: 0,
             conflicts: 0,
             removed: 0,
+            unknown_words: BTreeMap::new(),
             examples,
         }
     }
@@ -145,6 +150,20 @@ impl DataReport {
         self.rows += 1;
         self.used += 1;
         target.labels().for_each(|label| *self.per_label.entry(label).or_default() += 1);
+    }
+
+    /// Counts the words that the model does not know of a row that is used.
+    pub(super) fn words(&mut self, columns: &Columns, content: &Content) {
+        let (ContentColumns::Cells(columns), Content::Cells(cells)) = (&columns.content, content) else { return };
+        for (column, cell) in columns.iter().zip(cells) {
+            let (CellKind::Word { known }, Cell::Word(word)) = (&column.kind, cell) else { continue };
+            if !known.is_empty() && known.binary_search_by(|known| known.as_str().cmp(word)).is_err() {
+                match self.unknown_words.get_mut(&column.name) {
+                    Some(count) => *count += 1,
+                    None => _ = self.unknown_words.insert(column.name.clone(), 1),
+                }
+            }
+        }
     }
 
     /// The rows without those whose text and label stand in an earlier row, which are counted. `rows` are those of this
@@ -210,6 +229,9 @@ impl fmt::Display for DataReport {
             if let Some(nearest) = &unknown.nearest {
                 write!(out, " (did you mean {nearest:?}? Map it in data.labels of site.toml, or correct the file)")?;
             }
+        }
+        for (column, rows) in &self.unknown_words {
+            write!(out, "\n  note: {rows} rows have a word in the column {column:?} that the model does not know")?;
         }
         if self.duplicates + self.conflicts > 0 {
             let (same, other) = (self.duplicates, self.conflicts);

@@ -138,6 +138,7 @@ impl Source {
         let checked = |(place, content): (&usize, Option<Content>)| match content {
             Some(content) if content.identity() == index.identities[index.texts[*place] as usize] => Ok(content),
             Some(Content::Image(_)) => Err(changed(*place, "it is another image".into())),
+            Some(Content::Cells(_)) => Err(changed(*place, "the row has other cells".into())),
             Some(_) => Err(changed(*place, "the row has another text".into())),
             None => Err(changed(*place, "no usable row is there any more".into())),
         };

@@ -180,13 +180,16 @@ pub(super) fn target(
             other => Target::Response(hash(*blake3::hash(&other.identity()).as_bytes())),
         },
         (_, None) => return Err(Fault::EmptyLabel),
-        (TaskKind::TextClassification | TaskKind::ImageClassification, Some(RawLabel::One(name))) => {
-            Target::Class(index(&name)?)
+        (
+            TaskKind::TextClassification | TaskKind::ImageClassification | TaskKind::TableClassification,
+            Some(RawLabel::One(name)),
+        ) => Target::Class(index(&name)?),
+        (TaskKind::TextRegression | TaskKind::TableRegression, Some(RawLabel::One(text))) => {
+            match text.parse::<f64>() {
+                Ok(value) if (value as f32).is_finite() => Target::Value(value as f32),
+                _ => return Err(Fault::NotANumber { found: text }),
+            }
         }
-        (TaskKind::TextRegression, Some(RawLabel::One(text))) => match text.parse::<f64>() {
-            Ok(value) if (value as f32).is_finite() => Target::Value(value as f32),
-            _ => return Err(Fault::NotANumber { found: text }),
-        },
         (TaskKind::MultiLabelClassification, Some(label)) => {
             let mut labels = names(label, separator).iter().map(|name| short(name)).collect::<Result<Vec<_>, _>>()?;
             labels.sort_unstable();
@@ -201,7 +204,11 @@ pub(super) fn target(
             Target::Tags(names.iter().map(|name| short(name)).collect::<Result<_, _>>()?)
         }
         (
-            TaskKind::TextClassification | TaskKind::TextRegression | TaskKind::ImageClassification,
+            TaskKind::TextClassification
+            | TaskKind::TextRegression
+            | TaskKind::ImageClassification
+            | TaskKind::TableClassification
+            | TaskKind::TableRegression,
             Some(RawLabel::List(_)),
         )
         | (TaskKind::TokenClassification, Some(RawLabel::One(_))) => return Err(Fault::LabelForm),

@@ -76,6 +76,6 @@ fn ready<'a>(
     let contents: Vec<_> =
         batch.iter().zip(rows.contents(places())?).map(|(row, content)| alter(row, content)).collect();
     let prepared = prepare(classifier, &contents, changes)?;
-    let targets = targets(classifier.network().objective(), &prepared, places().map(|row| rows.target(row)))?;
+    let targets = targets(classifier, &prepared, places().map(|row| rows.target(row)))?;
     Ok((prepared, targets))
 }

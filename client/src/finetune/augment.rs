@@ -43,7 +43,7 @@ pub(super) fn alter<'a>(
             Cow::Owned(Content::Pair(Box::new(pair)))
         }
         // Labels of words stand for words in their places.
-        Content::Words(_) | Content::Exchange(_) | Content::Image(_) => content,
+        Content::Words(_) | Content::Exchange(_) | Content::Image(_) | Content::Cells(_) => content,
     }
 }
 

@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use fedtune_config::Job;
+use fedtune_config::job::Precision;
+use fedtune_config::job::Reads;
 use fedtune_proto::digest::Digest;
 use serde::{Deserialize, Serialize};
 
 use super::early_stopping::EarlyStopping;
 use super::error::FinetuneError;
+use super::loss_scale::LossScale;
 use super::metrics::Evaluation;
 use super::optimizer::Optimizer;
 use crate::data::Rows;
@@ -24,7 +27,7 @@ const PART: &str = "checkpoint.part";
 /// The key of [`Record`] in the file's header.
 const RECORD: &str = "fedtune";
 /// Form of the file.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Rows of which the contents are in memory at once while they are hashed.
 const HASHED_AT_ONCE: usize = 256;
 
@@ -45,7 +48,7 @@ impl Identity {
         let mut job = job.clone();
         job.model.path = PathBuf::from("model");
         let mut files = blake3::Hasher::new();
-        for name in fedtune_proto::folder::needed(job.task.kind.reads_images()) {
+        for name in fedtune_proto::folder::needed(job.task.kind.reads() == Reads::Texts, job.task.kind.reads_images()) {
             let path = model.join(name);
             let (digest, _) = Digest::of_file(&path).map_err(|e| failed(&path, format!("cannot be read: {e}")))?;
             files.update(digest.to_string().as_bytes());
@@ -86,6 +89,8 @@ struct Record {
     step: usize,
     /// The bits of the sum of their losses.
     loss_sum: u64,
+    /// What their losses are multiplied by.
+    scale: Option<LossScale>,
     /// How often the optimiser changed each parameter.
     changed: BTreeMap<String, i32>,
     /// How the epochs did on validation rows.
@@ -101,6 +106,8 @@ pub(super) struct Position {
     pub(super) steps: usize,
     /// The sum of their losses.
     pub(super) loss_sum: f64,
+    /// What the loss is multiplied by; `None` at the beginning.
+    pub(super) scale: Option<LossScale>,
 }
 
 /// Writes a checkpoint now and then, and goes on from the one that is there. Seeds, order and dropout follow from the job
@@ -109,6 +116,7 @@ pub(super) struct Position {
 pub struct Checkpoints {
     folder: PathBuf,
     every: usize,
+    precision: Precision,
     identity: Identity,
 }
 
@@ -132,6 +140,7 @@ impl Checkpoints {
         Ok(Self {
             folder: folder.to_path_buf(),
             every: every.max(1),
+            precision: job.training.precision,
             identity: Identity::of(job, model, rows, stopping)?,
         })
     }
@@ -167,6 +176,7 @@ impl Checkpoints {
             identity: self.identity.clone(),
             step: position.steps,
             loss_sum: position.loss_sum.to_bits(),
+            scale: position.scale,
             changed,
             epochs: epochs.unwrap_or_default().to_vec(),
             best_epoch: best.map_or(0, |(epoch, _)| epoch),
@@ -205,6 +215,9 @@ impl Checkpoints {
         if record.step > steps {
             return Err(damaged(&format!("{} steps were done of {steps}", record.step)));
         }
+        if record.scale.is_some_and(|scale| !scale.fits(self.precision)) {
+            return Err(damaged(&"the scale of its losses is none of this run"));
+        }
         // All is read before anything changes.
         let (parameters, device) = (classifier.network().parameters(), classifier.network().device());
         let mut values = Vec::new();
@@ -241,7 +254,7 @@ impl Checkpoints {
         for (name, parameter, steps, numbers) in kept {
             optimizer.restore(name, parameter, steps, numbers)?;
         }
-        Ok(Position { steps: record.step, loss_sum: f64::from_bits(record.loss_sum) })
+        Ok(Position { steps: record.step, loss_sum: f64::from_bits(record.loss_sum), scale: record.scale })
     }
 
     /// Removes the checkpoint of a run whose model is saved.

@@ -22,6 +22,12 @@ pub(super) enum Prepared {
         /// Height and width.
         size: [usize; 2],
     },
+    /// The inputs of one row of a table after another.
+    Cells {
+        values: Vec<f32>,
+        /// Inputs of a row.
+        inputs: usize,
+    },
 }
 
 impl Prepared {
@@ -40,14 +46,19 @@ impl Prepared {
                 let images = Tensor::from_slice(values, (count, 3, *height, *width), network.device())?;
                 Ok(Input::Images(images))
             }
+            Self::Cells { values, inputs } => {
+                let shape = (rows.len(), *inputs);
+                let values = &values[rows.start * inputs..rows.end * inputs];
+                Ok(Input::Table(Tensor::from_slice(values, shape, network.device())?))
+            }
         }
     }
 
-    /// The tokens; none of images.
+    /// The tokens; none of images and tables.
     pub(super) fn texts(&self) -> &[Encoded] {
         match self {
             Self::Texts(encoded) => encoded,
-            Self::Images { .. } => &[],
+            Self::Images { .. } | Self::Cells { .. } => &[],
         }
     }
 }
@@ -58,21 +69,21 @@ pub(super) struct Changes<'a> {
     pub(super) uses: Vec<Use>,
 }
 
-/// The content of a row as the tokenizer takes it; `None` of an image.
+/// The content of a row as the tokenizer takes it; `None` of an image and of cells.
 pub(crate) fn text(content: &Content) -> Option<Text<'_>> {
     Some(match content {
         Content::Text(text) => Text::Single(text),
         Content::Pair(pair) => Text::Pair(&pair.0, &pair.1),
         Content::Words(words) => Text::Words(words),
         Content::Exchange(exchange) => Text::Exchange { prompt: &exchange.prompt, response: &exchange.response },
-        Content::Image(_) => return None,
+        Content::Image(_) | Content::Cells(_) => return None,
     })
 }
 
 /// Contents as the model takes them; images changed where they are trained on.
 ///
 /// # Errors
-/// Texts for a model of images or the other way round, an image that is none any more, or the tokenizer fails.
+/// Rows of another kind than the model reads, an image that is none any more, or the tokenizer fails.
 pub(super) fn prepare<C: Borrow<Content> + Sync>(
     classifier: &Classifier,
     contents: &[C],
@@ -80,6 +91,17 @@ pub(super) fn prepare<C: Borrow<Content> + Sync>(
 ) -> Result<Prepared, FinetuneError> {
     if let Some(preparation) = classifier.preparation() {
         return images(preparation, contents, changes);
+    }
+    if let Some(preparation) = classifier.cells() {
+        let inputs = preparation.inputs();
+        let mut values = vec![0.0; contents.len() * inputs];
+        for (content, row) in contents.iter().zip(values.chunks_exact_mut(inputs)) {
+            let Content::Cells(cells) = content.borrow() else { return Err(FinetuneError::OtherTargets) };
+            if !preparation.fill(cells, row) {
+                return Err(FinetuneError::OtherTargets);
+            }
+        }
+        return Ok(Prepared::Cells { values, inputs });
     }
     let texts: Option<Vec<Text<'_>>> = contents.iter().map(|content| text(content.borrow())).collect();
     Ok(Prepared::Texts(classifier.encode(&texts.ok_or(FinetuneError::OtherTargets)?)?))
@@ -113,11 +135,13 @@ fn images<C: Borrow<Content> + Sync>(
 /// # Errors
 /// The targets are of another kind than the network was made for.
 pub(super) fn targets<'a>(
-    objective: Objective,
+    classifier: &Classifier,
     prepared: &Prepared,
     rows: impl Iterator<Item = TargetRef<'a>>,
 ) -> Result<Targets, FinetuneError> {
     let (mut classes, mut sets, mut values, mut tokens) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let objective = classifier.network().objective();
+    let output = |value: f32| classifier.cells().map_or(value, |cells| cells.to_output(value));
     let mut encoded = prepared.texts().iter();
     for target in rows {
         match (objective, target, encoded.next()) {
@@ -125,7 +149,7 @@ pub(super) fn targets<'a>(
             (Objective::Sets, TargetRef::Set(labels), _) => {
                 sets.push(labels.iter().map(|label| u32::from(*label)).collect())
             }
-            (Objective::Value, TargetRef::Value(value), _) => values.push(value),
+            (Objective::Value, TargetRef::Value(value), _) => values.push(output(value)),
             (Objective::Tokens, TargetRef::Tags(tags), Some(encoded)) => {
                 let tag = |word: u32| tags.get(word as usize).map(|tag| u32::from(*tag));
                 tokens.push(encoded.marks.iter().map(|mark| mark.and_then(tag)).collect());

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use fedtune_config::job::Precision;
+
 use crate::data::DataError;
 use crate::model::ModelError;
 
@@ -78,7 +80,7 @@ pub enum FinetuneError {
     /// The loss or the gradient is no longer a number.
     #[error(
         "training diverged: {what} is {value} at step {step} with learning rate {learning_rate:e}; lower \
-         training.learning_rate, or raise training.warmup"
+         training.learning_rate, or raise training.warmup{}", narrow(*precision)
     )]
     Diverged {
         /// Loss or gradient norm.
@@ -89,6 +91,8 @@ pub enum FinetuneError {
         step: usize,
         /// The learning rate there.
         learning_rate: f64,
+        /// The precision of products.
+        precision: Precision,
     },
     /// A file whose rows are read when they are needed.
     #[error(transparent)]
@@ -96,6 +100,13 @@ pub enum FinetuneError {
     /// The model.
     #[error(transparent)]
     Model(#[from] ModelError),
+}
+
+fn narrow(precision: Precision) -> &'static str {
+    match precision {
+        Precision::F16 => ", or set training.precision to \"bf16\" or \"f32\", which have numbers above 65504",
+        Precision::F32 | Precision::Bf16 => "",
+    }
 }
 
 impl From<DataError> for FinetuneError {

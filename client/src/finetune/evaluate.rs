@@ -13,7 +13,7 @@ use super::scores::Scores;
 use crate::data::{Content, Rows, Target, TargetRef};
 use crate::model::network::{Input, Network};
 use crate::model::ops::read_values;
-use crate::model::{Classifier, Objective, Targets};
+use crate::model::{Classifier, Objective, Response, Targets};
 
 /// What a model says of a row.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,12 +22,39 @@ pub enum Prediction {
     Outputs(Vec<f32>),
     /// The label of each word; `None` for words that are cut off.
     Tags(Vec<Option<usize>>),
+    /// The response to a prompt.
+    Response(Response),
+}
+
+/// The responses to prompts, which are contents of one text, of at most `most` tokens each; in order.
+///
+/// # Errors
+/// The model does not continue texts, contents of another kind; cancellation, or a failure of the device.
+pub fn respond(
+    classifier: &Classifier,
+    contents: &[Content],
+    most: usize,
+    batch_size: usize,
+    observer: &mut dyn Observer,
+) -> Result<Vec<Prediction>, FinetuneError> {
+    let prompt = |content: &'_ Content| match content {
+        Content::Text(prompt) => Ok(prompt.clone()),
+        _ => Err(FinetuneError::OtherTargets),
+    };
+    let prompts = contents.iter().map(prompt).collect::<Result<Vec<_>, _>>()?;
+    let mut all = Vec::with_capacity(prompts.len());
+    each_batch(prompts.len(), batch_size, observer, |places| {
+        let prompts: Vec<&str> = prompts[places].iter().map(String::as_str).collect();
+        all.extend(classifier.respond(&prompts, most)?.into_iter().map(Prediction::Response));
+        Ok(())
+    })?;
+    Ok(all)
 }
 
 /// What the model says of each content, in evaluation mode and in order.
 ///
 /// # Errors
-/// The model predicts tokens that follow; cancellation, or a failure of the device.
+/// The model continues texts, see [`respond`]; cancellation, or a failure of the device.
 pub fn predict(
     classifier: &Classifier,
     contents: &[Content],
@@ -44,7 +71,7 @@ pub fn predict(
         let (network, encoded) = (classifier.network(), prepared.texts());
         let input = prepared.input(network, 0..places.len())?;
         if objective != Objective::Tokens {
-            all.extend(network.logits(&input)?.to_vec2::<f32>()?.into_iter().map(Prediction::Outputs));
+            all.extend(classifier.outputs(&input)?.into_iter().map(Prediction::Outputs));
             return Ok(());
         }
         // Any label does to find the words that are not cut off.
@@ -122,10 +149,10 @@ fn run(
     let mut evaluation = Evaluation::new(metrics::form(classifier));
     each_batch(rows.len(), batch_size, observer, |places| {
         let prepared = prepare(classifier, &rows.contents(places.clone())?, None)?;
-        let targets = targets(objective, &prepared, places.clone().map(|row| rows.target(row)))?;
+        let targets = targets(classifier, &prepared, places.clone().map(|row| rows.target(row)))?;
         let input = prepared.input(network, 0..places.len())?;
         let Targets::Tokens(tokens) = targets else {
-            for (row, logits) in places.zip(network.logits(&input)?.to_vec2::<f32>()?) {
+            for (row, logits) in places.zip(classifier.outputs(&input)?) {
                 metrics::add(&mut evaluation, &logits, rows.target(row));
                 found(logits);
             }

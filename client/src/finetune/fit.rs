@@ -5,6 +5,7 @@ use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::Instant;
 
+use candle_core::{Tensor, Var};
 use fedtune_config::job::Training;
 
 use super::ahead::{AHEAD, Batch, send_batches};
@@ -14,13 +15,14 @@ use super::encode::Prepared;
 use super::error::FinetuneError;
 use super::gradients::{self, gradient_norm};
 use super::loss::loss;
+use super::loss_scale::LossScale;
 use super::optimizer::Optimizer;
 use super::progress::{Observer, Progress};
 use super::pull::Pulls;
 use super::{augment, order, schedule};
 use crate::data::Rows;
 use crate::model::network::Pass;
-use crate::model::{Classifier, DropoutStream, Encoded, Loss, Targets};
+use crate::model::{Classifier, DropoutStream, Encoded, Loss, Role, Targets};
 
 /// Which part of a job's steps to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,7 +133,10 @@ fn run(
         Some(checkpoints) => checkpoints.resume(classifier, &mut trainer.optimizer, stopping.as_mut(), plan.steps)?,
         None => Position::default(),
     };
-    let (Position { mut steps, mut loss_sum }, mut used) = (done, 0usize);
+    let (Position { mut steps, mut loss_sum, scale }, mut used) = (done, 0usize);
+    if let Some(scale) = scale {
+        trainer.scale = scale;
+    }
     // A row that is repeated to weigh more is still one example.
     let mut seen = vec![false; rows.origins()];
     order::each_step(rows, training, plan.round, |step, batch, _| {
@@ -161,7 +166,8 @@ fn run(
             if let Some(checkpoints) = checkpoints
                 && checkpoints.due(steps)
             {
-                checkpoints.save(classifier, &trainer.optimizer, stopping.as_ref(), Position { steps, loss_sum })?;
+                let position = Position { steps, loss_sum, scale: Some(trainer.scale) };
+                checkpoints.save(classifier, &trainer.optimizer, stopping.as_ref(), position)?;
             }
             let progress = Progress {
                 step: steps,
@@ -203,6 +209,7 @@ struct Trainer<'a> {
     loss: Loss,
     pulls: Pulls,
     optimizer: Optimizer,
+    scale: LossScale,
 }
 
 impl<'a> Trainer<'a> {
@@ -223,6 +230,7 @@ impl<'a> Trainer<'a> {
             loss: loss(rows, classifier.labels().len(), training),
             pulls: Pulls::new(training, classifier)?,
             optimizer: Optimizer::new(training),
+            scale: LossScale::new(training.precision),
         })
     }
 
@@ -231,18 +239,43 @@ impl<'a> Trainer<'a> {
         let (global, total) = (self.plan.first_step + step, self.plan.total_steps);
         let learning_rate = schedule::learning_rate(self.training, global, total);
         let probing = schedule::probing(self.training, global, total);
-        let diverged = |what, value| FinetuneError::Diverged { what, value, step, learning_rate };
+        let precision = self.training.precision;
+        let diverged = |what, value| FinetuneError::Diverged { what, value, step, learning_rate, precision };
         let parameters = self.classifier.network().parameters();
-        let mut pass = self.pass(step, batch, probing)?;
-        if pass.gradients.is_empty() {
-            // No token of the batch counts.
-            return Ok((0.0, learning_rate));
+        let statistics = match self.scale.can_fall() {
+            true => self.statistics()?,
+            false => Vec::new(),
+        };
+        let (mut pass, mut norm) = loop {
+            let pass = self.pass(step, batch, probing)?;
+            if pass.gradients.is_empty() {
+                // No token of the batch counts.
+                return Ok((0.0, learning_rate));
+            }
+            if !pass.loss.is_finite() {
+                return Err(diverged("the loss", pass.loss));
+            }
+            let norm = gradient_norm(&pass.gradients)?;
+            if norm.is_finite() {
+                break (pass, norm);
+            }
+            // The rows are not lost: they are passed again, and count once in running statistics.
+            if !self.scale.lower() {
+                return Err(diverged("the gradient's norm", norm));
+            }
+            for (var, values) in &statistics {
+                var.set(values)?;
+            }
+        };
+        let factor = self.scale.factor();
+        self.scale.held();
+        if factor != 1.0 {
+            gradients::divide(&mut pass.gradients, factor)?;
+            norm /= factor;
         }
-        if !pass.loss.is_finite() {
-            return Err(diverged("the loss", pass.loss));
+        if self.pulls.add(parameters, &mut pass.gradients, probing)? {
+            norm = gradient_norm(&pass.gradients)?;
         }
-        self.pulls.add(parameters, &mut pass.gradients, probing)?;
-        let norm = gradient_norm(&pass.gradients)?;
         if !norm.is_finite() {
             return Err(diverged("the gradient's norm", norm));
         }
@@ -253,12 +286,20 @@ impl<'a> Trainer<'a> {
         Ok((pass.loss, learning_rate))
     }
 
+    /// What batches change beside gradients, with copies of it as it is.
+    fn statistics(&self) -> Result<Vec<(&'a Var, Tensor)>, FinetuneError> {
+        let parameters = self.classifier.network().parameters().values();
+        let statistics = parameters.filter(|parameter| parameter.role == Role::Statistic);
+        statistics.map(|parameter| Ok((&parameter.var, parameter.var.as_detached_tensor().copy()?))).collect()
+    }
+
     /// Loss and gradients of a batch, part by part.
     fn pass(&self, step: usize, batch: &Batch, probing: bool) -> Result<Pass, FinetuneError> {
         let network = self.classifier.network();
         let weigh = |targets: &Targets| targets.weight(network.objective(), &self.loss, network.outputs());
         let (targets, weight) = (&batch.targets, weigh(&batch.targets));
-        let loss = Loss { divisor: Some(weight), ..self.loss.clone() };
+        let factor = self.scale.factor();
+        let loss = Loss { divisor: Some(weight / factor), ..self.loss.clone() };
         let mut whole = Pass { loss: 0.0, gradients: Default::default(), statistics: Default::default() };
         for (part, place) in order::parts(batch.rows.len(), self.training).enumerate() {
             let targets = targets.part(place.clone());
@@ -287,7 +328,7 @@ impl<'a> Trainer<'a> {
             };
             let pass = network.gradients_while(probing, &input, &targets, &loss, Some(dropout))?;
             network.track(&pass)?;
-            whole.loss += pass.loss;
+            whole.loss += pass.loss / factor;
             if whole.gradients.is_empty() {
                 whole.gradients = pass.gradients;
             } else {

@@ -17,8 +17,12 @@ pub(super) const BLOCK: usize = 1 << 15;
 /// A failure of the device.
 pub fn gradient_norm(gradients: &BTreeMap<String, Gradient>) -> Result<f64> {
     let mut sum = 0.0;
-    for gradient in gradients.values() {
-        let (Gradient::Dense(values) | Gradient::Rows { values, .. }) = gradient;
+    let all = gradients.values().map(|(Gradient::Dense(values) | Gradient::Rows { values, .. })| values);
+    #[cfg(feature = "cuda")]
+    if all.clone().all(|values| values.device().is_cuda()) {
+        return Ok(ops::cuda::square_sum(&all.collect::<Vec<_>>())?.sqrt());
+    }
+    for values in all {
         sum += if values.device().is_cpu() {
             read_values(values, |values| Ok(sum_of_squares(values)))?
         } else {
@@ -45,6 +49,18 @@ fn sum_of_squares(values: &[f32]) -> f64 {
         })
         .collect();
     parts.iter().sum()
+}
+
+/// Divides all gradients.
+///
+/// # Errors
+/// A failure of the device.
+pub(super) fn divide(gradients: &mut BTreeMap<String, Gradient>, divisor: f64) -> Result<()> {
+    for gradient in gradients.values_mut() {
+        let (Gradient::Dense(values) | Gradient::Rows { values, .. }) = gradient;
+        *values = values.affine(1.0 / divisor, 0.0)?;
+    }
+    Ok(())
 }
 
 /// Adds the gradients of another part of a batch.
@@ -97,6 +113,19 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
+
+    #[test]
+    fn the_norm_is_that_of_all_values_on_every_device() {
+        for device in crate::model::ops::tests::devices() {
+            let values = |count: usize| (0..count).map(|i| (i % 13) as f32 - 6.0).collect::<Vec<f32>>();
+            let gradients: BTreeMap<String, Gradient> = [1, 7, 5000, 100_003]
+                .map(|count| (count.to_string(), Gradient::Dense(Tensor::new(values(count), device).unwrap())))
+                .into();
+            let all = [1, 7, 5000, 100_003].map(|count| values(count).iter().map(|x| f64::from(x * x)).sum::<f64>());
+            let (found, expected) = (gradient_norm(&gradients).unwrap(), all.iter().sum::<f64>().sqrt());
+            assert!((found / expected - 1.0).abs() < 1e-9, "{found} for {expected}");
+        }
+    }
 
     #[test]
     fn sums_have_every_row_of_either_part() {

@@ -9,6 +9,8 @@ use rayon::prelude::*;
 
 use super::gradients::BLOCK;
 use crate::model::network::{Gradient, Parameter};
+#[cfg(feature = "cuda")]
+use crate::model::ops;
 use crate::model::ops::{read_values, vectorised};
 
 mod adamw;
@@ -136,6 +138,10 @@ trait Kernel<const N: usize>: Copy + Send + Sync {
     /// On the processor; all slices are of one length. To be inlined always, see [`vectorised`].
     fn update(self, values: &mut [f32], moments: [&mut [f32]; N], gradients: impl Iterator<Item = f32>);
 
+    /// On an NVIDIA GPU, in place.
+    #[cfg(feature = "cuda")]
+    fn step(self) -> ops::cuda::Step;
+
     /// On another device; gives the new values.
     fn update_on_device(self, values: &Tensor, moments: &mut [Tensor; N], gradient: &Tensor) -> Result<Tensor>;
 }
@@ -195,6 +201,10 @@ impl<const N: usize> Moments<N> {
                 let width = values.dim(1)?;
                 read_values(values, |values| in_place(Source::Rows { rows, values, width }, moments))
             }
+            #[cfg(feature = "cuda")]
+            (Some(Numbers::Device(moments)), Gradient::Dense(values)) if tensor.device().is_cuda() => {
+                ops::cuda::update(tensor, moments, values, kernel.step())
+            }
             (Some(Numbers::Device(moments)), Gradient::Dense(values)) => {
                 let new = kernel.update_on_device(&parameter.var.as_detached_tensor(), moments, values)?;
                 parameter.var.set(&new)
@@ -209,9 +219,12 @@ impl<const N: usize> Numbers<N> {
         if parameter.device().is_cpu() {
             return Ok(Self::Processor(std::array::from_fn(|_| vec![0.0; parameter.elem_count()])));
         }
-        // Each is replaced by a new tensor in every step, so that they may share their zeros.
-        let zeros = parameter.zeros_like()?;
-        Ok(Self::Device(std::array::from_fn(|_| zeros.clone())))
+        // Each its own, as they may be changed in place.
+        let zeros = (0..N).map(|_| parameter.zeros_like()).collect::<Result<Vec<_>>>()?;
+        match zeros.try_into() {
+            Ok(zeros) => Ok(Self::Device(zeros)),
+            Err(_) => bail!("expected {N} numbers for each value"),
+        }
     }
 }
 
@@ -302,9 +315,14 @@ mod tests {
 
     use super::*;
     use crate::model::Role;
+    use crate::model::ops::tests::devices;
 
     fn parameters(name: &str, values: &[f32], width: usize) -> BTreeMap<String, Parameter> {
-        let tensor = Tensor::from_slice(values, (values.len() / width, width), &Device::Cpu).unwrap();
+        parameters_on(&Device::Cpu, name, values, width)
+    }
+
+    fn parameters_on(device: &Device, name: &str, values: &[f32], width: usize) -> BTreeMap<String, Parameter> {
+        let tensor = Tensor::from_slice(values, (values.len() / width, width), device).unwrap();
         BTreeMap::from([(
             name.to_owned(),
             Parameter { var: Var::from_tensor(&tensor).unwrap(), trained: true, depth: 0, role: Role::Weight },
@@ -312,7 +330,11 @@ mod tests {
     }
 
     fn dense(name: &str, values: &[f32], width: usize) -> BTreeMap<String, Gradient> {
-        let tensor = Tensor::from_slice(values, (values.len() / width, width), &Device::Cpu).unwrap();
+        dense_on(&Device::Cpu, name, values, width)
+    }
+
+    fn dense_on(device: &Device, name: &str, values: &[f32], width: usize) -> BTreeMap<String, Gradient> {
+        let tensor = Tensor::from_slice(values, (values.len() / width, width), device).unwrap();
         BTreeMap::from([(name.to_owned(), Gradient::Dense(tensor))])
     }
 
@@ -335,11 +357,13 @@ mod tests {
             [0.461_986, -0.979_932, 1.962_894],
         ];
         let name = "bert.pooler.dense.weight";
-        for (training, expected) in trainings().into_iter().zip(expected) {
-            let parameters = parameters(name, &[0.5, -1.0, 2.0], 3);
+        let cases = trainings().into_iter().zip(expected);
+        for (device, (training, expected)) in devices().flat_map(|device| cases.clone().map(move |case| (device, case)))
+        {
+            let parameters = parameters_on(device, name, &[0.5, -1.0, 2.0], 3);
             let mut optimizer = Optimizer::new(&Training { weight_decay: 0.01, ..training.clone() });
             for gradient in [[0.1, -0.2, 0.3], [0.4, 0.0, -0.1], [-0.3, 0.2, 0.0]] {
-                optimizer.step(&parameters, &dense(name, &gradient, 3), 0.1, 0.5).unwrap();
+                optimizer.step(&parameters, &dense_on(device, name, &gradient, 3), 0.1, 0.5).unwrap();
             }
             for (found, expected) in values(&parameters, name).into_iter().zip(expected) {
                 assert!((found - expected).abs() < 2e-6, "{training:?}: {found} for {expected}");

@@ -47,7 +47,7 @@ impl Pulls {
         Ok(Self(pulls))
     }
 
-    /// Adds the gradients of the terms; while `probing` those of what moves.
+    /// Adds the gradients of the terms; while `probing` those of what moves. Says whether there are any terms.
     ///
     /// # Errors
     /// A failure of the device.
@@ -56,7 +56,7 @@ impl Pulls {
         parameters: &BTreeMap<String, Parameter>,
         gradients: &mut BTreeMap<String, Gradient>,
         probing: bool,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         for Pull { strength, anchors } in &self.0 {
             for (name, anchor) in anchors {
                 let (Some(gradient), Some(parameter)) = (gradients.get_mut(name), parameters.get(name)) else {
@@ -75,7 +75,7 @@ impl Pulls {
                 *gradient = Gradient::Dense(sum);
             }
         }
-        Ok(())
+        Ok(!self.0.is_empty())
     }
 }
 

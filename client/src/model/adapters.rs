@@ -50,8 +50,8 @@ impl Adapters {
         DropoutStream { probability: self.settings.dropout, ..stream }
     }
 
-    /// The text of `adapter_config.json`, as peft writes it. `base` is the name or path of the base model, where it is known.
-    pub(super) fn config_json(&self, anatomy: &Anatomy, objective: Objective, base: Option<&str>) -> String {
+    /// The text of `adapter_config.json`, as peft writes it.
+    pub(super) fn config_json(&self, anatomy: &Anatomy, objective: Objective) -> String {
         let task = match objective {
             // peft has no word for images.
             _ if anatomy.class.ends_with("ForImageClassification") => None,
@@ -63,11 +63,12 @@ impl Adapters {
         let document = json!({
             "peft_type": "LORA",
             "task_type": task,
-            "base_model_name_or_path": base,
+            // What config.json names is what the base model was once made of, which may have other weights.
+            "base_model_name_or_path": null,
             "r": rank,
             "lora_alpha": alpha,
             "lora_dropout": dropout,
-            "target_modules": targets,
+            "target_modules": anatomy.peft_targets(targets),
             "modules_to_save": Some(&anatomy.beside_adapters).filter(|parts| !parts.is_empty()),
             "bias": "none",
             "fan_in_fan_out": false,

@@ -88,9 +88,19 @@ pub(super) struct Dense {
     pub(super) stem: String,
     /// The stem within its layer, the same in every layer.
     pub(super) part: &'static str,
+    /// What transformers calls the layer where that is not its stem in checkpoints; peft goes by it.
+    pub(super) module: Option<Module>,
     pub(super) inputs: usize,
     pub(super) outputs: usize,
     pub(super) place: Place,
+}
+
+/// The name of a layer in transformers.
+#[derive(Debug, Clone)]
+pub(super) struct Module {
+    pub(super) name: String,
+    /// Its last parts, the same in every layer.
+    pub(super) part: &'static str,
 }
 
 /// What an architecture states of itself.
@@ -184,8 +194,11 @@ impl Anatomy {
     /// # Errors
     /// A target that fits no layer, with what would.
     pub(super) fn lora_layers(&self, targets: &[String]) -> Result<Vec<&Dense>, String> {
+        let ends = |name: &str, target: &str| {
+            name.strip_suffix(target).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        };
         let fits = |dense: &Dense, target: &str| {
-            dense.stem.strip_suffix(target).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+            ends(&dense.stem, target) || dense.module.as_ref().is_some_and(|module| ends(&module.name, target))
         };
         if self.dense.is_empty() {
             return Err("this architecture has no layers for adapters; set training.trainable to another".into());
@@ -198,6 +211,33 @@ impl Anatomy {
             ));
         }
         Ok(self.dense.iter().filter(|dense| targets.iter().any(|target| fits(dense, target))).collect())
+    }
+
+    /// `targets` as peft has to find them in transformers: by the last parts of their names where all layers are meant.
+    pub(super) fn peft_targets(&self, targets: &[String]) -> Vec<String> {
+        let chosen = self.lora_layers(targets).unwrap_or_default();
+        if chosen.iter().any(|dense| dense.module.is_none()) {
+            return targets.to_vec();
+        }
+        let mut named: Vec<String> = Vec::new();
+        for (dense, module) in chosen.iter().filter_map(|dense| Some((dense, dense.module.as_ref()?))) {
+            let alike = |all: &mut dyn Iterator<Item = &Dense>| all.filter(|other| other.part == dense.part).count();
+            let all = alike(&mut chosen.iter().copied()) == alike(&mut self.dense.iter());
+            let name = if all { module.part } else { module.name.as_str() };
+            if !named.iter().any(|named| named == name) {
+                named.push(name.to_owned());
+            }
+        }
+        named
+    }
+
+    /// The name of an adapter's tensor as peft writes it, less its prefix; any other name as it is.
+    pub(super) fn peft_name(&self, name: &str) -> String {
+        let renamed = |dense: &Dense| {
+            let rest = name.strip_prefix(&dense.stem).filter(|rest| rest.starts_with(".lora_"))?;
+            Some(format!("{}{rest}", dense.module.as_ref()?.name))
+        };
+        self.dense.iter().find_map(renamed).unwrap_or_else(|| name.to_owned())
     }
 
     /// The stems of dense layers within a layer, each once.

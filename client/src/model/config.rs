@@ -8,14 +8,17 @@ mod vit;
 
 use std::path::Path;
 
+use fedtune_config::job::TABLE_MODEL;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::error::ModelError;
 pub use decoder::{Decoder, DecoderConfig, RopeStretch};
+pub use fedtune_config::job::Reads;
+
 pub use encoder::{Architecture, EncoderConfig, Pooling, Rotary};
 pub use resnet::{ResNetConfig, ResidualKind};
-pub use table::{Column, ColumnKind, TableConfig};
+pub use table::{Column, ColumnKind, Scale, TableConfig};
 pub use vit::VitConfig;
 
 /// The sizes and settings of a model.
@@ -31,28 +34,6 @@ pub enum Config {
     Table(TableConfig),
     /// A transformer that sees what came before each token: Llama, Qwen.
     Decoder(DecoderConfig),
-}
-
-/// What a model reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Reads {
-    /// Texts.
-    #[default]
-    Texts,
-    /// Images.
-    Images,
-    /// Columns of a table.
-    Tables,
-}
-
-impl std::fmt::Display for Reads {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.write_str(match self {
-            Self::Texts => "texts",
-            Self::Images => "images",
-            Self::Tables => "tables",
-        })
-    }
 }
 
 /// More layers than any published model has.
@@ -76,7 +57,7 @@ impl Config {
             }
             Some("resnet") => ResNetConfig::parse(&document).map(Self::ResNet),
             Some("vit") => VitConfig::parse(&document).map(Self::Vit),
-            Some(table::MODEL_TYPE) => TableConfig::parse(&document).map(Self::Table),
+            Some(TABLE_MODEL) => TableConfig::parse(&document).map(Self::Table),
             Some(kind) if let Some(decoder) = Decoder::of(kind) => {
                 DecoderConfig::parse(decoder, &document).map(Self::Decoder)
             }

@@ -84,7 +84,8 @@ pub enum ModelError {
     /// Another architecture.
     #[error(
         "{}: model_type is {found}; supported: \"bert\", \"distilbert\", \"roberta\", \"xlm-roberta\" and \"modernbert\" for \
-         texts, \"llama\", \"qwen2\" and \"qwen3\" as language models, \"resnet\" and \"vit\" for images. Choose a model of \
+         texts, \"llama\", \"qwen2\" and \"qwen3\" as language models, \"resnet\" and \"vit\" for images, \"fedtune-table\" for tables \
+         (fedtune-client new-table-model makes one). Choose a model of \
          these (for example all-MiniLM-L6-v2, roberta-base, ModernBERT-base, Qwen2.5-0.5B, resnet-18 or \
          vit-base-patch16-224)",
         path.display()
@@ -105,13 +106,14 @@ pub enum ModelError {
     },
     /// A precision that the device has no form of.
     #[error(
-        "training.precision is \"bf16\", which only the processor has so far; set it to \"f32\", or device.kind to \"cpu\""
+        "training.precision is not \"f32\", and only the processor and NVIDIA GPUs have others; set it to that, or device.kind \
+         to \"cpu\" or \"cuda\""
     )]
     Precision,
     /// Layers that cannot be computed again.
     #[error(
-        "layers can be computed again in the backward pass only for transformers on the processor; leave \
-         that out, or choose another model or device"
+        "layers can be computed again in the backward pass only for transformers on the processor and NVIDIA \
+         GPUs; leave that out, or choose another model or device"
     )]
     Recompute,
     /// Adapters for layers that are not there.

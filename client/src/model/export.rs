@@ -43,15 +43,14 @@ impl Classifier {
     }
 
     fn adapter_config(&self) -> Option<String> {
-        let base = self.base_config.get("_name_or_path").and_then(Value::as_str).filter(|name| !name.is_empty());
-        self.network
-            .adapters()
-            .map(|adapters| adapters.config_json(self.network.anatomy(), self.network.objective(), base))
+        self.network.adapters().map(|adapters| adapters.config_json(self.network.anatomy(), self.network.objective()))
     }
 
     fn exported_name(&self, name: &str) -> String {
-        let prefix = if self.network.adapters().is_some() { PREFIX } else { "" };
-        format!("{prefix}{name}")
+        match self.network.adapters() {
+            Some(_) => format!("{PREFIX}{}", self.network.anatomy().peft_name(name)),
+            None => name.to_owned(),
+        }
     }
 
     fn exported_config(&self) -> String {

@@ -22,7 +22,7 @@ pub(super) fn check(folder: &Path, reads: Reads) -> Result<(), ModelError> {
         Ok(_) => return Err(ModelError::Folder { path: folder.into(), found: "is a file".into() }),
         Err(e) => return Err(ModelError::Folder { path: folder.into(), found: format!("cannot be opened ({e})") }),
     }
-    for file in needed(reads == Reads::Images) {
+    for file in needed(reads == Reads::Texts, reads == Reads::Images) {
         if !folder.join(file).is_file() {
             return Err(ModelError::FileMissing { folder: folder.into(), file, remedy: remedy(folder, file) });
         }

@@ -13,6 +13,7 @@ use super::config::Config;
 use super::error::ModelError;
 use super::network::{Network, Parameter};
 use super::objective::Objective;
+use super::ops;
 use super::preparing::Preparing;
 use super::tensor_file::TensorFile;
 use super::{Classifier, ModelSpec, export, folder, initial};
@@ -228,7 +229,7 @@ fn labels_in(config: &Map<String, Value>) -> Option<Vec<String>> {
 type Loaded = (Network, BTreeMap<String, String>);
 
 fn read_network(path: &Path, config: Config, want: &Want<'_>) -> Result<Loaded, ModelError> {
-    if want.precision == Precision::Bf16 && !want.device.is_cpu() {
+    if want.precision != Precision::F32 && !ops::rounds(want.device) {
         return Err(ModelError::Precision);
     }
     let anatomy = Anatomy::of(&config, want.objective, want.outputs)?;

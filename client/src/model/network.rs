@@ -1,6 +1,7 @@
 //! A model as a function of its parameters. Here is what all architectures share; each has a module that computes its
 //! outputs.
 
+mod continuation;
 mod decoder;
 mod encoder;
 mod resnet;
@@ -23,6 +24,7 @@ use super::error::ModelError;
 use super::objective::{Objective, Targets};
 use super::ops::dropout::DropoutStream;
 use super::ops::{self, Grid, Loss, Normalise, Tape};
+pub use continuation::Continuation;
 use decoder::Decoder;
 use encoder::Encoder;
 use resnet::ResNet;
@@ -205,10 +207,10 @@ impl Network {
     /// backward pass: the same gradients, bit for bit, for less memory and one more forward pass.
     ///
     /// # Errors
-    /// Asked for on another device than the processor, or of a model without such layers.
+    /// Asked for on a device whose operations are not recorded, or of a model without such layers.
     pub fn set_recompute(&mut self, recompute: bool) -> std::result::Result<(), ModelError> {
         if recompute
-            && !(self.device.is_cpu()
+            && !(ops::recorded(&self.device)
                 && matches!(self.config, Config::Encoder(_) | Config::Decoder(_) | Config::Vit(_)))
         {
             return Err(ModelError::Recompute);
@@ -293,7 +295,7 @@ impl Network {
     /// As [`Self::gradients`]; also when the network is no decoder.
     pub fn foreseen(&self, batch: &Batch, targets: &[Vec<Option<u32>>]) -> Result<Vec<Foreseen>> {
         let Config::Decoder(config) = &self.config else { bail!("only a decoder says the next token") };
-        Decoder::new(self, config, batch, &Mode::evaluation()).foreseen(batch, targets)
+        Decoder::new(self, config, batch.layout.width(), &Mode::evaluation()).foreseen(batch, targets)
     }
 
     /// The outputs for some tokens, by their rows in the batch's layout: `[tokens, outputs]`, in evaluation mode.
@@ -312,7 +314,7 @@ impl Network {
         let mode = Mode::evaluation();
         match &self.config {
             Config::Encoder(config) => Encoder::new(self, config, &mode).hidden_states(batch),
-            Config::Decoder(config) => Decoder::new(self, config, batch, &mode).hidden_states(batch),
+            Config::Decoder(config) => Decoder::new(self, config, batch.layout.width(), &mode).hidden_states(batch),
             _ => bail!("a network without tokens has no hidden states of them"),
         }
     }
@@ -356,7 +358,7 @@ impl Network {
         let loss = self.loss(input, targets, loss, &mode)?;
         let layers = mode.of_layer(true);
         let Mode { words, tape, statistics, .. } = mode;
-        let mut store = if self.device.is_cpu() {
+        let mut store = if ops::recorded(&self.device) {
             let again = |number: usize, x: &Tensor| {
                 let mode = layers.of_layer(true);
                 Ok((self.layer_again(input, number, x, &mode)?, mode.tape))
@@ -432,7 +434,7 @@ impl Network {
                     bail!("only a decoder says the next token");
                 };
                 let (rows, labels) = batch.counted(tokens, true)?;
-                let decoder = Decoder::new(self, config, batch, mode);
+                let decoder = Decoder::new(self, config, batch.layout.width(), mode);
                 ops::words_loss(&mode.tape, &decoder.seen(batch, Some(rows))?, &decoder.output()?, &labels, loss)
             }
             (Objective::Tokens, Targets::Tokens(tokens)) => {
@@ -468,7 +470,7 @@ impl Network {
                 Encoder::new(self, config, mode).layer(batch, number, hidden)
             }
             (Config::Decoder(config), Input::Text(batch)) => {
-                Decoder::new(self, config, batch, mode).layer(number, hidden, &batch.layout)
+                Decoder::new(self, config, batch.layout.width(), mode).layer(number, hidden, &batch.layout)
             }
             (Config::Vit(config), Input::Images(images)) => {
                 let vit = Vit { network: self, config, mode };
@@ -483,7 +485,7 @@ impl Network {
         match (&self.config, input) {
             (Config::Encoder(config), Input::Text(batch)) => Encoder::new(self, config, mode).forward(batch, tokens),
             (Config::Decoder(config), Input::Text(batch)) => {
-                Decoder::new(self, config, batch, mode).forward(batch, tokens)
+                Decoder::new(self, config, batch.layout.width(), mode).forward(batch, tokens)
             }
             (Config::ResNet(config), Input::Images(images)) => ResNet { network: self, config, mode }.forward(images),
             (Config::Vit(config), Input::Images(images)) => Vit { network: self, config, mode }.forward(images),
@@ -584,16 +586,15 @@ impl Network {
         Ok(out)
     }
 
-    /// The rows of the table of words for a batch's tokens: the table, or those of its rows that the batch uses, and the
+    /// The rows of the table of words for tokens: the table, or those of its rows that the batch uses, and the
     /// indices into it.
-    fn words(&self, batch: &Batch, mode: &Mode) -> Result<(Tensor, Vec<u32>)> {
-        let words = &batch.indices.words;
+    fn words(&self, words: &[u32], mode: &Mode) -> Result<(Tensor, Vec<u32>)> {
         match (&mode.words, self.anatomy.words) {
             (Some((used, rows)), _) => {
                 let place = |word: &u32| rows.binary_search(word).map_or(u32::MAX, |place| place as u32);
                 Ok((used.as_tensor().clone(), words.iter().map(place).collect()))
             }
-            (None, Some(name)) => Ok((self.tensor(name, mode)?, words.clone())),
+            (None, Some(name)) => Ok((self.tensor(name, mode)?, words.to_vec())),
             (None, None) => bail!("the network has no table of words"),
         }
     }

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use super::config::{Config, Reads};
+use super::cells::CellPreparation;
+use super::config::Config;
 use super::error::ModelError;
 use super::folder;
 use super::tokens::TextTokenizer;
@@ -15,20 +16,23 @@ pub(super) enum Preparing {
     Texts(Box<TextTokenizer>),
     /// Images become values of one size.
     Images(Preparation),
+    /// Cells of a table become inputs.
+    Cells(CellPreparation),
 }
 
 impl Preparing {
     /// Reads it from a model folder, for a network of the settings in `config`, which stand in another folder where there
     /// are adapters.
     pub(super) fn of_folder(folder: &Path, config: &Config, max_length: Option<usize>) -> Result<Self, ModelError> {
-        match config.reads() {
-            Reads::Texts => {
+        match config {
+            Config::Table(config) => Ok(Self::Cells(CellPreparation::new(config))),
+            Config::Encoder(_) | Config::Decoder(_) => {
                 let (positions, vocabulary) =
                     (config.positions().unwrap_or(usize::MAX), config.vocabulary().unwrap_or(usize::MAX));
                 let tokenizer = TextTokenizer::load(folder, vocabulary, positions, max_length)?;
                 Ok(Self::Texts(Box::new(tokenizer)))
             }
-            Reads::Images => {
+            Config::ResNet(_) | Config::Vit(_) => {
                 let preparation = Preparation::of_folder(folder)?;
                 let wrong = |message| ModelError::Config { path: folder.join(folder::CONFIG), message };
                 let (channels, side) = config.image().unwrap_or_default();
@@ -44,10 +48,6 @@ impl Preparing {
                     ))),
                     _ => Ok(Self::Images(preparation)),
                 }
-            }
-            found @ Reads::Tables => {
-                let path = folder.join(folder::CONFIG);
-                Err(ModelError::Reads { path, found, expected: "texts or images".into() })
             }
         }
     }

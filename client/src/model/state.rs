@@ -55,7 +55,10 @@ impl Network {
         let mut file = TensorFile::open(path)?;
         let mut left: BTreeSet<String> = file.names().into_iter().collect();
         for (name, shape) in self.state_tensors() {
-            let stored = format!("{PREFIX}{name}");
+            // Older versions of transformers call some layers as checkpoints do.
+            let names = [self.anatomy().peft_name(&name), name.clone()].map(|name| format!("{PREFIX}{name}"));
+            let [named, plain] = names;
+            let stored = if left.contains(&named) { named } else { plain };
             if !left.remove(&stored) && in_base.contains_key(&name) {
                 continue;
             }

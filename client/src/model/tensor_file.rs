@@ -190,7 +190,12 @@ pub(crate) fn write_noted(
         .map(|(name, dtype, shape, bytes)| Ok((name.as_str(), TensorView::new(dtype, shape.clone(), bytes)?)))
         .collect::<Result<Vec<_>, _>>()
         .map_err(failed)?;
-    safetensors::serialize_to_file(views, Some(notes), path).map_err(failed)
+    // A file is as readable as any other that is made here, whatever the crate makes of it.
+    let readable = File::create(path).and_then(|file| Ok(file.metadata()?.permissions()));
+    let unwritten = |source| ModelError::Write { path: path.to_path_buf(), source };
+    let readable = readable.map_err(unwritten)?;
+    safetensors::serialize_to_file(views, Some(notes), path).map_err(failed)?;
+    std::fs::set_permissions(path, readable).map_err(unwritten)
 }
 
 #[cfg(test)]

@@ -142,6 +142,53 @@ impl TextTokenizer {
         self.max_length
     }
 
+    /// Tokens of each prompt with what the template has before and behind it, up to where the response begins. Of those that
+    /// are more than `most` the end of the prompt itself is left out.
+    pub(super) fn prompts(
+        &self,
+        prompts: &[&str],
+        template: &str,
+        most: usize,
+    ) -> Result<Vec<Vec<u32>>, candle_core::Error> {
+        let failed = |e: tokenizers::Error| candle_core::Error::Msg(format!("the tokenizer failed: {e}"));
+        let mut uncut = self.tokenizer.clone();
+        uncut.with_truncation(None).map_err(failed)?;
+        let (mut given, mut ends) = (Vec::with_capacity(prompts.len()), Vec::with_capacity(prompts.len()));
+        for prompt in prompts {
+            let (mut text, response) = put_together(template, prompt, "");
+            text.truncate(response);
+            // What stands behind the prompt does without it too.
+            let (without, behind) = put_together(template, "", "");
+            let before = template.find(PROMPT).unwrap_or(0).min(behind);
+            ends.push(text.len() - without[before..behind].len());
+            given.push(EncodeInput::from(text));
+        }
+        let encodings = uncut.encode_batch(given, true).map_err(failed)?;
+        let words = encodings.iter().zip(ends).map(|(encoding, end)| {
+            // What the tokenizer puts behind a text belongs behind the response.
+            let added = encoding.get_special_tokens_mask().iter().rev().take_while(|mask| **mask == 1).count();
+            let mut words = encoding.get_ids().to_vec();
+            words.truncate(words.len() - added);
+            let places = &encoding.get_offsets()[..words.len()];
+            let tail = places.iter().rev().take_while(|(start, _)| *start >= end).count().min(most);
+            if let Some(more @ 1..) = words.len().checked_sub(most) {
+                let tail = words.len() - tail;
+                words.drain(tail - more.min(tail)..tail);
+            }
+            match words.is_empty() {
+                true => Err(candle_core::Error::Msg("the tokenizer made no token of a prompt".into())),
+                false => Ok(words),
+            }
+        });
+        words.collect()
+    }
+
+    /// The text of tokens, less special ones.
+    pub(super) fn text(&self, words: &[u32]) -> Result<String, candle_core::Error> {
+        let failed = |e: tokenizers::Error| candle_core::Error::Msg(format!("the tokenizer failed: {e}"));
+        self.tokenizer.decode(words, true).map_err(failed)
+    }
+
     /// Tokens of each text, in order. `template` puts exchanges together, and `end` is the token that ends them where they
     /// are not cut.
     pub(super) fn encode(

@@ -10,7 +10,7 @@ use fedtune_proto::v1;
 
 use crate::data::{self, Columns, DataError, DataReport, Rows, Sampling, TargetReader};
 use crate::finetune::{self, FinetuneError, FitReport, Observer, Plan};
-use crate::model::{Classifier, ModelError, ModelSpec};
+use crate::model::{Classifier, ModelError, ModelSpec, taken_by};
 
 /// Rows in a batch that is only scored.
 const EVALUATION_BATCH: usize = 32;
@@ -95,7 +95,7 @@ impl Site {
     ) -> Result<FitReport, WorkError> {
         let data = &self.config.data;
         let sampling = Sampling { per_label: data.per_label, oversample: data.oversample };
-        let rows = sampling.apply(self.rows(job)?.0, job.training.seed)?;
+        let rows = sampling.apply(self.rows(job, model)?.0, job.training.seed)?;
         let mut classifier = Classifier::load(model, &ModelSpec::from(job), &self.device)?;
         classifier.load_state(state)?;
         let steps = job.training.steps_per_round(rows.len());
@@ -119,8 +119,8 @@ impl Site {
         observer: &mut dyn Observer,
     ) -> Result<finetune::Evaluation, WorkError> {
         let rows = match &self.config.data.test {
-            Some(test) => self.read(job, test, &self.columns(job).ungrouped())?.0,
-            None => self.rows(job)?.1,
+            Some(test) => self.read(job, test, &self.columns(job, model)?.ungrouped())?.0,
+            None => self.rows(job, model)?.1,
         };
         if rows.is_empty() {
             return Err(WorkError::NoData("data.test, and no data.validation_fraction above 0,"));
@@ -130,10 +130,10 @@ impl Site {
         Ok(finetune::evaluate(&classifier, &rows, EVALUATION_BATCH, observer)?)
     }
 
-    /// Training rows and validation rows.
-    fn rows(&self, job: &Job) -> Result<(Rows, Rows), WorkError> {
+    /// Training rows and validation rows, for the base model in a folder.
+    fn rows(&self, job: &Job, model: &Path) -> Result<(Rows, Rows), WorkError> {
         let train = self.config.data.train.as_ref().ok_or(WorkError::NoData("data.train"))?;
-        let (mut rows, mut report) = self.read(job, train, &self.columns(job))?;
+        let (mut rows, mut report) = self.read(job, train, &self.columns(job, model)?)?;
         if self.config.data.duplicates == Duplicates::Remove {
             rows = report.remove_duplicates(&rows);
             if report.removed > 0 {
@@ -143,8 +143,8 @@ impl Site {
         Ok(data::split(rows, self.config.data.validation_fraction))
     }
 
-    fn columns(&self, job: &Job) -> Columns {
-        Columns::resolve(job, &self.config.data)
+    fn columns(&self, job: &Job, model: &Path) -> Result<Columns, WorkError> {
+        Ok(taken_by(model, Columns::resolve(job, &self.config.data))?)
     }
 
     fn read(&self, job: &Job, path: &Path, columns: &Columns) -> Result<(Rows, DataReport), WorkError> {

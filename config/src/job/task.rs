@@ -36,17 +36,45 @@ pub enum TaskKind {
     CausalLm,
     /// One label for each image.
     ImageClassification,
+    /// One label for each row of a table.
+    TableClassification,
+    /// A number for each row of a table.
+    TableRegression,
+}
+
+/// What a row is, and a model reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Reads {
+    /// Texts.
+    #[default]
+    Texts,
+    /// Images.
+    Images,
+    /// Columns of a table.
+    Tables,
+}
+
+impl fmt::Display for Reads {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Texts => "texts",
+            Self::Images => "images",
+            Self::Tables => "tables",
+        })
+    }
 }
 
 impl TaskKind {
     /// Every kind.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::TextClassification,
         Self::MultiLabelClassification,
         Self::TextRegression,
         Self::TokenClassification,
         Self::CausalLm,
         Self::ImageClassification,
+        Self::TableClassification,
+        Self::TableRegression,
     ];
 
     /// As it stands in a job.
@@ -58,17 +86,19 @@ impl TaskKind {
             Self::TokenClassification => "token-classification",
             Self::CausalLm => "causal-lm",
             Self::ImageClassification => "image-classification",
+            Self::TableClassification => "table-classification",
+            Self::TableRegression => "table-regression",
         }
     }
 
     /// Whether the job names the labels.
     pub fn has_labels(self) -> bool {
-        !matches!(self, Self::TextRegression | Self::CausalLm)
+        !matches!(self, Self::TextRegression | Self::TableRegression | Self::CausalLm)
     }
 
     /// Whether each row has one label.
     pub fn has_one_label(self) -> bool {
-        matches!(self, Self::TextClassification | Self::ImageClassification)
+        matches!(self, Self::TextClassification | Self::ImageClassification | Self::TableClassification)
     }
 
     /// Whether a row is a text or a pair of texts.
@@ -76,17 +106,34 @@ impl TaskKind {
         matches!(self, Self::TextClassification | Self::MultiLabelClassification | Self::TextRegression)
     }
 
+    /// What a row is.
+    pub fn reads(self) -> Reads {
+        match self {
+            Self::TextClassification
+            | Self::MultiLabelClassification
+            | Self::TextRegression
+            | Self::TokenClassification
+            | Self::CausalLm => Reads::Texts,
+            Self::ImageClassification => Reads::Images,
+            Self::TableClassification | Self::TableRegression => Reads::Tables,
+        }
+    }
+
     /// Whether a row is an image.
     pub fn reads_images(self) -> bool {
-        self == Self::ImageClassification
+        self.reads() == Reads::Images
     }
 
     /// What can decide which state is best; the first does where a job names none.
     pub fn metrics(self) -> &'static [Metric] {
         match self {
-            Self::TextClassification | Self::ImageClassification => &[Metric::Accuracy, Metric::MacroF1, Metric::Loss],
+            Self::TextClassification | Self::ImageClassification | Self::TableClassification => {
+                &[Metric::Accuracy, Metric::MacroF1, Metric::Loss]
+            }
             Self::MultiLabelClassification => &[Metric::MicroF1, Metric::MacroF1, Metric::ExactMatch, Metric::Loss],
-            Self::TextRegression => &[Metric::Mse, Metric::Loss, Metric::Mae, Metric::Pearson, Metric::R2],
+            Self::TextRegression | Self::TableRegression => {
+                &[Metric::Mse, Metric::Loss, Metric::Mae, Metric::Pearson, Metric::R2]
+            }
             Self::TokenClassification => &[Metric::MacroF1, Metric::EntityF1, Metric::Accuracy, Metric::Loss],
             Self::CausalLm => &[Metric::Loss, Metric::Perplexity, Metric::Accuracy],
         }
@@ -204,6 +251,7 @@ impl Task {
                 default(&mut self.image_column, "image");
                 default(&mut self.label_column, "label");
             }
+            TaskKind::TableClassification | TaskKind::TableRegression => default(&mut self.label_column, "label"),
             TaskKind::MultiLabelClassification => {
                 default(&mut self.text_column, "text");
                 default(&mut self.label_column, "labels");

@@ -1,14 +1,12 @@
 //! `[training]`: what a site trains, and how.
 
-use std::path::Path;
-
 pub use augmentation::Augmentation;
 pub use class_weights::ClassWeights;
 pub use eda::{Alteration, Eda};
 use serde::{Deserialize, Serialize};
 pub use trainable::Trainable;
 
-use super::task::{Task, TaskKind, unread};
+use super::task::{Reads, Task, TaskKind, unread};
 use super::{range, unit};
 use crate::error::Problems;
 
@@ -24,8 +22,12 @@ pub enum Precision {
     /// 24 bits of precision.
     #[default]
     F32,
-    /// 8 bits of precision: inputs and weights of a product are rounded, its sums are not. Faster on processors with AMX.
+    /// 8 bits of precision: inputs and weights of a product are rounded, its sums are not. Faster on processors with AMX,
+    /// and on NVIDIA GPUs, where those of attention are rounded as well.
     Bf16,
+    /// 11 bits of precision and nothing above 65504, likewise; the loss is scaled so that small gradients are not lost
+    /// (Micikevicius et al. 2017, 1710.03740). For what bf16 is too coarse for; on processors it saves no time.
+    F16,
 }
 
 /// Low-rank adaptation (Hu et al. 2021, 2106.09685): a frozen dense layer `W` gets `alpha / rank * B A` beside it, and
@@ -242,7 +244,7 @@ impl Training {
             ("training.eda", self.eda.is_some(), kind.reads_text() && kind.has_labels()),
             // Its output layer is not new, and often is the table of words.
             ("training.probe", self.probe != 0.0, kind != TaskKind::CausalLm),
-            ("training.length_grouped", self.length_grouped, !kind.reads_images()),
+            ("training.length_grouped", self.length_grouped, kind.reads() == Reads::Texts),
             ("training.augmentation", self.augmentation.is_some(), kind.reads_images()),
             ("training.freeze_batch_norm", self.freeze_batch_norm, kind.reads_images()),
         ] {
@@ -344,19 +346,5 @@ impl Training {
         p.check(i64::try_from(t.seed).is_ok(), "training.seed", || {
             format!("found {}; expected at most {}", t.seed, i64::MAX)
         });
-    }
-}
-
-/// Widest model, by `hidden_size`, that counts as small.
-const SMALL_HIDDEN_SIZE: u64 = 512;
-
-/// A peak learning rate for the model in this folder, where nobody chose one: 1e-4 for encoders of a hidden size up to
-/// 512, which need larger steps, and the default of [`Training`] for wider ones and for folders that cannot be read.
-pub fn suggested_learning_rate(model: &Path) -> f64 {
-    let text = std::fs::read_to_string(model.join("config.json")).unwrap_or_default();
-    let config: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-    match config["hidden_size"].as_u64() {
-        Some(width) if width <= SMALL_HIDDEN_SIZE => 1e-4,
-        _ => Training::default().learning_rate,
     }
 }

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use fedtune_config::Job;
+use fedtune_config::job::Reads;
 use fedtune_proto::digest::ArtifactRef;
 use fedtune_proto::folder;
 use fedtune_proto::v1::operator_server::Operator;
@@ -76,7 +77,7 @@ impl Operator for Service {
             }
             files.push(BaseFile { name: file.name, artifact: wire::artifact(file.artifact.as_ref())? });
         }
-        let needed = folder::needed(job.task.kind.reads_images());
+        let needed = folder::needed(job.task.kind.reads() == Reads::Texts, job.task.kind.reads_images());
         if let Some(needed) = needed.iter().find(|needed| !files.iter().any(|file| file.name == **needed)) {
             return Err(Status::invalid_argument(format!("the base model lacks {needed}")));
         }

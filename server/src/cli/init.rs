@@ -1,5 +1,6 @@
 //! `init`: a new federation's folder.
 
+use super::output::outln;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -41,16 +42,14 @@ impl Init {
         write(&dir.join("server.toml"), SERVER)?;
         write(&dir.join("job.toml"), &job)?;
         let d = dir.display();
-        println!("Made the federation in {d}:");
-        println!(
-            "  {d}/pki         certificate authority and server certificate; keep ca-key.pem secret and backed up"
-        );
-        println!("  {d}/operator    the operator's bundle, for job and model commands (--operator {d}/operator)");
-        println!("  {d}/server.toml the aggregator's configuration");
-        println!("  {d}/job.toml    an example job\n");
-        println!("Next:");
-        println!("  fedtune-server run --config {d}/server.toml");
-        println!("  fedtune-server site add NAME --config {d}/server.toml");
+        outln!("Made the federation in {d}:");
+        outln!("  {d}/pki         certificate authority and server certificate; keep ca-key.pem secret and backed up");
+        outln!("  {d}/operator    the operator's bundle, for job and model commands (--operator {d}/operator)");
+        outln!("  {d}/server.toml the aggregator's configuration");
+        outln!("  {d}/job.toml    an example job\n");
+        outln!("Next:");
+        outln!("  fedtune-server run --config {d}/server.toml");
+        outln!("  fedtune-server site add NAME --config {d}/server.toml");
         Ok(())
     }
 }

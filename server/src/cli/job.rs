@@ -1,5 +1,6 @@
 //! `job`: what the sites are asked to do.
 
+use super::output::{out, outln};
 use std::path::PathBuf;
 
 use clap::Subcommand;
@@ -70,7 +71,7 @@ impl JobCommand {
         match self {
             Self::Check { file } => {
                 let job: Job = fedtune_config::load(&file)?;
-                print!("{}", job.to_toml());
+                out!("{}", job.to_toml());
                 eprintln!("{} is a sound job", file.display());
                 Ok(())
             }
@@ -80,7 +81,7 @@ impl JobCommand {
                 let id = operator
                     .submit(&job, |name, size| eprintln!("uploading {name} ({:.1} MB)", size as f64 / 1e6))
                     .await?;
-                println!("{id}");
+                outln!("{id}");
                 if stay { ended(watch::to_the_end(&mut operator, &id).await?) } else { Ok(()) }
             }
             Self::List { remote, output } => {
@@ -100,7 +101,7 @@ impl JobCommand {
                 if output == Output::Json {
                     return print_json(&job_json(&shown));
                 }
-                print!("{}", watch::describe(&shown));
+                out!("{}", watch::describe(&shown));
                 Ok(())
             }
             Self::Watch { job, remote } => {
@@ -109,7 +110,7 @@ impl JobCommand {
             }
             Self::Cancel { job, remote } => {
                 remote.connect().await?.cancel(&job).await?;
-                println!("cancelled");
+                outln!("cancelled");
                 Ok(())
             }
         }

@@ -1,5 +1,6 @@
 //! `model`: what came out.
 
+use super::output::outln;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -60,7 +61,7 @@ impl Model {
             bail!("{} holds a model already; choose another folder with --to", to.display());
         }
         let round = remote.connect().await?.export(&which.job, which.selector, &to).await?;
-        println!("Wrote the model of round {round} to {}", to.display());
+        outln!("Wrote the model of round {round} to {}", to.display());
         Ok(())
     }
 }

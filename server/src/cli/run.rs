@@ -1,5 +1,6 @@
 //! `run`: the aggregator.
 
+use super::output::outln;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
@@ -38,7 +39,7 @@ impl Run {
         }
         let aggregator = Aggregator::open(config).await?;
         // For whoever started it: the address, known even when the port was 0.
-        println!("listening on {}", aggregator.address());
+        outln!("listening on {}", aggregator.address());
         let mut terminate = signal(SignalKind::terminate())?;
         let stop = async move {
             tokio::select! {

@@ -1,5 +1,6 @@
 //! `site`: who takes part.
 
+use super::output::outln;
 use std::path::PathBuf;
 
 use anyhow::bail;
@@ -74,7 +75,7 @@ impl Site {
                 let folder = config.tls.ca.parent().unwrap_or("".as_ref());
                 Authority::open(folder)?.issue_bundle(&identity, &out)?;
                 records.add_site(&identity, now_ms()).await?;
-                println!("Enrolled {name} as {role}; its bundle is in {}", out.display());
+                outln!("Enrolled {name} as {role}; its bundle is in {}", out.display());
                 Ok(())
             }
             Self::List { remote, output } => {

@@ -1,7 +1,7 @@
 //! The values of one column in one part, one after another.
 
 use ::parquet::column::reader::ColumnReaderImpl;
-use ::parquet::data_type::{ByteArray, ByteArrayType, DataType, DoubleType, FloatType, Int32Type, Int64Type};
+use ::parquet::data_type::{BoolType, ByteArray, ByteArrayType, DataType, DoubleType, FloatType, Int32Type, Int64Type};
 use serde_json::Value;
 
 use super::super::error::Fault;
@@ -26,10 +26,8 @@ impl<'a, T: DataType> Cells<'a, T> {
     fn next(&mut self) -> Result<Option<T::T>, ParquetError> {
         self.levels.clear();
         self.values.clear();
-        let (records, ..) = self
-            .reader
-            .read_records(1, Some(&mut self.levels), None, &mut self.values)
-            .map_err(|e| self.place.damaged(&e))?;
+        let Self { place, reader, levels, values } = self;
+        let (records, ..) = unpanicked(*place, || reader.read_records(1, Some(&mut *levels), None, &mut *values))?;
         if records == 0 {
             return Err(self.place.damaged(&"it has fewer values than the row group declares"));
         }
@@ -38,10 +36,18 @@ impl<'a, T: DataType> Cells<'a, T> {
 
     fn skip(&mut self, rows: u64) -> Result<(), ParquetError> {
         let rows = usize::try_from(rows).unwrap_or(usize::MAX);
-        match self.reader.skip_records(rows).map_err(|e| self.place.damaged(&e))? {
+        match unpanicked(self.place, || self.reader.skip_records(rows))? {
             skipped if skipped == rows => Ok(()),
             _ => Err(self.place.damaged(&"it has fewer values than the row group declares")),
         }
+    }
+}
+
+/// Damaged pages make the reader fail, or panic; no value is asked for after that.
+fn unpanicked<T>(place: Place<'_>, read: impl FnOnce() -> ::parquet::errors::Result<T>) -> Result<T, ParquetError> {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)) {
+        Ok(found) => found.map_err(|e| place.damaged(&e)),
+        Err(_) => Err(place.damaged(&"its pages do not hold what they declare")),
     }
 }
 
@@ -63,13 +69,14 @@ impl<'a> BytesCells<'a> {
     }
 }
 
-/// Labels or groups.
+/// Labels, groups, or cells of a table.
 pub(super) enum NameCells<'a> {
     Text(BytesCells<'a>),
     Narrow { cells: Cells<'a, Int32Type>, classes: Option<&'a [String]> },
     Wide { cells: Cells<'a, Int64Type>, classes: Option<&'a [String]> },
     Float(Cells<'a, FloatType>),
     Double(Cells<'a, DoubleType>),
+    Truth(Cells<'a, BoolType>),
 }
 
 impl NameCells<'_> {
@@ -82,7 +89,19 @@ impl NameCells<'_> {
             // The shorter form: 0.1 is not to become 0.10000000149011612.
             Self::Float(cells) => Ok(cells.next()?.map_or(Value::Null, |number| number.to_string().into())),
             Self::Double(cells) => Ok(cells.next()?.map_or(Value::Null, |number| number.to_string().into())),
+            Self::Truth(cells) => Ok(cells.next()?.map_or(Value::Null, Value::Bool)),
         })
+    }
+
+    pub(super) fn skip(&mut self, rows: u64) -> Result<(), ParquetError> {
+        match self {
+            Self::Text(cells) => cells.skip(rows),
+            Self::Narrow { cells, .. } => cells.skip(rows),
+            Self::Wide { cells, .. } => cells.skip(rows),
+            Self::Float(cells) => cells.skip(rows),
+            Self::Double(cells) => cells.skip(rows),
+            Self::Truth(cells) => cells.skip(rows),
+        }
     }
 }
 

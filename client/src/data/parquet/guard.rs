@@ -30,22 +30,43 @@ impl Length for Guarded {
     }
 }
 
-impl ChunkReader for Guarded {
-    type T = BufReader<File>;
+/// Reads from a place on, where a page header may begin.
+pub(super) struct Measured {
+    input: BufReader<File>,
+    /// Where it begins, until the header there is measured.
+    unmeasured: Option<u64>,
+}
 
-    /// Called where a page header begins, and for the footer.
+impl Read for Measured {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if let Some(start) = self.unmeasured.take() {
+            self.input.seek(SeekFrom::Start(start))?;
+            check_page(start, self.input.by_ref().take(MAX_HEADER)).map_err(std::io::Error::other)?;
+            self.input.seek(SeekFrom::Start(start))?;
+        }
+        self.input.read(buffer)
+    }
+}
+
+fn check_page(start: u64, header: impl Read) -> Result<()> {
+    let [packed, unpacked] = page_sizes(header)?;
+    let most = MAX_PAGE as i64;
+    if (0..=most).contains(&packed) && (0..=most).contains(&unpacked) {
+        return Ok(());
+    }
+    Err(ParquetError::General(format!(
+        "the page at byte {start} declares {packed} bytes, {unpacked} when decompressed, expected at most {MAX_PAGE}"
+    )))
+}
+
+impl ChunkReader for Guarded {
+    type T = Measured;
+
+    /// Called where a page header begins, and for the footer; also where a page begins whose header was read already,
+    /// but then nothing is read of it.
     fn get_read(&self, start: u64) -> Result<Self::T> {
-        if start >= self.pages_end {
-            return self.file.get_read(start);
-        }
-        let [packed, unpacked] = page_sizes(self.file.get_read(start)?.take(MAX_HEADER))?;
-        let most = MAX_PAGE as i64;
-        if !(0..=most).contains(&packed) || !(0..=most).contains(&unpacked) {
-            return Err(ParquetError::General(format!(
-                "the page at byte {start} declares {packed} bytes, {unpacked} when decompressed, expected at most {MAX_PAGE}"
-            )));
-        }
-        self.file.get_read(start)
+        let unmeasured = (start < self.pages_end).then_some(start);
+        Ok(Measured { input: self.file.get_read(start)?, unmeasured })
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {

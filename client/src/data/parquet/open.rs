@@ -10,6 +10,7 @@ use ::parquet::file::reader::{FileReader, RowGroupReader};
 use ::parquet::file::serialized_reader::SerializedFileReader;
 use ::parquet::schema::types::ColumnDescriptor;
 
+use super::super::columns::CELL;
 use super::super::error::DataError;
 use super::cells::{BytesCells, Cells, NameCells};
 use super::classes;
@@ -157,6 +158,23 @@ impl Table {
         }
     }
 
+    /// A column of a table that a model takes: strings, numbers or booleans. Names of classes are of labels alone.
+    pub(super) fn cell(&self, column: &str) -> Result<NameColumn, ParquetError> {
+        let leaf = self.find(column, &[], CELL)?;
+        match self.leaf(leaf).physical_type() {
+            Type::BOOLEAN => Ok(NameColumn { leaf: self.readable(column, leaf)?, kind: Type::BOOLEAN, classes: None }),
+            _ => Ok(NameColumn { classes: None, ..self.name(column, CELL)? }),
+        }
+    }
+
+    /// The names of all columns, in their order.
+    pub(super) fn names(&self) -> Vec<String> {
+        let columns = self.metadata().file_metadata().schema_descr().columns();
+        let mut names: Vec<String> = columns.iter().filter_map(|leaf| leaf.path().parts().first().cloned()).collect();
+        names.dedup();
+        names
+    }
+
     fn leaf(&self, Leaf(leaf): Leaf) -> &ColumnDescriptor {
         &self.metadata().file_metadata().schema_descr().columns()[leaf]
     }
@@ -182,8 +200,7 @@ impl Table {
                 expected: "plain values (an image may be a struct with the fields bytes and path)",
             });
         }
-        let mut found: Vec<String> = columns.iter().filter_map(|leaf| leaf.path().parts().first().cloned()).collect();
-        found.dedup();
+        let found = self.names();
         let near = found
             .iter()
             .filter(|name| name.len() <= 64)
@@ -275,6 +292,7 @@ impl<'a> Part<'a> {
             ColumnReader::Int64ColumnReader(reader) => NameCells::Wide { cells: Cells::new(place, reader), classes },
             ColumnReader::FloatColumnReader(reader) => NameCells::Float(Cells::new(place, reader)),
             ColumnReader::DoubleColumnReader(reader) => NameCells::Double(Cells::new(place, reader)),
+            ColumnReader::BoolColumnReader(reader) => NameCells::Truth(Cells::new(place, reader)),
             _ => return Err(self.damaged(leaf, &"its type is another than in the schema")),
         })
     }

@@ -40,6 +40,18 @@ impl super::Kernel<2> for Kernel {
         }
     }
 
+    #[cfg(feature = "cuda")]
+    fn step(self) -> crate::model::ops::cuda::Step {
+        crate::model::ops::cuda::Step::AdamW {
+            scale: self.change.scale as f32,
+            keep: self.change.keep as f32,
+            step: self.step as f32,
+            root: self.root as f32,
+            betas: [BETA_1 as f32, BETA_2 as f32],
+            epsilon: EPSILON as f32,
+        }
+    }
+
     fn update_on_device(self, p: &Tensor, [m, v]: &mut [Tensor; 2], g: &Tensor) -> Result<Tensor> {
         let g = (g * self.change.scale)?;
         *m = ((&*m * BETA_1)? + (&g * (1.0 - BETA_1))?)?;

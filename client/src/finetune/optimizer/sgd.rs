@@ -23,6 +23,17 @@ impl Kernel<1> for Momentum {
         }
     }
 
+    #[cfg(feature = "cuda")]
+    fn step(self) -> crate::model::ops::cuda::Step {
+        let Change { scale, keep, rate } = self.change;
+        crate::model::ops::cuda::Step::Momentum {
+            scale: scale as f32,
+            keep: keep as f32,
+            rate: rate as f32,
+            momentum: self.momentum as f32,
+        }
+    }
+
     fn update_on_device(self, p: &Tensor, [v]: &mut [Tensor; 1], g: &Tensor) -> Result<Tensor> {
         *v = ((&*v * self.momentum)? + (g * self.change.scale)?)?;
         (p * self.change.keep)? - (&*v * self.change.rate)?
@@ -43,6 +54,12 @@ impl Kernel<0> for Plain {
         for (p, g) in p.iter_mut().zip(g) {
             *p = keep * *p - step * g;
         }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn step(self) -> crate::model::ops::cuda::Step {
+        let Change { scale, keep, rate } = self.change;
+        crate::model::ops::cuda::Step::Plain { keep: keep as f32, step: (rate * scale) as f32 }
     }
 
     fn update_on_device(self, p: &Tensor, []: &mut [Tensor; 0], g: &Tensor) -> Result<Tensor> {

@@ -64,7 +64,7 @@ pub(super) fn anatomy(config: &DecoderConfig, objective: Objective) -> Result<An
             if biased {
                 tensor(format!("{stem}.bias"), vec![outputs], place, Role::Bias);
             }
-            dense.push(Dense { stem, part, inputs, outputs, place });
+            dense.push(Dense { stem, part, module: None, inputs, outputs, place });
         }
         let heads = [("self_attn.q_norm", config.head_dim), ("self_attn.k_norm", config.head_dim)];
         let heads = heads.into_iter().filter(|_| config.decoder.has_head_norms());

@@ -289,7 +289,7 @@ pub(super) fn anatomy(config: &EncoderConfig, objective: Objective, outputs: usi
         for (part, [inputs, outputs]) in names.dense_parts(config) {
             let stem = names.layer(index, part);
             all.dense(&stem, [inputs, outputs], biased, place);
-            dense.push(Dense { stem, part, inputs, outputs, place });
+            dense.push(Dense { stem, part, module: None, inputs, outputs, place });
         }
         for part in names.norm_parts(index) {
             all.norm(&names.layer(index, part), hidden, biased, place);

@@ -1,6 +1,6 @@
 //! ViT: names and tensors, as its checkpoints have them.
 
-use super::{Anatomy, Dense, Place, Role, TensorSpec};
+use super::{Anatomy, Dense, Module, Place, Role, TensorSpec};
 use crate::model::config::VitConfig;
 use crate::model::error::ModelError;
 use crate::model::objective::Objective;
@@ -54,20 +54,21 @@ pub(super) fn anatomy(config: &VitConfig, objective: Objective, outputs: usize) 
     let mut dense = Vec::new();
     for index in 0..layers {
         let place = Place::Layer(index);
-        for (part, inputs, outputs, biased) in [
-            (VitNames::QUERY, hidden, hidden, config.qkv_bias),
-            (VitNames::KEY, hidden, hidden, config.qkv_bias),
-            (VitNames::VALUE, hidden, hidden, config.qkv_bias),
-            (VitNames::ATTENTION_OUTPUT, hidden, hidden, true),
-            (VitNames::INTERMEDIATE, hidden, wide, true),
-            (VitNames::OUTPUT, wide, hidden, true),
+        for (part, module, inputs, outputs, biased) in [
+            (VitNames::QUERY, "attention.q_proj", hidden, hidden, config.qkv_bias),
+            (VitNames::KEY, "attention.k_proj", hidden, hidden, config.qkv_bias),
+            (VitNames::VALUE, "attention.v_proj", hidden, hidden, config.qkv_bias),
+            (VitNames::ATTENTION_OUTPUT, "attention.o_proj", hidden, hidden, true),
+            (VitNames::INTERMEDIATE, "mlp.fc1", hidden, wide, true),
+            (VitNames::OUTPUT, "mlp.fc2", wide, hidden, true),
         ] {
             let stem = VitNames::layer(index, part);
             add(format!("{stem}.weight"), vec![outputs, inputs], place, Role::Weight);
             if biased {
                 add(format!("{stem}.bias"), vec![outputs], place, Role::Bias);
             }
-            dense.push(Dense { stem, part, inputs, outputs, place });
+            let module = Some(Module { name: format!("{PREFIX}layers.{index}.{module}"), part: module });
+            dense.push(Dense { stem, part, module, inputs, outputs, place });
         }
         for part in [VitNames::NORM_BEFORE, VitNames::NORM_AFTER] {
             add(VitNames::layer(index, &format!("{part}.weight")), vec![hidden], place, Role::Norm);

@@ -9,9 +9,7 @@ use serde_json::{Map, Value};
 
 use super::encoder::{activation, default_range};
 use super::{check_sizes, fields};
-
-/// `model_type` of a model of tables.
-pub(super) const MODEL_TYPE: &str = "fedtune-table";
+use crate::data::MAX_COLUMNS;
 
 /// The settings of a model of tables.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -27,6 +25,26 @@ pub struct TableConfig {
     /// Standard deviation of new weights.
     #[serde(default = "default_range")]
     pub initializer_range: f64,
+    /// For a model that says numbers: what it says stands for `target.mean + target.deviation · output`, so that numbers of
+    /// any size are learnt alike. Outputs are the numbers themselves where it is absent.
+    #[serde(default)]
+    pub target: Option<Scale>,
+}
+
+/// Where numbers lie.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Scale {
+    /// Their mean.
+    pub mean: f64,
+    /// Their standard deviation.
+    pub deviation: f64,
+}
+
+impl Scale {
+    /// Whether it can be calculated with.
+    fn is_usable(self) -> bool {
+        self.mean.is_finite() && self.deviation.is_finite() && self.deviation > 0.0
+    }
 }
 
 /// A column of a table and how it becomes inputs.
@@ -86,7 +104,7 @@ impl TableConfig {
 
     fn check(&self) -> Result<(), String> {
         check_sizes(&[
-            ("the number of columns", self.columns.len(), 100_000),
+            ("the number of columns", self.columns.len(), MAX_COLUMNS),
             ("the inputs of columns", self.inputs(), 1_000_000),
         ])?;
         if self.hidden_sizes.len() > 32 {
@@ -102,7 +120,7 @@ impl TableConfig {
             }
             match kind {
                 ColumnKind::Number { mean, deviation } => {
-                    if !(mean.is_finite() && deviation.is_finite() && *deviation > 0.0) {
+                    if !(Scale { mean: *mean, deviation: *deviation }).is_usable() {
                         return Err(format!(
                             "columns: {name:?} has mean {mean} and deviation {deviation}; expected finite numbers, the \
                              deviation above 0"
@@ -116,6 +134,11 @@ impl TableConfig {
                     }
                 }
             }
+        }
+        if let Some(Scale { mean, deviation }) = self.target.filter(|target| !target.is_usable()) {
+            return Err(format!(
+                "target has mean {mean} and deviation {deviation}; expected finite numbers, the deviation above 0"
+            ));
         }
         if !(self.initializer_range > 0.0 && self.initializer_range <= 10.0) {
             let found = self.initializer_range;

@@ -16,19 +16,19 @@ const ROWS: usize = 256;
 /// A decoder at work on a batch.
 pub(super) struct Decoder<'a> {
     network: &'a Network,
-    config: &'a DecoderConfig,
-    mode: &'a Mode,
-    rotation: Rotation,
+    pub(super) config: &'a DecoderConfig,
+    pub(super) mode: &'a Mode,
+    pub(super) rotation: Rotation,
 }
 
 impl<'a> Decoder<'a> {
-    /// Computes the angles of the batch's positions.
-    pub(super) fn new(network: &'a Network, config: &'a DecoderConfig, batch: &Batch, mode: &'a Mode) -> Self {
+    /// Computes the angles of so many positions.
+    pub(super) fn new(network: &'a Network, config: &'a DecoderConfig, positions: usize, mode: &'a Mode) -> Self {
         let mut frequencies = Rotation::frequencies(config.rope_theta, config.head_dim);
         if let Some(stretch) = &config.rope_stretch {
             stretch.apply(&mut frequencies);
         }
-        Self { network, config, mode, rotation: Rotation::of(&frequencies, batch.layout.width()) }
+        Self { network, config, mode, rotation: Rotation::of(&frequencies, positions) }
     }
 
     /// The scores of every word as what follows each token, or those tokens whose rows `tokens` names.
@@ -63,7 +63,11 @@ impl<'a> Decoder<'a> {
 
     /// What the output layer sees of each token, or those tokens whose rows `tokens` names.
     pub(super) fn seen(&self, batch: &Batch, tokens: Option<Vec<u32>>) -> Result<Tensor> {
-        let mut hidden = self.hidden_states(batch)?;
+        self.finished(self.hidden_states(batch)?, tokens)
+    }
+
+    /// The same of hidden states after the last layer.
+    pub(super) fn finished(&self, mut hidden: Tensor, tokens: Option<Vec<u32>>) -> Result<Tensor> {
         if let Some(rows) = tokens {
             hidden = ops::pick_rows(&self.mode.tape, &hidden, rows)?;
         }
@@ -77,8 +81,7 @@ impl<'a> Decoder<'a> {
 
     /// Hidden states of every token after the last layer.
     pub(super) fn hidden_states(&self, batch: &Batch) -> Result<Tensor> {
-        let (words, rows) = self.network.words(batch, self.mode)?;
-        let mut hidden = ops::pick_rows(&self.mode.tape, &words, rows)?;
+        let mut hidden = self.embedded(&batch.indices.words)?;
         for index in 0..self.config.num_hidden_layers {
             hidden = self.network.layer(index, &hidden, self.mode, |mode, hidden| {
                 Decoder { mode, rotation: self.rotation.clone(), ..*self }.layer(index, hidden, &batch.layout)
@@ -87,26 +90,50 @@ impl<'a> Decoder<'a> {
         Ok(hidden)
     }
 
+    /// The rows of the table of words.
+    pub(super) fn embedded(&self, words: &[u32]) -> Result<Tensor> {
+        let (table, rows) = self.network.words(words, self.mode)?;
+        ops::pick_rows(&self.mode.tape, &table, rows)
+    }
+
     /// One layer.
     pub(super) fn layer(&self, index: usize, hidden: &Tensor, layout: &Layout) -> Result<Tensor> {
-        let Self { network, config, mode, .. } = *self;
-        let linear = |x: &Tensor, part: &str| network.linear(x, &layer(index, part), mode);
-        let norm = |x: &Tensor, part: &str| self.norm(x, layer(index, part));
-        let turned = |x: Tensor, head_norm: &str| {
-            let x = if config.decoder.has_head_norms() { norm(&x, head_norm)? } else { x };
-            ops::rotary(&mode.tape, &x, &self.rotation, layout)
-        };
-        let normed = norm(hidden, "input_layernorm")?;
-        let q = turned(linear(&normed, "self_attn.q_proj")?, "self_attn.q_norm")?;
-        let k = turned(linear(&normed, "self_attn.k_proj")?, "self_attn.k_norm")?;
-        let v = linear(&normed, "self_attn.v_proj")?;
-        let heads = Heads { queries: config.num_attention_heads, keys: config.num_key_value_heads };
+        let Self { config, mode, .. } = *self;
+        let turn = |x: Tensor| ops::rotary(&mode.tape, &x, &self.rotation, layout);
+        let [q, k, v] = self.projections(index, hidden, turn)?;
         let scope = Scope { queries: layout, keys: layout, window: None, causal: true };
         // The one place of dropout in these architectures.
-        let context = ops::attention(&mode.tape, &q, &k, &v, heads, scope, mode.dropout(index, 0))?;
-        let context = linear(&context, "self_attn.o_proj")?;
+        let context = ops::attention(&mode.tape, &q, &k, &v, heads(config), scope, mode.dropout(index, 0))?;
+        self.behind_attention(index, hidden, &context)
+    }
+
+    /// Queries, keys and values of a layer; `turn` gives the first two their positions.
+    pub(super) fn projections(
+        &self,
+        index: usize,
+        hidden: &Tensor,
+        turn: impl Fn(Tensor) -> Result<Tensor>,
+    ) -> Result<[Tensor; 3]> {
+        let normed = self.norm(hidden, layer(index, "input_layernorm"))?;
+        let linear = |part: &str| self.network.linear(&normed, &layer(index, part), self.mode);
+        let turned = |part: &str, head_norm: &str| {
+            let x = linear(part)?;
+            turn(if self.config.decoder.has_head_norms() { self.norm(&x, layer(index, head_norm))? } else { x })
+        };
+        Ok([
+            turned("self_attn.q_proj", "self_attn.q_norm")?,
+            turned("self_attn.k_proj", "self_attn.k_norm")?,
+            linear("self_attn.v_proj")?,
+        ])
+    }
+
+    /// The output of a layer whose attention gave `context`.
+    pub(super) fn behind_attention(&self, index: usize, hidden: &Tensor, context: &Tensor) -> Result<Tensor> {
+        let mode = self.mode;
+        let linear = |x: &Tensor, part: &str| self.network.linear(x, &layer(index, part), mode);
+        let context = linear(context, "self_attn.o_proj")?;
         let attended = ops::residual(&mode.tape, &context, hidden, None)?;
-        let normed = norm(&attended, "post_attention_layernorm")?;
+        let normed = self.norm(&attended, layer(index, "post_attention_layernorm"))?;
         let (gate, up) = (linear(&normed, "mlp.gate_proj")?, linear(&normed, "mlp.up_proj")?);
         let wide = ops::swiglu(&mode.tape, &gate, &up)?;
         ops::residual(&mode.tape, &linear(&wide, "mlp.down_proj")?, &attended, None)
@@ -117,4 +144,9 @@ impl<'a> Decoder<'a> {
         let weight = self.network.tensor(&(stem + ".weight"), self.mode)?;
         ops::rms_norm(&self.mode.tape, x, &weight, self.config.rms_norm_eps)
     }
+}
+
+/// The heads of its attention.
+pub(super) fn heads(config: &DecoderConfig) -> Heads {
+    Heads { queries: config.num_attention_heads, keys: config.num_key_value_heads }
 }

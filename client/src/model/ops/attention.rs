@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::Heads;
 use super::dropout::Dropout;
 use super::gemm::{Cores, Matrix, Onto, multiply};
-use super::simd::{dot, exp, largest, sum_of, vectorised};
+use super::simd::{dot, softmax, vectorised};
 use super::values::{read, slice, split};
 use crate::model::batch::Layout;
 
@@ -119,15 +119,7 @@ impl Attention {
                 let seen = self.seen(block, query);
                 row[..seen.start].fill(0.0);
                 row[seen.end..].fill(0.0);
-                let row = &mut row[seen];
-                let top = largest(row);
-                for x in row.iter_mut() {
-                    *x = exp(*x - top);
-                }
-                let share = 1.0 / sum_of(row, |x| x);
-                for x in row.iter_mut() {
-                    *x *= share;
-                }
+                softmax(&mut row[seen]);
             }
         });
     }

@@ -26,6 +26,10 @@ fn with_bias(x: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     }
 }
 
+pub(super) fn add_low_rank(base: &Tensor, low: &Tensor, up: &Tensor, scale: f64) -> Result<Tensor> {
+    base + (low.matmul(&up.t()?)? * scale)?
+}
+
 pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, epsilon: f64) -> Result<Tensor> {
     let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
     let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;

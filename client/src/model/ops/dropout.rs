@@ -41,6 +41,14 @@ pub struct Dropout {
     scale: f32,
 }
 
+#[cfg(feature = "cuda")]
+impl Dropout {
+    /// Key, threshold and scale.
+    pub(super) fn draws(self) -> (u64, u32, f32) {
+        (self.key, self.threshold, self.scale)
+    }
+}
+
 /// Words drawn together; each gives four values.
 const WORDS: usize = 16;
 

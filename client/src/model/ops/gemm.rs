@@ -1,10 +1,15 @@
 //! The one place that calls the matrix product's raw interface: bounds are checked here, so every caller is safe.
-//! Here, and in [`amx`] below it, is all that is unsafe.
+//! Here, and in [`amx`] and [`dots`] below it, is all that is unsafe.
 #![expect(unsafe_code, reason = "gemm::gemm takes pointers; `multiply` checks every extent before it passes them on")]
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
 mod bf16;
+#[cfg(target_arch = "x86_64")]
+mod dots;
+mod rounded;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 use fedtune_config::job::Precision;
 
@@ -99,6 +104,7 @@ pub(super) fn multiply(
     let product = Product { left, right, scale, onto };
     match cores {
         Cores::All(Precision::Bf16) => bf16::multiply(target, target_stride, product),
+        Cores::All(Precision::F16) => rounded::multiply(target, target_stride, product, rounded::to_f16),
         Cores::All(Precision::F32) => exact(target, target_stride, product, threads(m * n * k)),
         Cores::One => exact(target, target_stride, product, gemm::Parallelism::None),
     }

@@ -18,6 +18,9 @@ pub(crate) struct Rotation {
     cosines: Arc<[f32]>,
     /// `[positions, depth / 2]`
     sines: Arc<[f32]>,
+    /// Both on the GPU that asked for them first.
+    #[cfg(feature = "cuda")]
+    placed: Arc<std::sync::OnceLock<[Tensor; 2]>>,
 }
 
 impl Rotation {
@@ -38,7 +41,13 @@ impl Rotation {
             .flat_map(|position| frequencies.iter().map(move |frequency| position as f32 * frequency))
             .map(|angle| (angle.cos(), angle.sin()))
             .unzip();
-        Self { depth: 2 * frequencies.len(), cosines: cosines.into(), sines: sines.into() }
+        Self {
+            depth: 2 * frequencies.len(),
+            cosines: cosines.into(),
+            sines: sines.into(),
+            #[cfg(feature = "cuda")]
+            placed: Arc::default(),
+        }
     }
 
     /// Cosines and sines at a position; nothing behind the last one.
@@ -46,6 +55,33 @@ impl Rotation {
         let half = self.depth / 2;
         let range = position * half..(position + 1) * half;
         (self.cosines.get(range.clone()).unwrap_or_default(), self.sines.get(range).unwrap_or_default())
+    }
+
+    /// Turns each head of a row by the angles of a position times `direction`, which is 1 or −1; not at all behind the last
+    /// position.
+    #[inline(always)]
+    pub(crate) fn turn(&self, row: &mut [f32], position: usize, direction: f32) {
+        let (cosines, sines) = self.at(position);
+        for head in row.chunks_exact_mut(self.depth) {
+            let (first, second) = head.split_at_mut(self.depth / 2);
+            for (((a, b), cosine), sine) in first.iter_mut().zip(second).zip(cosines).zip(sines) {
+                let sine = direction * sine;
+                (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);
+            }
+        }
+    }
+
+    /// Cosines and sines of all positions, `[positions, depth / 2]` each.
+    #[cfg(feature = "cuda")]
+    pub(super) fn on(&self, device: &candle_core::Device) -> Result<[Tensor; 2]> {
+        if let Some(placed) = self.placed.get().filter(|placed| placed[0].device().same_device(device)) {
+            return Ok(placed.clone());
+        }
+        let shape = (self.cosines.len() / (self.depth / 2).max(1), self.depth / 2);
+        let place = |values: &[f32]| Tensor::from_slice(values, shape, device);
+        let placed = [place(&self.cosines)?, place(&self.sines)?];
+        let _ = self.placed.set(placed.clone());
+        Ok(placed)
     }
 
     /// Values of a head.
@@ -85,18 +121,10 @@ pub(super) struct Rotary {
 impl Rotary {
     /// Turns every row by its angles times `direction`, which is 1 or −1.
     fn turn(&self, values: &mut [f32], width: usize, direction: f32) {
-        let Rotation { depth, .. } = self.rotation;
         split(values, &self.layout, width).into_par_iter().for_each(|rows| {
             vectorised(|| {
                 for (position, row) in rows.chunks_exact_mut(width).enumerate() {
-                    let (cosines, sines) = self.rotation.at(position);
-                    for head in row.chunks_exact_mut(depth) {
-                        let (first, second) = head.split_at_mut(depth / 2);
-                        for (((a, b), cosine), sine) in first.iter_mut().zip(second).zip(cosines).zip(sines) {
-                            let sine = direction * sine;
-                            (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);
-                        }
-                    }
+                    self.rotation.turn(row, position, direction);
                 }
             });
         });

@@ -37,7 +37,7 @@ pub(super) fn sum_of(xs: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 
 /// Σ x y.
 #[inline(always)]
-pub(super) fn dot(xs: &[f32], ys: &[f32]) -> f32 {
+pub(crate) fn dot(xs: &[f32], ys: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
     let (x_blocks, x_rest) = xs.as_chunks::<LANES>();
     let (y_blocks, y_rest) = ys.as_chunks::<LANES>();
@@ -81,6 +81,19 @@ pub(super) fn exp(x: f32) -> f32 {
     p = p * r + 0.5;
     let y = p * r * r + r + 1.0;
     f32::from_bits(y.to_bits().wrapping_add(shifted.to_bits() << 23))
+}
+
+/// Values that add up to 1: eˣ over the sum of all.
+#[inline(always)]
+pub(crate) fn softmax(xs: &mut [f32]) {
+    let top = largest(xs);
+    for x in xs.iter_mut() {
+        *x = exp(*x - top);
+    }
+    let share = 1.0 / sum_of(xs, |x| x);
+    for x in xs.iter_mut() {
+        *x *= share;
+    }
 }
 
 /// The standard normal distribution's cumulative probability and density at x; absolute error below 2e-7

@@ -1,7 +1,7 @@
 //! The order in which fused operations ran, and the backward pass over it.
 //!
 //! candle's own backward starts every gradient as zeros and adds to it, with a second pool of threads that spins beside
-//! ours; for the processor this one stores the first contribution as it is. Other devices use candle's.
+//! ours; on the processor and on NVIDIA GPUs this one stores the first contribution as it is. Other devices use candle's.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -149,7 +149,7 @@ impl Gradients {
 
     fn merge(&mut self, id: TensorId, gradient: Tensor) -> Result<()> {
         let gradient = match self.0.remove(&id) {
-            Some(earlier) => sum(&earlier, &gradient)?,
+            Some(earlier) => super::sum(&earlier, &gradient)?,
             None => gradient,
         };
         self.0.insert(id, gradient);
@@ -157,7 +157,7 @@ impl Gradients {
     }
 }
 
-/// x + y. Not in place: a gradient may be shared, as that of a shortcut is.
+/// x + y on the processor. Not in place: a gradient may be shared, as that of a shortcut is.
 pub(super) fn sum(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     if x.shape() != y.shape() {
         bail!("gradients of shapes {:?} and {:?} for one tensor", x.shape(), y.shape());

@@ -1,12 +1,38 @@
-//! Every fused operation against its composed form: values and gradients.
+//! Every fused operation against its composed form, values and gradients: on the processor, and on an NVIDIA GPU where the
+//! program is built with CUDA and one answers.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use candle_core::{Device, Result, Tensor, Var};
 use candle_transformers::models::bert::HiddenAct;
+use fedtune_config::job::Precision;
 
 use super::dropout::DropoutStream;
 use super::{Dropout, Grid, Heads, Indices, Loss, Normalise, Rotation, Scope, Tape, Window, composed};
 use crate::model::batch::Layout;
+
+/// The GPU that the kernels are tested on.
+#[cfg(feature = "cuda")]
+fn gpu() -> Option<&'static Device> {
+    static GPU: std::sync::OnceLock<Option<Device>> = std::sync::OnceLock::new();
+    let open =
+        || super::cuda::open(0).inspect_err(|e| eprintln!("the CUDA kernels are NOT tested, no GPU answers: {e}"));
+    GPU.get_or_init(|| open().ok()).as_ref()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu() -> Option<&'static Device> {
+    None
+}
+
+/// Where tests run: on the processor, and on that GPU.
+pub(crate) fn devices() -> impl Iterator<Item = &'static Device> {
+    std::iter::once(&Device::Cpu).chain(gpu())
+}
+
+/// A variable of the same values.
+fn on(device: &Device, var: &Tensor) -> Var {
+    Var::from_tensor(&var.detach().to_device(device).unwrap()).unwrap()
+}
 
 fn random(shape: &[usize], seed: u64) -> Var {
     let values = crate::model::initial::normal(seed, "test", shape.iter().product(), 1.0);
@@ -37,14 +63,24 @@ fn compare(
     fused: impl Fn(&[Tensor]) -> Result<Tensor>,
     composed: impl Fn(&[Tensor]) -> Result<Tensor>,
 ) {
-    let tensors: Vec<Tensor> = arguments.iter().map(|var| var.as_tensor().clone()).collect();
-    let (found, expected) = (fused(&tensors).unwrap(), composed(&tensors).unwrap());
-    assert_near(what, &found, &expected);
-    let weights = random(found.dims(), 99).as_detached_tensor();
-    let gradients = |result: &Tensor| (result * &weights).unwrap().sum_all().unwrap().backward().unwrap();
-    let (found, expected) = (gradients(&found), gradients(&expected));
-    for (i, var) in arguments.iter().enumerate() {
-        assert_near(&format!("{what}, gradient {i}"), found.get(var).unwrap(), expected.get(var).unwrap());
+    let tensors = |vars: &[Var]| vars.iter().map(|var| var.as_tensor().clone()).collect::<Vec<_>>();
+    let expected = composed(&tensors(arguments)).unwrap();
+    let weights = random(expected.dims(), 99).as_detached_tensor();
+    let gradients = |result: &Tensor| {
+        let weights = weights.to_device(result.device()).unwrap();
+        (result * weights).unwrap().sum_all().unwrap().backward().unwrap()
+    };
+    let expected_gradients = gradients(&expected);
+    for device in devices() {
+        let what = format!("{what} on {:?}", device.location());
+        let vars: Vec<Var> = arguments.iter().map(|var| on(device, var)).collect();
+        let found = fused(&tensors(&vars)).unwrap();
+        assert_near(&what, &found, &expected);
+        let found = gradients(&found);
+        for (i, (var, argument)) in vars.iter().zip(arguments).enumerate() {
+            let expected = expected_gradients.get(argument).unwrap();
+            assert_near(&format!("{what}, gradient {i}"), found.get(var).unwrap(), expected);
+        }
     }
 }
 
@@ -117,45 +153,49 @@ fn picked_rows_agree() {
 
 #[test]
 fn the_tape_adds_up_what_a_tensor_gets_from_several_places() {
-    let (x, y) = (random(&[5, 4], 1), random(&[5, 4], 2));
-    let tape = Tape::default();
-    let sum = super::residual(&tape, x.as_tensor(), y.as_tensor(), None).unwrap();
-    let twice = super::residual(&tape, &sum, x.as_tensor(), dropout(0.3)).unwrap();
-    let thrice = super::residual(&tape, &twice, &sum, None).unwrap();
-    let loss = super::cross_entropy(&tape, &thrice, &[0, 1, 2, 3, 0], &Loss::default()).unwrap();
-    let expected = loss.backward().unwrap();
-    let mut found = tape.backward(&loss).unwrap();
-    for var in [&x, &y] {
-        assert_near("tape", &found.remove(var).unwrap(), expected.get(var).unwrap());
+    for device in devices() {
+        let (x, y) = (on(device, &random(&[5, 4], 1)), on(device, &random(&[5, 4], 2)));
+        let tape = Tape::default();
+        let sum = super::residual(&tape, x.as_tensor(), y.as_tensor(), None).unwrap();
+        let twice = super::residual(&tape, &sum, x.as_tensor(), dropout(0.3)).unwrap();
+        let thrice = super::residual(&tape, &twice, &sum, None).unwrap();
+        let loss = super::cross_entropy(&tape, &thrice, &[0, 1, 2, 3, 0], &Loss::default()).unwrap();
+        let expected = loss.backward().unwrap();
+        let mut found = tape.backward(&loss).unwrap();
+        for var in [&x, &y] {
+            assert_near("tape", &found.remove(var).unwrap(), expected.get(var).unwrap());
+        }
     }
 }
 
 #[test]
 fn a_layer_is_computed_again_in_the_backward_pass_and_not_kept() {
-    let (x, weight) = (random(&[5, 4], 1), random(&[4, 4], 2));
-    let labels = [0, 1, 2, 3, 0];
-    let layer = |tape: &Tape, x: &Tensor, weight: &Tensor| {
-        super::activation(tape, &super::linear(tape, x, weight, None)?, HiddenAct::Gelu)
-    };
-    let tape = Tape::default();
-    let out = layer(&tape, x.as_tensor(), weight.as_tensor()).unwrap();
-    let loss = super::cross_entropy(&tape, &out, &labels, &Loss::default()).unwrap();
-    let mut expected = tape.backward(&loss).unwrap();
-
-    let (tape, calls) = (Tape::default(), std::cell::RefCell::new(Vec::new()));
-    let quiet = layer(&tape, &x.as_detached_tensor(), &weight.as_detached_tensor()).unwrap();
-    let out = tape.layer(7, x.as_tensor(), &quiet).unwrap();
-    assert!(out.is_variable());
-    let loss = super::cross_entropy(&tape, &out, &labels, &Loss::default()).unwrap();
-    let again = |number: usize, x: &Tensor| {
-        calls.borrow_mut().push(number);
+    for device in devices() {
+        let (x, weight) = (on(device, &random(&[5, 4], 1)), on(device, &random(&[4, 4], 2)));
+        let labels = [0, 1, 2, 3, 0];
+        let layer = |tape: &Tape, x: &Tensor, weight: &Tensor| {
+            super::activation(tape, &super::linear(tape, x, weight, None)?, HiddenAct::Gelu)
+        };
         let tape = Tape::default();
-        Ok((layer(&tape, x, weight.as_tensor())?, tape))
-    };
-    let mut found = tape.backward_through(&loss, &again).unwrap();
-    assert_eq!(*calls.borrow(), [7]);
-    for var in [&x, &weight] {
-        assert_eq!(values(&found.remove(var).unwrap()), values(&expected.remove(var).unwrap()));
+        let out = layer(&tape, x.as_tensor(), weight.as_tensor()).unwrap();
+        let loss = super::cross_entropy(&tape, &out, &labels, &Loss::default()).unwrap();
+        let mut expected = tape.backward(&loss).unwrap();
+
+        let (tape, calls) = (Tape::default(), std::cell::RefCell::new(Vec::new()));
+        let quiet = layer(&tape, &x.as_detached_tensor(), &weight.as_detached_tensor()).unwrap();
+        let out = tape.layer(7, x.as_tensor(), &quiet).unwrap();
+        assert!(out.is_variable());
+        let loss = super::cross_entropy(&tape, &out, &labels, &Loss::default()).unwrap();
+        let again = |number: usize, x: &Tensor| {
+            calls.borrow_mut().push(number);
+            let tape = Tape::default();
+            Ok((layer(&tape, x, weight.as_tensor())?, tape))
+        };
+        let mut found = tape.backward_through(&loss, &again).unwrap();
+        assert_eq!(*calls.borrow(), [7]);
+        for var in [&x, &weight] {
+            assert_eq!(values(&found.remove(var).unwrap()), values(&expected.remove(var).unwrap()));
+        }
     }
 }
 
@@ -209,8 +249,8 @@ fn attention_agrees_with_and_without_dropout_and_window() {
                     &format!("attention of {lengths:?} in {window:?}, causal: {causal}"),
                     &arguments,
                     |t| {
-                        super::attention(&Tape::default(), &t[0], &t[1], &t[2], heads, scope, mask)?
-                            .index_select(&real, 0)
+                        let out = super::attention(&Tape::default(), &t[0], &t[1], &t[2], heads, scope, mask)?;
+                        out.index_select(&real.to_device(out.device())?, 0)
                     },
                     |t| composed::attention(&t[0], &t[1], &t[2], heads, scope, mask)?.index_select(&real, 0),
                 );
@@ -278,7 +318,10 @@ fn rotary_positions_agree_and_depend_on_distances_only() {
     compare(
         "rotary",
         &[random(&[layout.rows(), 12], 1)],
-        |t| super::rotary(&Tape::default(), &t[0], &rotation, &layout)?.index_select(&real, 0),
+        |t| {
+            let out = super::rotary(&Tape::default(), &t[0], &rotation, &layout)?;
+            out.index_select(&real.to_device(out.device())?, 0)
+        },
         |t| composed::rotary(&t[0], &rotation, &layout)?.index_select(&real, 0),
     );
     let short = Layout::packed(&[10]);
@@ -303,6 +346,79 @@ fn means_of_rows_agree() {
         );
     }
     assert!(super::mean_rows(&Tape::default(), random(&[3, 5], 1).as_tensor(), &Layout::packed(&[4])).is_err());
+}
+
+#[test]
+fn masks_are_the_same_bits_on_every_device() {
+    // Rows that end inside a block of draws, at its end, and behind it.
+    for (width, mask) in [1, 63, 64, 65, 700].into_iter().flat_map(|width| [(width, 0.1), (width, 0.5)]) {
+        let mask = dropout(mask).unwrap();
+        for device in devices() {
+            let ones = Tensor::ones((37, width), candle_core::DType::F32, device).unwrap();
+            let drawn = super::dropout(&Tape::default(), &ones, Some(mask)).unwrap();
+            assert_eq!(drawn.flatten_all().unwrap().to_vec1::<f32>().unwrap(), mask.matrix(37, width), "{width}");
+        }
+    }
+}
+
+#[test]
+fn a_table_of_which_one_row_is_used_often_gets_the_whole_gradient() {
+    let rows: Vec<u32> = (0..1000).map(|i| if i % 3 == 0 { 0 } else { i % 50 }).collect();
+    let indices = Tensor::new(rows.as_slice(), &Device::Cpu).unwrap();
+    compare(
+        "pick rows",
+        &[random(&[60, 131], 1)],
+        |t| super::pick_rows(&Tape::default(), &t[0], rows.clone()),
+        |t| t[0].index_select(&indices, 0),
+    );
+}
+
+/// Rounding the inputs of a product to bf16 changes its result by less than a hundredth.
+#[test]
+fn products_in_bf16_are_near_those_in_f32() {
+    let near = |found: &Tensor, expected: &Tensor| {
+        let (found, expected) = (values(found), values(expected));
+        let distance: f64 = found.iter().zip(&expected).map(|(a, b)| (a - b).powi(2)).sum();
+        let size: f64 = expected.iter().map(|x| x * x).sum();
+        assert!(distance > 0.0 && distance <= 1e-4 * size, "{distance} of {size}");
+    };
+    for device in devices() {
+        let [x, weight, bias] = [random(&[40, 64], 1), random(&[96, 64], 2), random(&[96], 3)].map(|v| on(device, &v));
+        let labels: Vec<u32> = (0..40).collect();
+        let run = |precision| {
+            let tape = Tape::new(precision);
+            let out = super::linear(&tape, &x, &weight, Some(bias.as_tensor())).unwrap();
+            let loss = super::words_loss(&tape, &out, &on(device, &random(&[150, 96], 4)), &labels, &Loss::default());
+            let loss = loss.unwrap();
+            (out, tape.backward(&loss).unwrap())
+        };
+        let ((out, mut exact), (rounded_out, mut rounded)) = (run(Precision::F32), run(Precision::Bf16));
+        near(&rounded_out, &out);
+        for var in [&x, &weight] {
+            let (exact, rounded) = (exact.remove(var).unwrap(), rounded.remove(var).unwrap());
+            near(&rounded, &exact);
+        }
+    }
+}
+
+#[test]
+fn adapters_agree() {
+    let arguments = [random(&[30, 20], 1), random(&[30, 12], 2), random(&[4, 12], 3)];
+    let up = random(&[20, 4], 4);
+    compare(
+        "low rank",
+        &arguments,
+        |t| super::low_rank(&Tape::default(), &t[0], &t[1], (&t[2], &on(t[0].device(), &up)), 0.5),
+        |t| composed::add_low_rank(&t[0], &composed::linear(&t[1], &t[2], None)?, &up, 0.5),
+    );
+    let arguments = [random(&[30, 20], 1), random(&[30, 4], 2), random(&[20, 4], 3)];
+    let down = Tensor::eye(4, candle_core::DType::F32, &Device::Cpu).unwrap();
+    compare(
+        "low rank, its second matrix",
+        &arguments,
+        |t| super::low_rank(&Tape::default(), &t[0], &t[1], (&down.to_device(t[0].device())?, &t[2]), 0.5),
+        |t| composed::add_low_rank(&t[0], &t[1], &t[2], 0.5),
+    );
 }
 
 #[test]
@@ -384,30 +500,48 @@ fn a_convolution_refuses_what_does_not_fit() {
     assert!(fails(31, &[5, 3, 3, 3], grid) && fails(32, &[5, 2, 3, 3], grid) && fails(32, &[5, 3, 5, 5], grid));
 }
 
+fn by(running: &Option<[Tensor; 2]>) -> Normalise<'_> {
+    running.as_ref().map_or(Normalise::Batch, |[mean, variance]| Normalise::Running(mean, variance))
+}
+
 #[test]
 fn batch_norm_agrees_by_the_batch_and_by_running_statistics() {
     for (rows, channels) in [(2, 1), (300, 20), (129, 64)] {
         let x = Var::from_tensor(&(random(&[rows, channels], 1).as_tensor() + 3.0).unwrap()).unwrap();
         let arguments = [x, random(&[channels], 2), random(&[channels], 3)];
-        let (mean, variance) = (random(&[channels], 4), random(&[channels], 5).as_tensor().sqr().unwrap());
+        let mean = random(&[channels], 4).as_detached_tensor();
+        let variance = random(&[channels], 5).as_detached_tensor().sqr().unwrap();
         for relu in [false, true] {
             for running in [false, true] {
-                let by = || if running { Normalise::Running(mean.as_tensor(), &variance) } else { Normalise::Batch };
+                let running_on = |device: &Device| {
+                    running.then(|| [&mean, &variance].map(|moments| moments.to_device(device).unwrap()))
+                };
                 compare(
                     &format!("batch norm of {rows} x {channels}, relu {relu}, running {running}"),
                     &arguments,
-                    |t| Ok(super::batch_norm(&Tape::default(), &t[0], (&t[1], &t[2]), by(), 1e-5, relu)?.0),
-                    |t| Ok(composed::batch_norm(&t[0], (&t[1], &t[2]), by(), 1e-5, relu)?.0),
+                    |t| {
+                        let moments = running_on(t[0].device());
+                        Ok(super::batch_norm(&Tape::default(), &t[0], (&t[1], &t[2]), by(&moments), 1e-5, relu)?.0)
+                    },
+                    |t| {
+                        let moments = running_on(t[0].device());
+                        Ok(composed::batch_norm(&t[0], (&t[1], &t[2]), by(&moments), 1e-5, relu)?.0)
+                    },
                 );
                 let [x, weight, bias] = arguments.each_ref().map(|var| var.as_tensor());
-                let found = super::batch_norm(&Tape::default(), x, (weight, bias), by(), 1e-5, relu).unwrap().1;
-                let expected = composed::batch_norm(x, (weight, bias), by(), 1e-5, relu).unwrap().1;
-                assert_eq!(found.is_none(), running);
-                if let Some((found, expected)) = found.zip(expected) {
-                    let tensor = |values: Vec<f32>| Tensor::new(values, &Device::Cpu).unwrap();
-                    assert_near("mean", &tensor(found.mean), &tensor(expected.mean));
-                    assert_near("variance", &tensor(found.variance), &tensor(expected.variance));
-                    assert_eq!((found.count, expected.count), (rows, rows));
+                let moments = running_on(&Device::Cpu);
+                let expected = composed::batch_norm(x, (weight, bias), by(&moments), 1e-5, relu).unwrap().1;
+                for device in devices() {
+                    let [x, weight, bias] = arguments.each_ref().map(|var| on(device, var));
+                    let (moments, affine) = (running_on(device), (weight.as_tensor(), bias.as_tensor()));
+                    let found = super::batch_norm(&Tape::default(), &x, affine, by(&moments), 1e-5, relu).unwrap().1;
+                    assert_eq!(found.is_none(), running);
+                    if let Some((found, expected)) = found.zip(expected.as_ref()) {
+                        let tensor = |values: &[f32]| Tensor::new(values, &Device::Cpu).unwrap();
+                        assert_near("mean", &tensor(&found.mean), &tensor(&expected.mean));
+                        assert_near("variance", &tensor(&found.variance), &tensor(&expected.variance));
+                        assert_eq!((found.count, expected.count), (rows, rows));
+                    }
                 }
             }
         }
@@ -426,18 +560,22 @@ fn the_largest_under_a_window_agrees() {
         );
     }
     let grid = Grid { images: 1, height: 2, width: 2 };
-    let x = Var::new(&[[1f32], [f32::NAN], [3.0], [2.0]], &Device::Cpu).unwrap();
     let (window, _) = over(1, (3, 2, 1), (2, 2));
-    assert!(values(&super::max_pool(&Tape::default(), x.as_tensor(), window, grid).unwrap().0)[0].is_nan());
+    for device in devices() {
+        let x = Var::new(&[[1f32], [f32::NAN], [3.0], [2.0]], device).unwrap();
+        assert!(values(&super::max_pool(&Tape::default(), x.as_tensor(), window, grid).unwrap().0)[0].is_nan());
+    }
 }
 
 #[test]
 fn the_first_of_equal_largest_values_gets_the_gradient() {
     let (window, grid) = over(1, (2, 2, 0), (2, 2));
-    let x = Var::new(&[[1f32], [2.0], [2.0], [0.0]], &Device::Cpu).unwrap();
-    let out = super::max_pool(&Tape::default(), x.as_tensor(), window, grid).unwrap().0;
-    let gradients = out.sum_all().unwrap().backward().unwrap();
-    assert_eq!(values(gradients.get(&x).unwrap()), [0.0, 1.0, 0.0, 0.0]);
+    for device in devices() {
+        let x = Var::new(&[[1f32], [2.0], [2.0], [0.0]], device).unwrap();
+        let out = super::max_pool(&Tape::default(), x.as_tensor(), window, grid).unwrap().0;
+        let gradients = out.sum_all().unwrap().backward().unwrap();
+        assert_eq!(values(gradients.get(&x).unwrap()), [0.0, 1.0, 0.0, 0.0]);
+    }
 }
 
 #[test]
@@ -509,7 +647,8 @@ fn cross_entropy_over_a_vocabulary_is_that_in_double_precision() {
     let x = Var::from_tensor(&(random(&[rows, width], 1).as_tensor() * 4.0).unwrap()).unwrap();
     let labels = [0, 77_777, 150_000];
     let offset: Vec<f32> = (0..width).map(|i| (i % 7) as f32 / 7.0).collect();
-    for offset in [Vec::new(), offset] {
+    for (device, offset) in devices().flat_map(|device| [(device, Vec::new()), (device, offset.clone())]) {
+        let x = on(device, &x);
         let loss = Loss { offset: offset.clone(), divisor: Some(5.0), ..Loss::default() };
         let found = super::cross_entropy(&Tape::default(), x.as_tensor(), &labels, &loss).unwrap();
         let gradient = values(found.backward().unwrap().get(&x).unwrap());
@@ -593,13 +732,15 @@ fn class_weights_and_smoothing_agree_with_pytorch() {
         (&[0.5, 2.0, 1.0, 3.5], 0.0, 0.647_615_934, [0.077_417_132, 0.017_274_096, -0.158_075_014, 0.063_383_786]),
         (&[0.5, 2.0, 1.0, 3.5], 0.1, 0.875_209_855, [0.079_651_988, 0.004_283_939, -0.127_073_497, 0.043_137_57]),
     ] {
-        let x = Var::new(&x, &Device::Cpu).unwrap();
-        let loss = Loss { class_weights: class_weights.to_vec(), label_smoothing, ..Loss::default() };
-        let found = super::cross_entropy(&Tape::default(), x.as_tensor(), &[2, 0, 1], &loss).unwrap();
-        assert!((values(&found)[0] - value).abs() < 1e-6, "{loss:?}");
-        let gradient = found.backward().unwrap();
-        for (found, expected) in values(gradient.get(&x).unwrap()).into_iter().zip(first) {
-            assert!((found - expected).abs() < 1e-6, "{loss:?}: {found} for {expected}");
+        for device in devices() {
+            let x = Var::new(&x, device).unwrap();
+            let loss = Loss { class_weights: class_weights.to_vec(), label_smoothing, ..Loss::default() };
+            let found = super::cross_entropy(&Tape::default(), x.as_tensor(), &[2, 0, 1], &loss).unwrap();
+            assert!((values(&found)[0] - value).abs() < 1e-6, "{loss:?}");
+            let gradient = found.backward().unwrap();
+            for (found, expected) in values(gradient.get(&x).unwrap()).into_iter().zip(first) {
+                assert!((found - expected).abs() < 1e-6, "{loss:?}: {found} for {expected}");
+            }
         }
     }
 }
@@ -634,8 +775,8 @@ fn the_losses_gradient_is_the_slope_of_its_value() {
 
 #[test]
 fn certain_rows_have_finite_gradients() {
-    let x = Var::new(&[[200f32, -200.0], [-200.0, 200.0]], &Device::Cpu).unwrap();
-    for focal_gamma in [0.3, 2.0] {
+    for (device, focal_gamma) in devices().flat_map(|device| [(device, 0.3), (device, 2.0)]) {
+        let x = Var::new(&[[200f32, -200.0], [-200.0, 200.0]], device).unwrap();
         let loss = Loss { focal_gamma, label_smoothing: 0.1, ..Loss::default() };
         let loss = super::cross_entropy(&Tape::default(), x.as_tensor(), &[0, 0], &loss).unwrap();
         let gradient = loss.backward().unwrap();
@@ -645,20 +786,15 @@ fn certain_rows_have_finite_gradients() {
 
 #[test]
 fn nothing_is_computed_for_frozen_arguments() {
-    let (x, weight, bias) = (random(&[3, 4], 1), random(&[2, 4], 2), random(&[2], 3));
-    let frozen =
-        super::linear(&Tape::default(), &x.as_detached_tensor(), weight.as_tensor(), Some(&bias.as_detached_tensor()))
-            .unwrap();
-    let store = frozen.sum_all().unwrap().backward().unwrap();
-    assert!(store.get(&weight).is_some() && store.get(&x).is_none() && store.get(&bias).is_none());
-    let all = super::linear(
-        &Tape::default(),
-        &x.as_detached_tensor(),
-        &weight.as_detached_tensor(),
-        Some(&bias.as_detached_tensor()),
-    )
-    .unwrap();
-    assert!(!all.track_op());
+    for device in devices() {
+        let [x, weight, bias] = [random(&[3, 4], 1), random(&[2, 4], 2), random(&[2], 3)].map(|var| on(device, &var));
+        let [quiet_x, quiet_weight, quiet_bias] = [&x, &weight, &bias].map(Var::as_detached_tensor);
+        let frozen = super::linear(&Tape::default(), &quiet_x, weight.as_tensor(), Some(&quiet_bias)).unwrap();
+        let store = frozen.sum_all().unwrap().backward().unwrap();
+        assert!(store.get(&weight).is_some() && store.get(&x).is_none() && store.get(&bias).is_none());
+        let all = super::linear(&Tape::default(), &quiet_x, &quiet_weight, Some(&quiet_bias)).unwrap();
+        assert!(!all.track_op());
+    }
 }
 
 #[test]

@@ -28,7 +28,7 @@ impl Bert<'_> {
     fn embed(&self, batch: &Batch) -> Result<Tensor> {
         let Self { encoder, names } = *self;
         let Encoder { network, config, mode, .. } = encoder;
-        let (table, words) = network.words(batch, mode)?;
+        let (table, words) = network.words(&batch.indices.words, mode)?;
         let mut indices = Indices { words, ..batch.indices.clone() };
         indices.positions.iter_mut().for_each(|position| *position += config.first_position as u32);
         let types = match names.types {

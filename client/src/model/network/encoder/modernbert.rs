@@ -30,7 +30,7 @@ impl<'a> ModernBert<'a> {
 
     pub(super) fn encode(&self, batch: &Batch, reach: Reach) -> Result<Tensor> {
         let Self { encoder, names, .. } = *self;
-        let (table, words) = encoder.network.words(batch, encoder.mode)?;
+        let (table, words) = encoder.network.words(&batch.indices.words, encoder.mode)?;
         let words = ops::pick_rows(&encoder.mode.tape, &table, words)?;
         let mut hidden = encoder.embedded(&words)?;
         for index in 0..encoder.config.num_hidden_layers {

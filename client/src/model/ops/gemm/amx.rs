@@ -6,18 +6,7 @@ use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
 use std::sync::LazyLock;
 
-/// Rows and columns of a tile of results.
-pub(super) const SIDE: usize = 16;
-
-/// bf16 values that one instruction multiplies for each result.
-pub(super) const DEPTH: usize = 32;
-
-/// The operand of one instruction: pairs of bf16, the earlier in the lower half. On the left a row of the matrix is a
-/// row of pairs along the depth; on the right a column of the matrix is a column of pairs.
-pub(super) type Tile = [[u32; SIDE]; SIDE];
-
-/// A 2 x 2 block of result tiles, row-major.
-pub(super) type Block = [[f32; 2 * SIDE]; 2 * SIDE];
+use super::tiles::{Block, SIDE, Tile};
 
 /// Whether processor and system have the registers. Asks the system for their use, once for all threads.
 pub(super) fn is_available() -> bool {

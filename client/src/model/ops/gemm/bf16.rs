@@ -1,7 +1,7 @@
-//! The product of matrices rounded to bf16, summed in f32: on tile registers where the processor has them, and otherwise
-//! out of f32 products of the rounded values.
+//! The product of matrices rounded to bf16, summed in f32: on tile registers or by products of pairs where the processor
+//! has them.
 
-use super::{Matrix, Product, exact, threads};
+use super::{Product, rounded};
 
 /// x rounded to the nearest bf16, ties to even; its upper half as f32 has it.
 #[inline(always)]
@@ -15,23 +15,28 @@ fn round(x: f32) -> u16 {
 pub(super) fn multiply(target: &mut [f32], target_stride: usize, product: Product<'_>) {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if super::amx::is_available() {
-        return tiled::multiply(target, target_stride, product);
+        return tiled::multiply(target, target_stride, product, |left, right, take| {
+            super::amx::products(left, right, take);
+        });
     }
-    let Product { left, right, .. } = product;
-    let rounded = |matrix: Matrix<'_>| -> Vec<f32> {
-        matrix.values.iter().map(|x| f32::from_bits(u32::from(round(*x)) << 16)).collect()
-    };
-    let (l, r) = (rounded(left), rounded(right));
-    let parallelism = threads(left.rows * left.columns * right.columns);
-    let (left, right) = (Matrix { values: &l, ..left }, Matrix { values: &r, ..right });
-    exact(target, target_stride, Product { left, right, ..product }, parallelism);
+    #[cfg(target_arch = "x86_64")]
+    if super::dots::is_available() {
+        return tiled::multiply(target, target_stride, product, |left, right, take| {
+            super::dots::products(left, right, take);
+        });
+    }
+    rounded::multiply(target, target_stride, product, |values, out| {
+        for (x, out) in values.iter().zip(out) {
+            *out = f32::from_bits(u32::from(round(*x)) << 16);
+        }
+    });
 }
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[cfg(target_arch = "x86_64")]
 mod tiled {
     use rayon::prelude::*;
 
-    use super::super::amx::{self, DEPTH, SIDE, Tile};
+    use super::super::tiles::{Block, DEPTH, SIDE, Tile};
     use super::super::{Matrix, Onto, Product};
     use super::round;
     use crate::model::ops::simd::vectorised;
@@ -42,7 +47,13 @@ mod tiled {
 
     const EMPTY: Tile = [[0; SIDE]; SIDE];
 
-    pub(super) fn multiply(target: &mut [f32], target_stride: usize, product: Product<'_>) {
+    /// `products` is that of [`super::super::amx`] or [`super::super::dots`].
+    pub(super) fn multiply(
+        target: &mut [f32],
+        target_stride: usize,
+        product: Product<'_>,
+        products: impl Fn(&[Tile], &[Tile], &mut dyn FnMut(usize, &Block)) + Sync,
+    ) {
         let Product { left, right, scale, onto } = product;
         let (m, n, depth) = (left.rows, right.columns, left.columns.div_ceil(DEPTH));
         if depth == 0 {
@@ -68,7 +79,7 @@ mod tiled {
                 let pairs = rows.chunks_mut(2 * SIDE * target_stride).zip(group.chunks_exact(2 * depth));
                 for (pair, (rows, left)) in pairs.enumerate() {
                     let present = m.saturating_sub(first + pair * 2 * SIDE).min(2 * SIDE);
-                    amx::products(left, &strips, |number, block| {
+                    products(left, &strips, &mut |number, block| {
                         let columns = number * 2 * SIDE..n.min((number + 1) * 2 * SIDE);
                         vectorised(|| {
                             for (row, sums) in rows.chunks_mut(target_stride).zip(block).take(present) {
@@ -189,7 +200,7 @@ mod tiled {
 mod tests {
     use fedtune_config::job::Precision;
 
-    use super::super::{self as gemm, Cores, Onto};
+    use super::super::{self as gemm, Cores, Matrix, Onto};
     use super::*;
 
     #[test]
