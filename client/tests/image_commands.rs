@@ -227,7 +227,7 @@ fn what_does_not_go_together_is_refused_before_training() {
     let image = ["finetune", "--model", "model", "--job", "job.toml", "--out", "tuned", "--train"];
     let message = refused(4, &[&image[..], &["texts.csv"]].concat(), folder.path());
     assert!(message.contains("images are read from Parquet files"), "{message}");
-    let text = ["finetune", "--model", "model", "--out", "tuned", "--train"];
+    let text = ["finetune", "--model", "model", "--task", "text-classification", "--out", "tuned", "--train"];
     let message = refused(4, &[&text[..], &["train"]].concat(), folder.path());
     assert!(message.contains("train: found a folder"), "{message}");
     let message = refused(5, &[&text[..], &["texts.csv"]].concat(), folder.path());
