@@ -156,6 +156,10 @@ async fn follow(
                     Some(Kind::Withdraw(withdraw)) => tasks.withdraw(withdraw),
                     Some(Kind::Close(close)) if close.r#final => return Ended::Final(close.reason),
                     Some(Kind::Close(close)) => return Ended::Broken(close.reason),
+                    Some(Kind::Notice(notice)) => {
+                        let round = notice.id.unwrap_or_default().round;
+                        warn!(round, "the aggregator leaves this site's result out: {}", notice.reason);
+                    }
                     // A newer aggregator may say more than this program knows.
                     Some(Kind::Welcome(_)) | None => {}
                 },

@@ -9,6 +9,8 @@ use crate::error::Problems;
 use crate::load::Document;
 use crate::units::Span;
 
+pub use admission::{Admission, Copies};
+pub use aggregation::{Aggregation, Rule, Strategy, Weighting};
 pub use evaluation::{Evaluation, Evaluator, Metric};
 pub use suggested::{TABLE_MODEL, suggested_kind, suggested_learning_rate};
 pub use task::{PROMPT, RESPONSE, Reads, Task, TaskKind};
@@ -16,6 +18,8 @@ pub use training::{
     Alteration, Augmentation, ClassWeights, Eda, LocalWork, Lora, Optimizer, Precision, Schedule, Trainable, Training,
 };
 
+mod admission;
+mod aggregation;
 mod evaluation;
 mod suggested;
 mod task;
@@ -40,6 +44,9 @@ pub struct Job {
     /// How often, with whom, how long.
     #[serde(default)]
     pub rounds: Rounds,
+    /// What an update must be like to count.
+    #[serde(default)]
+    pub admission: Admission,
     /// How updates become the next state.
     #[serde(default)]
     pub aggregation: Aggregation,
@@ -126,40 +133,6 @@ impl Default for Rounds {
     }
 }
 
-/// The rule that turns the updates of a round into the next state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Strategy {
-    /// Weighted mean of the deltas (McMahan et al. 2017, 1602.05629).
-    Fedavg,
-}
-
-/// The weight of a site's update.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Weighting {
-    /// By the number of examples it trained on.
-    Examples,
-    /// The same for every site.
-    Uniform,
-}
-
-/// How updates become the next state.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Aggregation {
-    /// The rule.
-    pub strategy: Strategy,
-    /// The weights.
-    pub weighting: Weighting,
-}
-
-impl Default for Aggregation {
-    fn default() -> Self {
-        Self { strategy: Strategy::Fedavg, weighting: Weighting::Examples }
-    }
-}
-
 impl Serialize for Job {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         Self::serialize(self, serializer)
@@ -186,6 +159,7 @@ impl Job {
             task,
             training,
             rounds: Rounds::default(),
+            admission: Admission::default(),
             aggregation: Aggregation::default(),
             evaluation: Evaluation::default(),
         };
@@ -205,6 +179,7 @@ impl Job {
 
     fn complete(&mut self) {
         self.evaluation.metric = Some(self.metric());
+        self.aggregation.complete();
     }
 
     /// The canonical text: every field written out. [`crate::parse`] of it gives the same job.
@@ -240,6 +215,8 @@ impl Document for Job {
                 format!("found {cohort}; expected at least rounds.quorum, which is {quorum}")
             });
         }
+        self.admission.validate(p);
+        self.aggregation.validate(p, &self.rounds);
         self.evaluation.validate(p, &self.task);
     }
 

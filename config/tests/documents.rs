@@ -57,7 +57,16 @@ fn examples_parse_and_state_the_true_defaults() {
                 "prompt",
                 "response",
                 "template",
-                "image"
+                "image",
+                "examples_cap",
+                "malicious",
+                "trim",
+                "norm_bound",
+                "norm_max",
+                "momentum = 0.9",
+                "second_momentum",
+                "tau",
+                "bias_correction"
             ]
         ))
         .unwrap()
@@ -331,6 +340,21 @@ fn every_fault_of_a_job_names_line_field_found_and_allowed() {
         ("rounds", "attempts = 0", 9, vec!["rounds.attempts"]),
         ("aggregation", "strategy = \"fedagv\"", 10, vec!["aggregation.strategy", "fedavg"]),
         ("aggregation", "weighting = \"size\"", 10, vec!["aggregation.weighting", "uniform"]),
+        ("aggregation", "momentum = 0.9", 10, vec!["aggregation.momentum", "strategy = \"fedavg\"", "no use"]),
+        ("aggregation", "strategy = \"fedavgm\"\ntau = 0.1", 11, vec!["aggregation.tau", "\"fedavgm\""]),
+        (
+            "aggregation",
+            "strategy = \"fedadam\"\nlearning_rate = 0.1",
+            11,
+            vec!["aggregation.learning_rate", "100 times as large", "at most 1.000e-2", "max_amplification"],
+        ),
+        ("aggregation", "learning_rate = 0.0", 10, vec!["aggregation.learning_rate", "more than 0"]),
+        ("aggregation", "strategy = \"fedavgm\"\nmomentum = 1.0", 11, vec!["aggregation.momentum"]),
+        ("aggregation", "rule = \"median\"\nweighting = \"examples\"", 11, vec!["aggregation.weighting", "\"median\""]),
+        ("aggregation", "rule = \"trimmed-mean\"\ntrim = 0.5", 11, vec!["aggregation.trim", "less than 0.5"]),
+        ("aggregation", "malicious = 1", 10, vec!["aggregation.malicious", "rule = \"mean\""]),
+        ("aggregation", "examples_cap = 5", 10, vec!["aggregation.examples_cap", "\"capped\""]),
+        ("aggregation", "rule = \"norm-clipping\"\nnorm_bound = 0.0", 11, vec!["aggregation.norm_bound"]),
         ("evaluation", "by = \"me\"", 11, vec!["evaluation.by", "evaluator"]),
         ("evaluation", "metric = \"f1\"", 11, vec!["evaluation.metric", "macro_f1"]),
         ("evaluation", "min_delta = -1.0", 11, vec!["evaluation.min_delta"]),
@@ -342,6 +366,32 @@ fn every_fault_of_a_job_names_line_field_found_and_allowed() {
             assert!(text.contains(part), "{line}: {text:?} lacks {part:?}");
         }
     }
+}
+
+#[test]
+fn a_job_says_in_full_how_it_aggregates_and_its_quorum_fits_the_rule() {
+    for (lines, quorum) in [
+        ("strategy = \"fedavgm\"", 2),
+        ("strategy = \"fedadam\"\nlearning_rate = 0.1\nmax_amplification = 100.0", 2),
+        ("strategy = \"fedyogi\"\nbias_correction = false", 2),
+        ("strategy = \"fedadagrad\"\nweighting = \"capped\"\nexamples_cap = 100", 2),
+        ("rule = \"krum\"", 5),
+        ("rule = \"bulyan\"\nmalicious = 2", 11),
+        ("rule = \"trimmed-mean\"", 2),
+        ("rule = \"geometric-median\"\nweighting = \"uniform\"", 2),
+        ("rule = \"centered-clipping\"\nstrategy = \"fedadam\"", 2),
+    ] {
+        let text = job_with("aggregation", lines).replace("[rounds]\n", &format!("[rounds]\nquorum = {quorum}\n"));
+        let job: Job = read(&text).unwrap();
+        assert_eq!(job, read(&job.to_toml()).unwrap(), "{lines}");
+        assert!(job.to_toml().contains("learning_rate"), "{lines}");
+        let error = read::<Job>(
+            &text.replace("quorum", "cohort = \"all\"\nquorum").replace(&format!("quorum = {quorum}"), "quorum = 1"),
+        );
+        assert_eq!(error.is_err(), quorum > 2, "{lines}");
+    }
+    let error = read::<Job>(&job_with("aggregation", "rule = \"krum\"")).unwrap_err().to_string();
+    assert!(error.contains("rounds.quorum: found 2; expected at least 5"), "{error}");
 }
 
 #[test]

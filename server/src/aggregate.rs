@@ -1,25 +1,46 @@
-//! Aggregation: one streaming pass over the updates' bytes, window by window, in site order, into the next state.
+//! Aggregation: streaming passes over the updates' bytes, window by window, in site order, into the next state.
+//!
+//! Read in this order: `rules` (how the updates become one, by weights and distances), `geometry` (the distances, in a pass
+//! of their own), `combine` (the updates of a window made one), `step` (how the state moves by it).
 //!
 //! Memory is bounded by the number of windows in flight, not by the number of sites or the size of the model, and the
 //! result is the same bit for bit whatever order the updates came in.
 
 mod check;
+mod combine;
+mod geometry;
+mod rules;
+mod step;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 use std::thread::available_parallelism;
 
 use bytes::Bytes;
+use fedtune_config::job::Aggregation;
 use fedtune_proto::digest::ArtifactRef;
-use futures::{StreamExt, TryStreamExt, stream};
+use fedtune_proto::layout::Layout;
+use futures::{Stream, StreamExt, TryStreamExt, stream};
 
-pub use check::{Rejection, check_state, check_update};
+pub use check::{Bounds, Rejection, check_state, check_update};
+pub use rules::weights;
 
+use crate::round::After;
 use crate::store::artifacts::Writer;
 use crate::store::{Artifacts, StoreError};
+use combine::Combination;
+use geometry::Distances;
+use step::Step;
 
-/// Bytes of one window of the state; 4 times as many are held per window in flight.
-const WINDOW_BYTES: u64 = 512 << 10;
+/// Bytes of all updates that are held for one window in flight; the more sites, the shorter a window.
+const WINDOW_BYTES: u64 = 4 << 20;
+
+/// A window is cut at multiples of this.
+const WINDOW_UNIT: u64 = 4 << 10;
+
+/// The longest window, in bytes of the state.
+const WINDOW_BYTES_MAX: u64 = 512 << 10;
 
 /// Most windows in flight.
 const WINDOWS_MAX: usize = 8;
@@ -29,89 +50,200 @@ const WINDOWS_MAX: usize = 8;
 pub struct Weighted {
     /// The update.
     pub update: ArtifactRef,
-    /// A positive integer: its examples, or 1.
+    /// A positive integer, see [`weights`].
     pub weight: u64,
 }
 
-/// Federated averaging (McMahan et al. 2017, 1602.05629) on deltas: `next = state + sum(n_k * delta_k) / sum(n_k)`.
+/// What a round's updates are applied to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Before {
+    /// The state.
+    pub state: ArtifactRef,
+    /// The server optimiser's moments, in the layout of the state; none before its first step.
+    pub moments: Vec<ArtifactRef>,
+    /// The number of the step, counted from 1.
+    pub step: u32,
+}
+
+/// Aggregation failed; the state is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum AggregateError {
+    /// Storage failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The rule cannot combine these updates.
+    #[error("{0}")]
+    Rule(String),
+}
+
+/// Combines the updates, keyed by site, by the job's rule, and moves the state by its strategy: for "fedavg" and "mean"
+/// `next = fl32(state + η sum(n_k delta_k) / sum(n_k))` (McMahan et al. 2017, 1602.05629).
 ///
-/// Each coordinate is summed in f64 over the sites in the order of their names, with integer weights and one division
-/// at the end, then added to the state and rounded to f32 once. `updates` is keyed by site.
+/// Every value is computed in f64 over the sites in the order of their names, with integer weights and one division, and
+/// rounded to f32 once. New files are staged under names that begin with `staging_name`.
 ///
 /// # Errors
-/// Storage failed; the state is as it was.
-pub async fn fedavg(
+/// Storage failed, or the rule needs more updates; the state is as it was.
+pub async fn aggregate(
     artifacts: &Artifacts,
-    state: ArtifactRef,
+    aggregation: &Aggregation,
+    before: &Before,
     updates: &BTreeMap<String, Weighted>,
     staging_name: &str,
-) -> Result<ArtifactRef, StoreError> {
-    let layout = artifacts.layout(state).await?;
-    let mut sources = Vec::with_capacity(updates.len());
-    for weighted in updates.values() {
-        let start = artifacts.layout(weighted.update).await?.data_start;
-        sources.push((*weighted, start));
+) -> Result<After, AggregateError> {
+    let pass = Pass::new(artifacts, before, updates).await?;
+    let weights: Vec<u64> = updates.values().map(|weighted| weighted.weight).collect();
+    let distances = match rules::needs(aggregation.rule) {
+        Some(with_median) => Some(pass.distances(with_median).await?),
+        None => None,
+    };
+    let combination = rules::combination(aggregation, &weights, distances.as_ref()).map_err(AggregateError::Rule)?;
+    let shares = updates.keys().cloned().zip(combination.shares(updates.len())).collect();
+    let step = Step::new(aggregation, before.step);
+    let (state, moments) = pass.apply(combination, step, &before.moments, staging_name).await?;
+    Ok(After { state, moments, shares })
+}
+
+/// The same windows of the state and of every update.
+#[derive(Debug, Clone)]
+struct Pass {
+    artifacts: Artifacts,
+    state: ArtifactRef,
+    layout: Arc<Layout>,
+    /// Every update, in site order, and where its data starts.
+    sources: Arc<[(ArtifactRef, u64)]>,
+}
+
+impl Pass {
+    async fn new(
+        artifacts: &Artifacts,
+        before: &Before,
+        updates: &BTreeMap<String, Weighted>,
+    ) -> Result<Self, StoreError> {
+        let layout = Arc::new(artifacts.layout(before.state).await?);
+        let mut sources = Vec::with_capacity(updates.len());
+        for weighted in updates.values() {
+            sources.push((weighted.update, artifacts.layout(weighted.update).await?.data_start));
+        }
+        Ok(Self { artifacts: artifacts.clone(), state: before.state, layout, sources: sources.into() })
     }
-    let total: u64 = updates.values().map(|weighted| weighted.weight).sum();
 
-    let mut writer = Writer::create(artifacts, staging_name).await?;
-    writer.append(&artifacts.read(state.digest, 0..layout.data_start).await?).await?;
-
-    let windows = windows(layout.data_start..layout.file_bytes);
-    let in_flight = available_parallelism().map_or(1, usize::from).min(WINDOWS_MAX);
-    let mut folded = stream::iter(windows)
-        .map(|window| {
-            let (artifacts, sources) = (artifacts.clone(), sources.clone());
-            // A task of its own, so that windows are folded on all cores.
-            let task = tokio::spawn(async move {
-                let offset = window.start - layout.data_start;
-                let length = window.end - window.start;
-                let mut sum = vec![0_f64; usize::try_from(length / 4).unwrap_or(0)];
-                for (Weighted { update, weight }, start) in sources {
-                    let from = start + offset;
-                    add(&mut sum, &artifacts.read(update.digest, from..from + length).await?, weight as f64);
-                }
-                let bytes = artifacts.read(state.digest, window).await?;
-                apply(&bytes, &sum, total as f64).ok_or_else(|| StoreError::Unsound {
-                    digest: state.digest,
-                    reason: "with these updates added it has a value that is not finite".into(),
-                })
-            });
-            async move { task.await.map_err(std::io::Error::other) }
-        })
-        .buffered(in_flight);
-    while let Some(window) =
-        folded.try_next().await.map_err(|source| StoreError::File { path: staging_name.into(), source })?
+    /// What `work` makes of each window, in the order of the windows; they are worked on concurrently.
+    fn windows<T, F, W>(&self, work: W) -> impl Stream<Item = Result<T, StoreError>>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, StoreError>> + Send + 'static,
+        W: Fn(Self, Range<u64>) -> F,
     {
-        writer.append(&window?).await?;
+        let (start, end) = (self.layout.data_start, self.layout.file_bytes);
+        let share = WINDOW_BYTES / self.sources.len().max(1) as u64;
+        let length = (share / WINDOW_UNIT * WINDOW_UNIT).clamp(WINDOW_UNIT, WINDOW_BYTES_MAX);
+        let in_flight = available_parallelism().map_or(1, usize::from).min(WINDOWS_MAX);
+        let windows = (start..end).step_by(usize::try_from(length).unwrap_or(1));
+        stream::iter(windows.map(move |at| at..end.min(at + length)))
+            .map(move |window| {
+                // A task of its own, so that windows are worked on by all cores.
+                let task = tokio::spawn(work(self.clone(), window));
+                async move { task.await.unwrap_or_else(|e| Err(StoreError::Interrupted(e.to_string()))) }
+            })
+            .buffered(in_flight)
     }
-    writer.finish(artifacts).await
+
+    /// The window of every update.
+    async fn updates(&self, window: Range<u64>) -> Result<Vec<Vec<f32>>, StoreError> {
+        let offset = window.start - self.layout.data_start;
+        let length = window.end - window.start;
+        let mut updates = Vec::with_capacity(self.sources.len());
+        for (update, start) in self.sources.iter() {
+            let from = start + offset;
+            updates.push(floats(&self.artifacts.read(update.digest, from..from + length).await?));
+        }
+        Ok(updates)
+    }
+
+    async fn distances(&self, with_median: bool) -> Result<Distances, StoreError> {
+        let nothing = Distances::new(self.sources.len(), with_median);
+        let seen = self.windows(|pass, window| {
+            let mut distances = nothing.clone();
+            async move {
+                distances.see(&pass.updates(window).await?);
+                Ok(distances)
+            }
+        });
+        let all = nothing.clone();
+        seen.try_fold(all, |mut all, distances| async move {
+            all.merge(&distances);
+            Ok(all)
+        })
+        .await
+    }
+
+    /// Writes the next state and the next moments.
+    async fn apply(
+        &self,
+        combination: Combination,
+        step: Step,
+        moments: &[ArtifactRef],
+        staging_name: &str,
+    ) -> Result<(ArtifactRef, Vec<ArtifactRef>), StoreError> {
+        let header = self.artifacts.read(self.state.digest, 0..self.layout.data_start).await?;
+        let mut writers = Vec::new();
+        for name in std::iter::once("state".to_owned()).chain((0..step.moments()).map(|i| format!("moment-{i}"))) {
+            let mut writer = Writer::create(&self.artifacts, &format!("{staging_name}.{name}")).await?;
+            writer.append(&header).await?;
+            writers.push(writer);
+        }
+        let combination = Arc::new(combination);
+        let moved = self.windows(|pass, window| {
+            let (combination, moments) = (combination.clone(), moments.to_vec());
+            async move { pass.moved(&combination, step, &moments, window).await }
+        });
+        tokio::pin!(moved);
+        while let Some(windows) = moved.try_next().await? {
+            for (writer, window) in writers.iter_mut().zip(windows) {
+                writer.append(&window).await?;
+            }
+        }
+        let mut written = Vec::with_capacity(writers.len());
+        for writer in writers {
+            written.push(writer.finish(&self.artifacts).await?);
+        }
+        let moments = written.split_off(1);
+        Ok((written[0], moments))
+    }
+
+    /// A window of the next state, and of each moment.
+    async fn moved(
+        &self,
+        combination: &Combination,
+        step: Step,
+        moments: &[ArtifactRef],
+        window: Range<u64>,
+    ) -> Result<Vec<Vec<u8>>, StoreError> {
+        let combined = combine::combine(combination, &self.updates(window.clone()).await?);
+        let mut state = floats(&self.artifacts.read(self.state.digest, window.clone()).await?);
+        let mut next_moments = Vec::with_capacity(step.moments());
+        for i in 0..step.moments() {
+            next_moments.push(match moments.get(i) {
+                // Moments have the header of the state they belong to.
+                Some(moment) => floats(&self.artifacts.read(moment.digest, window.clone()).await?),
+                None => vec![step.start(i); state.len()],
+            });
+        }
+        step.take(&mut state, &mut next_moments, &combined);
+        let all = std::iter::once(&state).chain(&next_moments);
+        if !all.clone().flatten().all(|value| value.is_finite()) {
+            return Err(StoreError::Unsound {
+                digest: self.state.digest,
+                reason: "with these updates added it has a value that is not finite".into(),
+            });
+        }
+        Ok(all.map(|values| values.iter().flat_map(|value| value.to_le_bytes()).collect()).collect())
+    }
 }
 
-fn windows(all: Range<u64>) -> impl Iterator<Item = Range<u64>> {
-    let end = all.end;
-    (all.start..end)
-        .step_by(usize::try_from(WINDOW_BYTES).unwrap_or(1))
-        .map(move |start| start..end.min(start + WINDOW_BYTES))
-}
-
-/// `sum += weight * delta`.
-fn add(sum: &mut [f64], delta: &Bytes, weight: f64) {
-    for (sum, delta) in sum.iter_mut().zip(delta.as_chunks::<4>().0) {
-        *sum += weight * f64::from(f32::from_le_bytes(*delta));
-    }
-}
-
-/// `fl32(state + sum / total)`; `None` if a value is not finite.
-fn apply(state: &Bytes, sum: &[f64], total: f64) -> Option<Vec<u8>> {
-    let mut next = Vec::with_capacity(state.len());
-    let mut finite = true;
-    for (state, sum) in state.as_chunks::<4>().0.iter().zip(sum) {
-        let value = (f64::from(f32::from_le_bytes(*state)) + sum / total) as f32;
-        finite &= value.is_finite();
-        next.extend_from_slice(&value.to_le_bytes());
-    }
-    finite.then_some(next)
+fn floats(bytes: &Bytes) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|value| f32::from_le_bytes(*value)).collect()
 }
 
 #[cfg(test)]

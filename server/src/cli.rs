@@ -100,7 +100,7 @@ pub fn run() -> anyhow::Result<()> {
 
 /// Prints one JSON document.
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
+    output::outln!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
 }
 

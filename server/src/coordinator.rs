@@ -10,7 +10,7 @@ mod snapshot;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fedtune_config::job::{self, Job, TaskKind, Weighting};
+use fedtune_config::job::{self, Copies, Job, TaskKind};
 use fedtune_config::server::{Limits, Sessions as SessionTimes};
 use fedtune_proto::digest::{ArtifactRef, Digest};
 use fedtune_proto::evaluation::Form;
@@ -21,9 +21,9 @@ pub use handle::{Answer, Expected, Handle, Permit, Rejected};
 pub use sessions::{About, Directive, Task};
 pub use snapshot::{Activity, JobSnapshot, SiteSnapshot};
 
-use crate::aggregate::{self, Weighted};
+use crate::aggregate::{self, Before, Bounds, Weighted};
 use crate::pki::{Identity, Role};
-use crate::round::{Effect, Event, Machine, Outcome, Phase, RoundRecord, Trainee, Turn, Work, World};
+use crate::round::{Effect, Event, Fault, Machine, Outcome, Phase, RoundRecord, Trainee, Turn, Work, World};
 use crate::store::records::{JobRecord, JobStatus};
 use crate::store::{Artifacts, Records, StoreError};
 use handle::Request;
@@ -247,7 +247,10 @@ impl Coordinator {
             return Ok(handle::Expected::Open {
                 state: machine.state,
                 form: form(&active.job.task),
-                examples_max: self.limits.examples_per_update,
+                bounds: Bounds {
+                    examples: self.limits.examples_per_update.min(self.sessions.examples(site).unwrap_or(u64::MAX)),
+                    norm: active.job.admission.norm_max.unwrap_or(f64::INFINITY),
+                },
             });
         }
         let accepted = handle::Expected::Answered(Answer { accepted: true, reason: "it is stored already".into() });
@@ -300,14 +303,18 @@ impl Coordinator {
         event: Event,
         recipe: Option<String>,
     ) -> Result<Answer, StoreError> {
-        let quarantined = match &event {
-            Event::Failed { reason, .. } => Some(reason.clone()),
-            _ => None,
-        };
         // The world may have moved while the bytes were checked.
         if let handle::Expected::Answered(answer) = self.expect(site, job, turn).await? {
             return Ok(answer);
         }
+        let event = match self.replay(job, &event).await? {
+            Some(reason) => Event::Failed { site: site.to_owned(), turn, reason, fault: Fault::Quarantined },
+            None => event,
+        };
+        let quarantined = match &event {
+            Event::Failed { reason, .. } => Some(reason.clone()),
+            _ => None,
+        };
         if let (Some(recipe), Some(active)) = (recipe, &mut self.active) {
             active.record.recipe = Some(recipe);
         }
@@ -319,6 +326,22 @@ impl Coordinator {
             }
             None => Ok(Answer { accepted: true, reason: String::new() }),
         }
+    }
+
+    /// Why an update is none of this round: it counted in an earlier one.
+    async fn replay(&self, job: &str, event: &Event) -> Result<Option<String>, StoreError> {
+        let counts_copies = self.active.as_ref().is_none_or(|active| active.job.admission.copies == Copies::Count);
+        let Event::Updated { share, .. } = event else { return Ok(None) };
+        if counts_copies || share.norm == 0.0 {
+            return Ok(None);
+        }
+        let rounds = self.records.rounds(job).await?;
+        let earlier = rounds.iter().find_map(|record| {
+            let (site, _) = record.sites.iter().find(|(_, earlier)| earlier.update.digest == share.update.digest)?;
+            Some((record.round, site))
+        });
+        Ok(earlier
+            .map(|(round, site)| format!("the update is the one that {site} sent in round {round}, byte for byte")))
     }
 
     async fn permits(&self, identity: &Identity, permit: Permit) -> Result<(), String> {
@@ -483,6 +506,10 @@ impl Coordinator {
                 info!(job, site, round = turn.round, reason, "task withdrawn");
                 self.sessions.send(&site, Directive::Withdraw { job, turn, reason });
             }
+            Effect::Notify(site, turn, reason) => {
+                warn!(job, site, round = turn.round, reason, "an update does not count");
+                self.sessions.send(&site, Directive::Notify { job, turn, reason });
+            }
             Effect::Record(round) => match round.evaluation() {
                 Some(sums) => info!(job, round = round.round, measures = ?sums.measures(), "round evaluated"),
                 None => info!(job, round = round.round, sites = round.sites.len(), "round committed"),
@@ -497,28 +524,33 @@ impl Coordinator {
 
     fn aggregate(&self) {
         let Some(active) = &self.active else { return };
-        let Machine { phase: Phase::Aggregating { round, attempt, updates, .. }, state: Some(state), .. } =
+        let Machine { phase: Phase::Aggregating { round, attempt, updates, .. }, state: Some(state), moments, .. } =
             &active.record.machine
         else {
             return;
         };
-        let weighting = active.job.aggregation.weighting;
+        let aggregation = active.job.aggregation.clone();
+        let examples = updates.iter().map(|(site, share)| (site.clone(), share.examples)).collect();
+        let weights = aggregate::weights(&aggregation, &examples);
         let weighted: BTreeMap<String, Weighted> = updates
             .iter()
             .map(|(site, share)| {
-                let weight = if weighting == Weighting::Uniform { 1 } else { share.examples };
+                let weight = weights.get(site).copied().unwrap_or(share.examples);
                 (site.clone(), Weighted { update: share.update, weight })
             })
             .collect();
-        let (round, attempt, state, job) = (*round, *attempt, *state, active.record.id.clone());
+        let (round, attempt, job) = (*round, *attempt, active.record.id.clone());
+        let before = Before { state: *state, moments: moments.clone(), step: round };
         let (artifacts, own) = (self.artifacts.clone(), self.own.clone());
         tokio::spawn(async move {
             let began = std::time::Instant::now();
-            let staging = format!("{job}-{round}-{attempt}.state");
+            let staging = format!("{job}-{round}-{attempt}");
             // A task of its own, so that even a panic of the pass is an event.
-            let pass = tokio::spawn(async move { aggregate::fedavg(&artifacts, state, &weighted, &staging).await });
+            let pass = tokio::spawn(async move {
+                aggregate::aggregate(&artifacts, &aggregation, &before, &weighted, &staging).await
+            });
             let event = match pass.await {
-                Ok(Ok(state)) => Event::Aggregated { round, attempt, state, seconds: began.elapsed().as_secs_f64() },
+                Ok(Ok(after)) => Event::Aggregated { round, attempt, after, seconds: began.elapsed().as_secs_f64() },
                 Ok(Err(e)) => Event::AggregationFailed(e.to_string()),
                 Err(e) => Event::AggregationFailed(e.to_string()),
             };

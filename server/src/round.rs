@@ -7,6 +7,7 @@
 //!                     └─────────────┘ (next attempt, or Ended: failed)
 //! ```
 
+mod admission;
 mod plan;
 mod record;
 #[cfg(test)]
@@ -19,8 +20,9 @@ use fedtune_proto::digest::ArtifactRef;
 use fedtune_proto::evaluation::Evaluation;
 use serde::{Deserialize, Serialize};
 
+use admission::Verdict;
 pub use plan::Plan;
-pub use record::{Best, RoundRecord, SiteShare};
+pub use record::{After, Best, RoundRecord, SiteShare};
 
 /// A job in progress.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,10 +33,16 @@ pub struct Machine {
     pub phase: Phase,
     /// The latest state; `None` until a site has made the first one.
     pub state: Option<ArtifactRef>,
+    /// The server optimiser's moments that belong to the state.
+    #[serde(default)]
+    pub moments: Vec<ArtifactRef>,
     /// The best round so far.
     pub best: Option<Best>,
     /// Sites that refused this job, with their reason; they are not asked again.
     pub refused: BTreeMap<String, String>,
+    /// How many updates of each site were refused or left out.
+    #[serde(default)]
+    pub strikes: BTreeMap<String, u32>,
     /// The site that made the first state.
     pub initializer: Option<String>,
 }
@@ -83,6 +91,9 @@ pub enum Phase {
         updates: BTreeMap<String, SiteShare>,
         /// What does not, with the reason.
         problems: BTreeMap<String, String>,
+        /// What counts, but is remarkable.
+        #[serde(default)]
+        flags: BTreeMap<String, String>,
     },
     /// The new state is scored.
     Evaluating {
@@ -152,6 +163,17 @@ pub struct Turn {
     pub attempt: u32,
 }
 
+/// What a failure says of the site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It could not, this time.
+    Failed,
+    /// It will not; asking again is useless.
+    Refused,
+    /// What it sent is not what it should be.
+    Quarantined,
+}
+
 /// What the machine sees of the world at an event.
 #[derive(Debug, Clone, Default)]
 pub struct World {
@@ -184,8 +206,8 @@ pub enum Event {
         turn: Turn,
         /// Why.
         reason: String,
-        /// Whether asking again is useless.
-        refused: bool,
+        /// Whose fault it is.
+        fault: Fault,
     },
     /// The first state is stored.
     Initialized {
@@ -211,8 +233,8 @@ pub enum Event {
         round: u32,
         /// Its attempt.
         attempt: u32,
-        /// The next state.
-        state: ArtifactRef,
+        /// What came of it.
+        after: After,
         /// How long the pass took.
         seconds: f64,
     },
@@ -238,6 +260,8 @@ pub enum Effect {
     Offer(String, Turn),
     /// Tell a site that its work is not wanted any more.
     Withdraw(String, Turn, String),
+    /// Tell a site why what it did does not count.
+    Notify(String, Turn, String),
     /// Run the strategy's pass over these updates, on top of the machine's state.
     Aggregate,
     /// Store a round, or store it again with its evaluation.
@@ -250,7 +274,16 @@ impl Machine {
     /// A job at its beginning.
     pub fn new(plan: Plan) -> Self {
         let phase = Phase::Initializing { attempt: 0, site: None, heard_ms: 0, problems: BTreeMap::new() };
-        Self { plan, phase, state: None, best: None, refused: BTreeMap::new(), initializer: None }
+        Self {
+            plan,
+            phase,
+            state: None,
+            moments: Vec::new(),
+            best: None,
+            refused: BTreeMap::new(),
+            strikes: BTreeMap::new(),
+            initializer: None,
+        }
     }
 
     /// The transition function.
@@ -267,11 +300,11 @@ impl Machine {
                 }
             }
             Event::Progress(site, turn) => self.heard(&site, turn, world.now_ms),
-            Event::Failed { site, turn, reason, refused } => self.failed(&site, turn, reason, refused),
+            Event::Failed { site, turn, reason, fault } => self.failed(&site, turn, reason, fault),
             Event::Initialized { site, turn, state } => self.initialized(&site, turn, state),
             Event::Updated { site, turn, share } => self.updated(&site, turn, share),
-            Event::Aggregated { round, attempt, state, seconds } => {
-                self.aggregated(round, attempt, state, seconds, world, &mut effects);
+            Event::Aggregated { round, attempt, after, seconds } => {
+                self.aggregated(round, attempt, after, seconds, world, &mut effects);
             }
             Event::AggregationFailed(reason) => self.aggregation_failed(&reason, &mut effects),
             Event::Evaluated { site, turn, sums } => self.evaluated(&site, turn, sums),
@@ -383,12 +416,19 @@ impl Machine {
                 Trainee::Working(_) => {}
             }
         }
+        let (round, attempt, opened_ms) = (*round, *attempt, *opened_ms);
+        let Verdict { left_out, flags } = admission::compare(&self.plan.admission, &updates);
+        for (site, reason) in left_out {
+            updates.remove(&site);
+            self.strike(&site, &reason);
+            effects.push(Effect::Notify(site.clone(), turn, reason.clone()));
+            problems.insert(site, reason);
+        }
         if updates.len() >= self.plan.quorum {
             effects.push(Effect::Aggregate);
-            self.phase =
-                Phase::Aggregating { round: *round, attempt: *attempt, opened_ms: *opened_ms, updates, problems };
-        } else if *attempt < self.plan.attempts {
-            self.phase = Phase::Gathering { round: *round, attempt: *attempt + 1 };
+            self.phase = Phase::Aggregating { round, attempt, opened_ms, updates, problems, flags };
+        } else if attempt < self.plan.attempts {
+            self.phase = Phase::Gathering { round, attempt: attempt + 1 };
         } else {
             let reason = format!(
                 "round {round} had {} of {} updates after {attempt} attempts: {}",
@@ -478,13 +518,15 @@ impl Machine {
         }
     }
 
-    fn failed(&mut self, from: &str, turn: Turn, reason: String, refused: bool) {
+    fn failed(&mut self, from: &str, turn: Turn, reason: String, fault: Fault) {
         if self.work_of(from) != Some(turn) {
             return;
         }
         // A site that cannot score may train all the same.
-        if refused && turn.work != Work::Evaluate {
-            self.refused.insert(from.to_owned(), reason.clone());
+        match fault {
+            Fault::Refused if turn.work != Work::Evaluate => drop(self.refused.insert(from.to_owned(), reason.clone())),
+            Fault::Quarantined if turn.work == Work::Train => self.strike(from, &reason),
+            _ => {}
         }
         match &mut self.phase {
             Phase::Initializing { site, problems, attempt, .. } => {
@@ -495,6 +537,17 @@ impl Machine {
             Phase::Training { sites, .. } => drop(sites.insert(from.into(), Trainee::Out(reason))),
             Phase::Evaluating { sites, .. } => drop(sites.insert(from.into(), Judge::Out(reason))),
             _ => {}
+        }
+    }
+
+    /// Counts an update that does not count; a site with too many is suspended.
+    fn strike(&mut self, site: &str, reason: &str) {
+        let strikes = self.strikes.entry(site.to_owned()).or_default();
+        *strikes += 1;
+        let most = self.plan.admission.strikes;
+        if most > 0 && *strikes >= most {
+            let reason = format!("suspended after {strikes} updates that do not count; of the last: {reason}");
+            self.refused.insert(site.to_owned(), reason);
         }
     }
 
@@ -519,28 +572,35 @@ impl Machine {
         &mut self,
         of_round: u32,
         of_attempt: u32,
-        state: ArtifactRef,
+        after: After,
         seconds: f64,
         world: &World,
         effects: &mut Vec<Effect>,
     ) {
-        let Phase::Aggregating { round, attempt, opened_ms, updates, problems } = &mut self.phase else { return };
+        let Phase::Aggregating { round, attempt, opened_ms, updates, problems, flags } = &mut self.phase else {
+            return;
+        };
         if (*round, *attempt) != (of_round, of_attempt) {
             return;
         }
+        let After { state, moments, shares } = after;
         let record = RoundRecord {
             round: *round,
             attempt: *attempt,
             opened_ms: *opened_ms,
             base: self.state,
             state,
+            moments: moments.clone(),
+            shares,
             sites: std::mem::take(updates),
             problems: std::mem::take(problems),
+            flags: std::mem::take(flags),
             evaluations: BTreeMap::new(),
             aggregate_seconds: seconds,
             wall_seconds: seconds_between(*opened_ms, world.now_ms),
         };
         self.state = Some(state);
+        self.moments = moments;
         let turn = Turn { work: Work::Evaluate, round: record.round, attempt: record.attempt };
         let judges = self.plan.judges(&record, world);
         effects.push(Effect::Record(record.clone()));

@@ -34,6 +34,9 @@ pub enum StoreError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A task that reads or writes did not come to its end.
+    #[error("the work was interrupted: {0}")]
+    Interrupted(String),
     /// Two uploads of the same bytes by the same peer at once.
     #[error("this upload is in progress already")]
     Busy,

@@ -76,6 +76,22 @@ impl SyntheticSite {
         Ok(())
     }
 
+    /// Says so every second, until what it gives is dropped.
+    pub fn beat(&self) -> tokio::task::JoinSet<()> {
+        let (channel, session) = (self.channel.clone(), self.session.clone());
+        let mut beating = tokio::task::JoinSet::new();
+        beating.spawn(async move {
+            let mut beat = tokio::time::interval(std::time::Duration::from_secs(1));
+            loop {
+                beat.tick().await;
+                let request = v1::HeartbeatRequest { session: session.clone() };
+                // If the aggregator is gone, the session's stream tells.
+                let _ = FederationClient::new(channel.clone()).heartbeat(request).await;
+            }
+        });
+        beating
+    }
+
     /// Uploads a file. Returns its name and the bytes that travelled.
     ///
     /// # Errors
@@ -113,18 +129,8 @@ impl SyntheticSite {
     /// # Errors
     /// A call failed.
     pub async fn serve(&mut self, state: &Path, update: &Path, work: &Path) -> anyhow::Result<()> {
-        let (channel, session) = (self.channel.clone(), self.session.clone());
         // Ends with this call.
-        let mut beating = tokio::task::JoinSet::new();
-        beating.spawn(async move {
-            let mut beat = tokio::time::interval(std::time::Duration::from_secs(1));
-            loop {
-                beat.tick().await;
-                let request = v1::HeartbeatRequest { session: session.clone() };
-                // If the aggregator is gone, the session's stream tells.
-                let _ = FederationClient::new(channel.clone()).heartbeat(request).await;
-            }
-        });
+        let _beating = self.beat();
         loop {
             let task = self.task().await?;
             let kind = task.id.as_ref().map(v1::TaskId::kind);
@@ -192,7 +198,8 @@ fn values_file(path: &Path, elements: u64, seed: u64) -> io::Result<PathBuf> {
     Ok(path.to_path_buf())
 }
 
-/// Writes a folder that looks like a base model, for jobs whose sites are synthetic, and a job of two labels for it.
+/// Writes a folder that looks like a base model, for jobs whose sites are synthetic and may all send the same update, and a
+/// job of two labels for it.
 /// Returns the job's file.
 ///
 /// # Errors
@@ -204,7 +211,7 @@ pub fn model_folder(folder: &Path, rounds: u32, quorum: usize) -> io::Result<Pat
     }
     let job = format!(
         "name = \"synthetic\"\n[model]\npath = \".\"\n[task]\nkind = \"text-classification\"\nlabels = [\"a\", \"b\"]\n\
-         [rounds]\ncount = {rounds}\nquorum = {quorum}\n[evaluation]\nby = \"none\"\n"
+         [rounds]\ncount = {rounds}\nquorum = {quorum}\n[admission]\ncopies = \"count\"\n[evaluation]\nby = \"none\"\n"
     );
     let path = folder.join("job.toml");
     std::fs::write(&path, job)?;

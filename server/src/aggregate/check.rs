@@ -41,10 +41,20 @@ pub async fn check_state(artifacts: &Artifacts, state: ArtifactRef) -> Result<()
         let reason = format!("tensor {:?} of the state is {}; expected F32", tensor.name, tensor.dtype);
         return Err(Rejection::Unfit(reason));
     }
-    check_finite(artifacts, state, &layout).await
+    check_finite(artifacts, state, &layout).await.map(drop)
 }
 
-/// Checks an update against the state it is for: same tensors, every value finite, an example count that can be.
+/// What an update may be at most.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Bounds {
+    /// Examples it may claim.
+    pub examples: u64,
+    /// Its Euclidean norm.
+    pub norm: f64,
+}
+
+/// Checks an update against the state it is for: same tensors, every value finite, an example count and a norm that can be.
+/// Gives the norm, which is computed in f64.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -53,19 +63,27 @@ pub async fn check_update(
     state: ArtifactRef,
     update: ArtifactRef,
     examples: u64,
-    examples_max: u64,
-) -> Result<(), Rejection> {
-    if examples == 0 || examples > examples_max {
-        let reason = format!("the update claims {examples} examples; expected 1 to {examples_max}");
+    bounds: Bounds,
+) -> Result<f64, Rejection> {
+    if examples == 0 || examples > bounds.examples {
+        let reason = format!("the update claims {examples} examples; expected 1 to {}", bounds.examples);
         return Err(Rejection::Unfit(reason));
     }
     let expected = artifacts.layout(state).await?;
     let layout = artifacts.layout(update).await.map_err(Rejection::of_layout)?;
     expected.same_tensors(&layout).map_err(|difference| Rejection::Unfit(format!("the update's {difference}")))?;
-    check_finite(artifacts, update, &layout).await
+    let norm = check_finite(artifacts, update, &layout).await?;
+    if norm > bounds.norm {
+        let reason =
+            format!("the update has the norm {norm:.3e}; expected at most {:.3e} (admission.norm_max)", bounds.norm);
+        return Err(Rejection::Unfit(reason));
+    }
+    Ok(norm)
 }
 
-async fn check_finite(artifacts: &Artifacts, artifact: ArtifactRef, layout: &Layout) -> Result<(), Rejection> {
+/// Checks that every value is finite, and gives the Euclidean norm of them all.
+async fn check_finite(artifacts: &Artifacts, artifact: ArtifactRef, layout: &Layout) -> Result<f64, Rejection> {
+    let mut squares = 0.0;
     let mut at = layout.data_start;
     while at < layout.file_bytes {
         let end = layout.file_bytes.min(at + WINDOW_BYTES);
@@ -76,7 +94,8 @@ async fn check_finite(artifacts: &Artifacts, artifact: ArtifactRef, layout: &Lay
             let name = layout.tensors.iter().find(|t| t.end > byte).map_or("", |t| t.name.as_str());
             return Err(Rejection::Unfit(format!("tensor {name:?} has a value that is NaN or infinite")));
         }
+        squares += values.iter().map(|value| f64::from(f32::from_le_bytes(*value)).powi(2)).sum::<f64>();
         at = end;
     }
-    Ok(())
+    Ok(squares.sqrt())
 }

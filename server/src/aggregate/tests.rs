@@ -34,15 +34,51 @@ impl Bench {
         bytes.as_chunks::<4>().0.iter().map(|value| f32::from_le_bytes(*value)).collect()
     }
 
-    async fn fedavg(&self, state: ArtifactRef, updates: &[(ArtifactRef, u64)]) -> ArtifactRef {
+    async fn aggregate(&self, by: &Aggregation, before: &Before, updates: &[(ArtifactRef, u64)]) -> After {
         let updates = updates.iter().enumerate();
         let updates =
             updates.map(|(i, (update, weight))| (format!("site-{i}"), Weighted { update: *update, weight: *weight }));
-        fedavg(&self.artifacts, state, &updates.collect(), "next").await.unwrap()
+        aggregate(&self.artifacts, by, before, &updates.collect(), "next").await.unwrap()
+    }
+
+    async fn fedavg(&self, state: ArtifactRef, updates: &[(ArtifactRef, u64)]) -> ArtifactRef {
+        self.aggregate(&Aggregation::default(), &first(state), updates).await.state
+    }
+
+    /// Applies the rows as updates of equal weight to a state of zeros.
+    async fn combined(&self, by: &Aggregation, rows: &[&[f32]]) -> (Vec<f32>, After) {
+        let state = self.put("state", &vec![0.0; rows[0].len()]).await;
+        let mut updates = Vec::new();
+        for row in rows {
+            updates.push((self.put("delta", row).await, 1));
+        }
+        let after = self.aggregate(by, &first(state), &updates).await;
+        (self.values(after.state).await, after)
     }
 }
 
-/// The three rounds of the reference computation in numpy, weighted by examples and uniform.
+fn first(state: ArtifactRef) -> Before {
+    Before { state, moments: Vec::new(), step: 1 }
+}
+
+/// What a job makes of these lines of `[aggregation]`.
+fn by(lines: &str) -> Aggregation {
+    let text = format!(
+        "name = \"n\"\n[model]\npath = \"m\"\n[task]\nkind = \"text-classification\"\nlabels = [\"a\", \"b\"]\n\
+         [rounds]\nquorum = 7\n[aggregation]\n{lines}\n"
+    );
+    let job: fedtune_config::Job = fedtune_config::parse("job.toml".as_ref(), &text, std::iter::empty()).unwrap();
+    job.aggregation
+}
+
+fn assert_near(found: &[f32], expected: &[f64], within: f64) {
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(expected) {
+        assert!((f64::from(*found) - expected).abs() <= within, "{found} is not {expected}");
+    }
+}
+
+/// The three rounds of the reference computation in numpy, for every strategy.
 #[tokio::test]
 async fn three_rounds_give_the_reference_values() {
     let rounds: [[[f32; 4]; 3]; 3] = [
@@ -50,22 +86,80 @@ async fn three_rounds_give_the_reference_values() {
         [[0.05, 0.1, -0.2, 0.1], [0.2, -0.1, 0.2, 0.3], [0.0, 0.3, 0.1, 0.1]],
         [[0.02, 0.1, -0.1, 0.0], [0.1, -0.1, 0.1, 0.2], [0.05, 0.2, 0.0, 0.1]],
     ];
-    for (weights, expected) in
-        [([10, 30, 60], [1.167, -1.54, 0.62, 0.52]), ([1, 1, 1], [1.24, -1.7, 0.466_666_67, 0.466_666_67])]
-    {
-        let bench = Bench::new();
-        let mut state = bench.put("state", &[1.0, -2.0, 0.5, 0.0]).await;
+    let steep = "learning_rate = 0.1\ntau = 1e-3\nmax_amplification = 100.0\n";
+    for (lines, weights, expected) in [
+        (String::new(), [10, 30, 60], [1.167, -1.54, 0.62, 0.52]),
+        (String::new(), [1, 1, 1], [1.24, -1.7, 0.466_666_667, 0.466_666_667]),
+        ("strategy = \"fedavgm\"\nlearning_rate = 1.0".into(), [10, 30, 60], [1.2939, -1.054, 0.71, 1.0744]),
+        (
+            format!("strategy = \"fedadam\"\nbias_correction = false\n{steep}"),
+            [10, 30, 60],
+            [1.335_368_799, -1.633_475_153, 0.688_751_127, 0.365_368_462],
+        ),
+        (
+            format!("strategy = \"fedadam\"\n{steep}"),
+            [10, 30, 60],
+            [1.291_711_693, -1.708_208_47, 0.640_989_411, 0.289_700_46],
+        ),
+        (
+            format!("strategy = \"fedyogi\"\nbias_correction = false\n{steep}"),
+            [10, 30, 60],
+            [1.334_687_968, -1.634_821_137, 0.688_303_043, 0.363_942_424],
+        ),
+        (
+            format!("strategy = \"fedadagrad\"\n{steep}"),
+            [10, 30, 60],
+            [1.244_002_839, -1.802_035_058, 0.618_425_249, 0.193_150_557],
+        ),
+    ] {
+        let (bench, aggregation) = (Bench::new(), by(&lines));
+        let mut before = first(bench.put("state", &[1.0, -2.0, 0.5, 0.0]).await);
         for deltas in rounds {
             let mut updates = Vec::new();
             for (delta, weight) in deltas.iter().zip(weights) {
                 updates.push((bench.put("delta", delta).await, weight));
             }
-            state = bench.fedavg(state, &updates).await;
+            let after = bench.aggregate(&aggregation, &before, &updates).await;
+            before = Before { state: after.state, moments: after.moments, step: before.step + 1 };
         }
-        for (found, expected) in bench.values(state).await.into_iter().zip(expected) {
-            assert!((f64::from(found) - expected).abs() < 1e-6, "{found} is not {expected}");
-        }
+        assert_near(&bench.values(before.state).await, &expected, 1e-6);
     }
+}
+
+/// Seven updates of which the last is hostile; the reference values are computed in numpy.
+#[tokio::test]
+async fn robust_rules_give_the_reference_values() {
+    let rows: [&[f32]; 7] = [
+        &[1.0, 0.0, 2.0],
+        &[1.1, 0.1, 1.9],
+        &[0.9, -0.1, 2.1],
+        &[1.2, 0.05, 2.0],
+        &[1.0, 0.1, 1.8],
+        &[0.8, 0.0, 2.2],
+        &[50.0, -50.0, 50.0],
+    ];
+    let bench = Bench::new();
+    for (lines, expected, within) in [
+        ("", [8.0, -7.121_429, 8.857_143], 1e-6),
+        ("rule = \"median\"", [1.0, 0.0, 2.0], 1e-7),
+        ("rule = \"trimmed-mean\"\ntrim = 0.2", [1.04, 0.01, 2.04], 1e-6),
+        ("rule = \"krum\"\nmalicious = 1", [1.0, 0.0, 2.0], 1e-7),
+        ("rule = \"multi-krum\"\nmalicious = 1", [1.0, 0.025, 2.0], 1e-6),
+        // In f64 1.9 is as near to 2 as 2.1 and the reference takes it; in f32 2.1 is nearer.
+        ("rule = \"bulyan\"\nmalicious = 1", [0.966_667, 0.05, 2.033_333], 1e-6),
+        ("rule = \"geometric-median\"", [1.000_001, 0.0, 2.0], 1e-4),
+        ("rule = \"norm-clipping\"", [1.039_747, -0.167_334, 1.890_022], 1e-6),
+    ] {
+        let (found, after) = bench.combined(&by(lines), &rows).await;
+        assert_near(&found, &expected, within);
+        let shares: f64 = after.shares.values().flatten().sum();
+        assert!(shares <= 1.0 + 1e-9, "{lines}: {:?}", after.shares);
+    }
+    let krum = bench.combined(&by("rule = \"krum\""), &rows).await.1.shares;
+    assert_eq!((krum["site-0"], krum["site-6"]), (Some(1.0), Some(0.0)));
+    let bulyan = bench.combined(&by("rule = \"bulyan\""), &rows).await.1.shares;
+    let chosen: Vec<bool> = bulyan.values().map(Option::is_none).collect();
+    assert_eq!(chosen, [true, true, true, true, true, false, false]);
 }
 
 #[tokio::test]
@@ -107,9 +201,14 @@ async fn twenty_arrival_orders_give_one_digest() {
         for (site, weighted) in &sites {
             arrived.insert(site.clone(), *weighted);
         }
-        digests.insert(fedavg(&bench.artifacts, state, &arrived, &format!("next-{order}")).await.unwrap().digest);
+        for lines in ["", "strategy = \"fedadam\"", "rule = \"geometric-median\"", "rule = \"bulyan\""] {
+            let name = format!("next-{order}");
+            let after = aggregate(&bench.artifacts, &by(lines), &first(state), &arrived, &name).await.unwrap();
+            let moments: Vec<_> = after.moments.iter().map(|moment| moment.digest).collect();
+            digests.insert((lines, after.state.digest, moments));
+        }
     }
-    assert_eq!(digests.len(), 1);
+    assert_eq!(digests.len(), 4);
 }
 
 #[tokio::test]
@@ -118,20 +217,50 @@ async fn a_sum_that_is_not_finite_is_no_state() {
     let state = bench.put("state", &[3e38]).await;
     let update = bench.put("a", &[3e38]).await;
     let updates = [("a".to_owned(), Weighted { update, weight: 1 })].into();
-    let error = fedavg(&bench.artifacts, state, &updates, "next").await.unwrap_err();
+    let error = aggregate(&bench.artifacts, &by(""), &first(state), &updates, "next").await.unwrap_err();
     assert!(error.to_string().contains("not finite"), "{error}");
+}
+
+#[tokio::test]
+async fn a_rule_without_enough_updates_is_an_error_and_moments_of_zeros_leave_the_state() {
+    let bench = Bench::new();
+    let values = [1.0, -0.0, 3.0];
+    let state = bench.put("state", &values).await;
+    let update = bench.put("a", &[0.0; 3]).await;
+    let updates = [("a".to_owned(), Weighted { update, weight: 1 })].into();
+    let error = aggregate(&bench.artifacts, &by("rule = \"krum\""), &first(state), &updates, "next").await.unwrap_err();
+    assert!(error.to_string().contains("needs 5 updates; there are 1"), "{error}");
+    for lines in ["", "strategy = \"fedavgm\"", "strategy = \"fedadam\"", "strategy = \"fedyogi\""] {
+        let after = aggregate(&bench.artifacts, &by(lines), &first(state), &updates, "next").await.unwrap();
+        assert_eq!(after.state, state, "{lines}");
+    }
+}
+
+#[test]
+fn weights_are_examples_up_to_a_cap_or_all_alike() {
+    let examples = [("a".to_owned(), 10), ("b".to_owned(), 30), ("c".to_owned(), 900)].into();
+    let of = |lines: &str| weights(&by(lines), &examples).into_values().collect::<Vec<_>>();
+    assert_eq!(of(""), [10, 30, 900]);
+    assert_eq!(of("weighting = \"uniform\""), [1, 1, 1]);
+    assert_eq!(of("weighting = \"capped\""), [10, 30, 90]);
+    assert_eq!(of("weighting = \"capped\"\nexamples_cap = 20"), [10, 20, 20]);
+    assert_eq!(of("rule = \"median\""), [1, 1, 1]);
 }
 
 #[tokio::test]
 async fn unfit_updates_are_named() {
     let bench = Bench::new();
     let state = bench.put("state", &[1.0, 2.0]).await;
-    let check = async |update, examples| match check_update(&bench.artifacts, state, update, examples, 1000).await {
+    let bounds = Bounds { examples: 1000, norm: 10.0 };
+    let check = async |update, examples| match check_update(&bench.artifacts, state, update, examples, bounds).await {
         Err(Rejection::Unfit(reason)) => reason,
         other => panic!("{other:?}"),
     };
     let good = bench.put("a", &[0.1, 0.2]).await;
-    check_update(&bench.artifacts, state, good, 10, 1000).await.unwrap();
+    let norm = check_update(&bench.artifacts, state, good, 10, bounds).await.unwrap();
+    assert!((norm - 0.05_f64.sqrt()).abs() < 1e-8);
+    let large = bench.put("l", &[8.0, 8.0]).await;
+    assert!(check(large, 10).await.contains("norm 1.131e1; expected at most 1.000e1"));
     assert!(check(good, 0).await.contains("0 examples"));
     assert!(check(good, 1_000_000_000_000).await.contains("expected 1 to 1000"));
     for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {

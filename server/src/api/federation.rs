@@ -16,10 +16,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{identity, wire};
-use crate::aggregate::{Rejection, check_state, check_update};
+use crate::aggregate::{Bounds, Rejection, check_state, check_update};
 use crate::coordinator::{About, Expected, Handle};
 use crate::pki::Role;
-use crate::round::{Event, SiteShare, Turn, Work};
+use crate::round::{Event, Fault, SiteShare, Turn, Work};
 use crate::store::Artifacts;
 
 const SITES: &[Role] = &[Role::Site, Role::Evaluator];
@@ -89,18 +89,20 @@ impl Service {
         &self,
         site: &str,
         turn: Turn,
-        expected: (Option<ArtifactRef>, Form, u64),
+        expected: (Option<ArtifactRef>, Form, Bounds),
         request: v1::ReportResultRequest,
     ) -> Result<(Event, Option<String>), Status> {
-        let (state, form, examples_max) = expected;
+        let (state, form, bounds) = expected;
         let site = site.to_owned();
-        let quarantine = |site: String, reason: String| (Event::Failed { site, turn, reason, refused: false }, None);
+        let quarantine =
+            |site: String, reason: String| (Event::Failed { site, turn, reason, fault: Fault::Quarantined }, None);
         let outcome = request.outcome.ok_or_else(|| Status::invalid_argument("the outcome is missing"))?;
         let _turn = self.checks.acquire().await.map_err(wire::gone)?;
         Ok(match (outcome, turn.work, state) {
             (Outcome::Failed(failed), ..) => {
                 let reason = clipped(failed.reason);
-                (Event::Failed { site, turn, reason, refused: failed.refused }, None)
+                let fault = if failed.refused { Fault::Refused } else { Fault::Failed };
+                (Event::Failed { site, turn, reason, fault }, None)
             }
             (Outcome::Initialized(initialized), Work::Initialize, _) => {
                 let state = match self.uploaded(initialized.state.as_ref()).await? {
@@ -127,11 +129,12 @@ impl Service {
                 if !finite {
                     return Ok(quarantine(site, format!("the training loss is {}", trained.train_loss)));
                 }
-                match check_update(&self.artifacts, state, update, trained.examples, examples_max).await {
-                    Ok(()) => {
+                match check_update(&self.artifacts, state, update, trained.examples, bounds).await {
+                    Ok(norm) => {
                         let share = SiteShare {
                             update,
                             examples: trained.examples,
+                            norm,
                             train_loss: trained.train_loss,
                             train_seconds: trained.train_seconds,
                             bytes_up: request.bytes_up,
@@ -144,7 +147,7 @@ impl Service {
                 }
             }
             (Outcome::Evaluated(evaluated), Work::Evaluate, _) => {
-                match Evaluation::checked(evaluated.evaluation.unwrap_or_default(), form, examples_max) {
+                match Evaluation::checked(evaluated.evaluation.unwrap_or_default(), form, bounds.examples) {
                     Ok(sums) => (Event::Evaluated { site, turn, sums }, None),
                     Err(reason) => quarantine(site, reason),
                 }
@@ -232,8 +235,8 @@ impl Federation for Service {
         let expected = self.coordinator.expect(site.clone(), job.clone(), turn).await.map_err(wire::gone)?;
         let answer = match expected.map_err(wire::storage)? {
             Expected::Answered(answer) => answer,
-            Expected::Open { state, form, examples_max } => {
-                let (event, recipe) = self.event(&site, turn, (state, form, examples_max), request).await?;
+            Expected::Open { state, form, bounds } => {
+                let (event, recipe) = self.event(&site, turn, (state, form, bounds), request).await?;
                 let report = self.coordinator.report(site, job, turn, event, recipe);
                 report.await.map_err(wire::gone)?.map_err(wire::storage)?
             }

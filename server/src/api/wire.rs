@@ -1,5 +1,7 @@
 //! Between wire messages and the aggregator's own types.
 
+use std::collections::BTreeMap;
+
 use fedtune_proto::digest::{ArtifactRef, NotADigest};
 use fedtune_proto::v1;
 use tonic::Status;
@@ -70,6 +72,9 @@ pub(super) fn directive(directive: Directive) -> v1::Directive {
         Directive::Withdraw { job, turn, reason } => {
             v1::directive::Kind::Withdraw(v1::Withdraw { id: Some(task_id(job, turn)), reason })
         }
+        Directive::Notify { job, turn, reason } => {
+            v1::directive::Kind::Notice(v1::Notice { id: Some(task_id(job, turn)), reason })
+        }
         Directive::WithdrawAll => {
             let reason = "no task of this site is open".into();
             v1::directive::Kind::Withdraw(v1::Withdraw { id: None, reason })
@@ -133,12 +138,19 @@ pub(super) fn snapshot(snapshot: JobSnapshot) -> v1::ShowJobResponse {
     }
 }
 
+fn problems(problems: BTreeMap<String, String>) -> Vec<v1::SiteProblem> {
+    problems.into_iter().map(|(site, reason)| v1::SiteProblem { site, reason }).collect()
+}
+
 fn round(record: RoundRecord) -> v1::RoundSummary {
     let scores = record.evaluation().map(|sums| v1::Scores {
         examples: sums.examples,
         measures: sums.measures().into_iter().map(|(name, value)| v1::Measure { name: name.into(), value }).collect(),
     });
+    let shares = record.shares;
     let sites = record.sites.into_iter().map(|(site, share)| v1::SiteRound {
+        norm: share.norm,
+        share: shares.get(&site).copied().flatten(),
         site,
         examples: share.examples,
         train_loss: share.train_loss,
@@ -150,7 +162,8 @@ fn round(record: RoundRecord) -> v1::RoundSummary {
         round: record.round,
         attempt: record.attempt,
         sites: sites.collect(),
-        problems: record.problems.into_iter().map(|(site, reason)| v1::SiteProblem { site, reason }).collect(),
+        problems: problems(record.problems),
+        flags: problems(record.flags),
         state_digest: record.state.digest.to_string(),
         aggregate_seconds: record.aggregate_seconds,
         wall_seconds: record.wall_seconds,

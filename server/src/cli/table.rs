@@ -2,7 +2,7 @@
 
 /// Prints rows under headings, each column as wide as its widest cell.
 pub(super) fn print<const N: usize>(head: [&str; N], rows: impl IntoIterator<Item = [String; N]>) {
-    print!("{}", layout(head, rows));
+    super::output::out!("{}", layout(head, rows));
 }
 
 /// The same as text.

@@ -160,7 +160,10 @@ fn round_line(round: &RoundSummary, total: u32) -> String {
     }
     let _ = write!(line, ", {:.1} s", round.wall_seconds);
     for problem in &round.problems {
-        let _ = write!(line, "\n  {}: {}", problem.site, problem.reason);
+        let _ = write!(line, "\n  {}: left out: {}", problem.site, problem.reason);
+    }
+    for flag in &round.flags {
+        let _ = write!(line, "\n  {}: counts, but {}", flag.site, flag.reason);
     }
     line
 }
@@ -199,7 +202,14 @@ pub(super) fn describe(shown: &ShowJobResponse) -> String {
         ]
     });
     let (one, other) = (title(&first).to_uppercase(), title(&second).to_uppercase());
-    text + &table::layout(["ROUND", "SITES", &one, &other, "LOSS", "SECONDS", "STATE"], rows)
+    text += &table::layout(["ROUND", "SITES", &one, &other, "LOSS", "SECONDS", "STATE"], rows);
+    for round in &shown.rounds {
+        let left_out = round.problems.iter().map(|problem| (problem, "left out: "));
+        for (of, word) in left_out.chain(round.flags.iter().map(|flag| (flag, "counts, but "))) {
+            let _ = write!(text, "\nround {}: {}: {word}{}", round.round, of.site, of.reason);
+        }
+    }
+    text
 }
 
 /// What a measure is called for people.

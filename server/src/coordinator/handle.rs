@@ -6,6 +6,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::sessions::{About, Opened};
 use super::snapshot::{Activity, JobSnapshot, SiteSnapshot};
+use crate::aggregate::Bounds;
 use crate::pki::Identity;
 use crate::round::{Event, Turn};
 use crate::store::StoreError;
@@ -35,7 +36,7 @@ pub struct Answer {
 }
 
 /// What a result is checked against.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Expected {
     /// The turn is open.
     Open {
@@ -43,8 +44,8 @@ pub enum Expected {
         state: Option<ArtifactRef>,
         /// What an evaluation counts.
         form: Form,
-        /// Most examples an update may claim.
-        examples_max: u64,
+        /// What an update may be at most.
+        bounds: Bounds,
     },
     /// The turn was answered, or is over.
     Answered(Answer),

@@ -58,6 +58,15 @@ pub enum Directive {
         /// Why.
         reason: String,
     },
+    /// Why what the site did does not count.
+    Notify {
+        /// The job's id.
+        job: String,
+        /// Which turn of it.
+        turn: Turn,
+        /// Why.
+        reason: String,
+    },
     /// Whatever the site has begun is not wanted any more.
     WithdrawAll,
     /// The session ends.
@@ -156,6 +165,12 @@ impl Sessions {
 
     pub(super) fn online(&self, role: Role) -> BTreeSet<String> {
         self.open.iter().filter(|(_, session)| session.role == role).map(|(site, _)| site.clone()).collect()
+    }
+
+    /// How many examples a site says it has; `None` where its policy does not let it say.
+    pub(super) fn examples(&self, site: &str) -> Option<u64> {
+        let counts = &self.open.get(site)?.about.label_counts;
+        (!counts.is_empty()).then(|| counts.values().fold(0, |sum: u64, count| sum.saturating_add(*count)))
     }
 
     pub(super) fn snapshot(&self, enrolled: Vec<Identity>) -> Vec<SiteSnapshot> {

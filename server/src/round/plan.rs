@@ -1,7 +1,7 @@
 //! What a job asks of the machine, and the choices that follow from it.
 
 use chacha20::ChaCha8Rng;
-use fedtune_config::job::{Cohort, Evaluator, Job, Metric};
+use fedtune_config::job::{Admission, Cohort, Evaluator, Job, Metric};
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,9 @@ pub struct Plan {
     pub deadline_ms: u64,
     /// Attempts at a round.
     pub attempts: u32,
+    /// Which updates count.
+    #[serde(default)]
+    pub admission: Admission,
     /// Who scores.
     pub by: Evaluator,
     /// What decides.
@@ -44,6 +47,7 @@ impl Plan {
             quorum: job.rounds.quorum,
             deadline_ms: job.rounds.deadline.0.as_millis().try_into().unwrap_or(u64::MAX),
             attempts: job.rounds.attempts,
+            admission: job.admission.clone(),
             by: job.evaluation.by,
             metric: job.metric(),
             patience: job.evaluation.patience,

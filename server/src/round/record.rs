@@ -13,6 +13,9 @@ pub struct SiteShare {
     pub update: ArtifactRef,
     /// Distinct examples trained on; the update's weight.
     pub examples: u64,
+    /// Euclidean norm of the update.
+    #[serde(default)]
+    pub norm: f64,
     /// Mean training loss over the steps.
     pub train_loss: f64,
     /// Time the fine-tuning took.
@@ -21,6 +24,17 @@ pub struct SiteShare {
     pub bytes_up: u64,
     /// Artifact bytes the site received for this round.
     pub bytes_down: u64,
+}
+
+/// What came of the updates of a round.
+#[derive(Debug, Clone, PartialEq)]
+pub struct After {
+    /// The next state.
+    pub state: ArtifactRef,
+    /// The server optimiser's moments that belong to it.
+    pub moments: Vec<ArtifactRef>,
+    /// The share of each site's update in the combined one; `None` where every value has its own.
+    pub shares: BTreeMap<String, Option<f64>>,
 }
 
 /// A committed round: its manifest.
@@ -36,10 +50,19 @@ pub struct RoundRecord {
     pub base: Option<ArtifactRef>,
     /// The state it made.
     pub state: ArtifactRef,
+    /// The server optimiser's moments that belong to it.
+    #[serde(default)]
+    pub moments: Vec<ArtifactRef>,
+    /// The share of each site's update in the combined one; `None` where every value has its own.
+    #[serde(default)]
+    pub shares: BTreeMap<String, Option<f64>>,
     /// Whose updates counted.
     pub sites: BTreeMap<String, SiteShare>,
     /// Whose answers did not, with the reason.
     pub problems: BTreeMap<String, String>,
+    /// Whose updates count, but are remarkable, with the reason.
+    #[serde(default)]
+    pub flags: BTreeMap<String, String>,
     /// What each evaluating site found.
     pub evaluations: BTreeMap<String, Evaluation>,
     /// Time of the strategy's pass.

@@ -1,6 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use fedtune_config::job::{Evaluator, Metric};
+use fedtune_config::job::{Admission, Evaluator, Metric};
 use fedtune_proto::digest::Digest;
 use fedtune_proto::evaluation::Counts;
 use proptest::prelude::*;
@@ -14,6 +14,7 @@ fn plan() -> Plan {
         quorum: 2,
         deadline_ms: 1000,
         attempts: 2,
+        admission: Admission::default(),
         by: Evaluator::Evaluator,
         metric: Metric::Accuracy,
         patience: 0,
@@ -22,12 +23,24 @@ fn plan() -> Plan {
     }
 }
 
+fn after(state: &str) -> After {
+    After { state: artifact(state), moments: Vec::new(), shares: BTreeMap::new() }
+}
+
 fn artifact(name: &str) -> ArtifactRef {
     ArtifactRef { digest: Digest::of(name.as_bytes()), size: 100 }
 }
 
 fn share(name: &str) -> SiteShare {
-    SiteShare { update: artifact(name), examples: 10, train_loss: 0.5, train_seconds: 1.0, bytes_up: 1, bytes_down: 2 }
+    SiteShare {
+        update: artifact(name),
+        examples: 10,
+        norm: 1.0,
+        train_loss: 0.5,
+        train_seconds: 1.0,
+        bytes_up: 1,
+        bytes_down: 2,
+    }
 }
 
 fn sums(right: u64) -> Evaluation {
@@ -77,12 +90,13 @@ impl Drive {
 
     fn fail(&mut self, site: &str, refused: bool) -> &mut Self {
         let turn = self.turn(site);
-        self.on(Event::Failed { site: site.into(), turn, reason: "no data".into(), refused })
+        let fault = if refused { Fault::Refused } else { Fault::Failed };
+        self.on(Event::Failed { site: site.into(), turn, reason: "no data".into(), fault })
     }
 
     fn aggregate(&mut self, state: &str) -> &mut Self {
         let Phase::Aggregating { round, attempt, .. } = self.machine.phase else { panic!("{:?}", self.machine.phase) };
-        self.on(Event::Aggregated { round, attempt, state: artifact(state), seconds: 0.1 })
+        self.on(Event::Aggregated { round, attempt, after: after(state), seconds: 0.1 })
     }
 
     fn evaluate(&mut self, right: u64) -> &mut Self {
@@ -320,10 +334,15 @@ fn any_event() -> impl Strategy<Value = Event> {
         0 => Event::Tick,
         1 => Event::Joined(site),
         2 => Event::Progress(site, turn),
-        3 => Event::Failed { site, turn, reason: "r".into(), refused },
+        3 => Event::Failed {
+            site,
+            turn,
+            reason: "r".into(),
+            fault: if refused { Fault::Refused } else { Fault::Quarantined },
+        },
         4 => Event::Initialized { site, turn, state: artifact("s") },
         5 | 6 => Event::Updated { share: share(&site), site, turn },
-        7 => Event::Aggregated { round: turn.round, attempt: turn.attempt, state: artifact("t"), seconds: 0.0 },
+        7 => Event::Aggregated { round: turn.round, attempt: turn.attempt, after: after("t"), seconds: 0.0 },
         8 => Event::Evaluated { site, turn, sums: sums(right.min(10)) },
         _ => Event::Resumed,
     })

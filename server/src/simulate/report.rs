@@ -54,6 +54,10 @@ pub struct RoundReport {
     pub evaluation: Option<EvaluationReport>,
     /// Whose updates counted.
     pub sites: Vec<SiteReport>,
+    /// Whose answers did not count.
+    pub left_out: Vec<SiteReason>,
+    /// Whose updates count, but are remarkable.
+    pub flags: Vec<SiteReason>,
     /// Time of the strategy's pass.
     pub aggregate_seconds: f64,
     /// From opening to evaluation.
@@ -85,6 +89,19 @@ pub struct SiteReport {
     pub bytes_up: u64,
     /// Artifact bytes it received.
     pub bytes_down: u64,
+    /// Euclidean norm of its update.
+    pub norm: f64,
+    /// The update's share in the combined one; `None` where every value has its own.
+    pub share: Option<f64>,
+}
+
+/// Why an answer of a site does not count, or is remarkable.
+#[derive(Debug, Clone, Serialize)]
+pub struct SiteReason {
+    /// The site.
+    pub site: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// The best round.
@@ -191,11 +208,18 @@ fn round(round: &v1::RoundSummary) -> RoundReport {
         train_seconds: site.train_seconds,
         bytes_up: site.bytes_up,
         bytes_down: site.bytes_down,
+        norm: site.norm,
+        share: site.share,
     });
+    let reasons = |of: &[v1::SiteProblem]| -> Vec<SiteReason> {
+        of.iter().map(|of| SiteReason { site: of.site.clone(), reason: of.reason.clone() }).collect()
+    };
     RoundReport {
         round: round.round,
         evaluation,
         sites: sites.collect(),
+        left_out: reasons(&round.problems),
+        flags: reasons(&round.flags),
         aggregate_seconds: round.aggregate_seconds,
         wall_seconds: round.wall_seconds,
     }

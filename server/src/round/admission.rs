@@ -1,0 +1,129 @@
+//! Which of a round's updates count, once all are in: what only a comparison shows.
+
+use std::collections::BTreeMap;
+
+use fedtune_config::job::{Admission, Copies};
+use fedtune_proto::digest::Digest;
+
+use super::SiteShare;
+
+/// An update whose norm is less than this share of the median of its round is flagged.
+const IDLE: f64 = 1e-3;
+
+/// The fewest updates whose median norm says something of one of them.
+const COMPARABLE: usize = 3;
+
+/// What a comparison of a round's updates shows.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Verdict {
+    /// Sites whose updates are left out, with the reason.
+    pub(super) left_out: BTreeMap<String, String>,
+    /// Sites whose updates count, but are remarkable.
+    pub(super) flags: BTreeMap<String, String>,
+}
+
+/// Compares the updates of a round.
+pub(super) fn compare(admission: &Admission, updates: &BTreeMap<String, SiteShare>) -> Verdict {
+    let mut verdict = Verdict::default();
+    // Where nothing moved anywhere, as in a first step of a warm-up, nobody hides.
+    if updates.values().any(|share| share.norm > 0.0) {
+        for (site, _) in updates.iter().filter(|(_, share)| share.norm == 0.0) {
+            verdict.left_out.insert(site.clone(), "its update changes nothing, while others do".into());
+        }
+    }
+    let mut first: BTreeMap<Digest, &String> = BTreeMap::new();
+    for (site, share) in updates.iter().filter(|(_, share)| share.norm > 0.0) {
+        let Some(other) = first.insert(share.update.digest, site) else { continue };
+        let reason = format!("its update is the same as that of {other}, byte for byte");
+        first.insert(share.update.digest, other);
+        match admission.copies {
+            Copies::LeaveOut => verdict.left_out.insert(site.clone(), reason),
+            Copies::Count => verdict.flags.insert(site.clone(), reason),
+        };
+    }
+    let left = |verdict: &Verdict| -> Vec<(String, f64)> {
+        let counts = updates.iter().filter(|(site, _)| !verdict.left_out.contains_key(*site));
+        counts.map(|(site, share)| (site.clone(), share.norm)).collect()
+    };
+    let compared = left(&verdict);
+    if compared.len() < COMPARABLE {
+        return verdict;
+    }
+    let mut norms: Vec<f64> = compared.iter().map(|(_, norm)| *norm).collect();
+    norms.sort_unstable_by(f64::total_cmp);
+    // The lower one of two: a few large norms must not hide each other.
+    let median = norms[(norms.len() - 1) / 2];
+    let most = admission.norm_ratio_max;
+    for (site, norm) in compared {
+        if most > 0.0 && norm > most * median {
+            let reason = format!(
+                "its update has the norm {norm:.3e}, {:.0} times the median of the round; expected at most {most} times \
+                 (admission.norm_ratio_max)",
+                norm / median
+            );
+            verdict.left_out.insert(site, reason);
+        } else if norm < IDLE * median {
+            let reason = format!("its update has the norm {norm:.3e}, hardly anything beside the median {median:.3e}");
+            verdict.flags.insert(site, reason);
+        }
+    }
+    verdict
+}
+
+#[cfg(test)]
+mod tests {
+    use fedtune_proto::digest::ArtifactRef;
+
+    use super::*;
+
+    fn updates(norms: &[(&str, &str, f64)]) -> BTreeMap<String, SiteShare> {
+        let share = |name: &str, norm| SiteShare {
+            update: ArtifactRef { digest: Digest::of(name.as_bytes()), size: 1 },
+            examples: 1,
+            norm,
+            train_loss: 0.0,
+            train_seconds: 0.0,
+            bytes_up: 0,
+            bytes_down: 0,
+        };
+        norms.iter().map(|(site, update, norm)| ((*site).to_owned(), share(update, *norm))).collect()
+    }
+
+    fn left_out(admission: &Admission, norms: &[(&str, &str, f64)]) -> Vec<String> {
+        compare(admission, &updates(norms)).left_out.into_keys().collect()
+    }
+
+    #[test]
+    fn idle_copied_and_scaled_updates_are_left_out() {
+        let admission = Admission::default();
+        assert!(left_out(&admission, &[("a", "1", 1.0), ("b", "2", 2.0), ("c", "3", 40.0)]).is_empty());
+        assert_eq!(left_out(&admission, &[("a", "1", 1.0), ("b", "2", 0.0), ("c", "3", 1.0)]), ["b"]);
+        assert_eq!(
+            left_out(&admission, &[("a", "1", 1.0), ("b", "2", 1.0), ("c", "1", 1.0), ("d", "1", 1.0)]),
+            ["c", "d"]
+        );
+        assert_eq!(left_out(&admission, &[("a", "1", 1.0), ("b", "2", 1.1), ("c", "3", 100.0)]), ["c"]);
+        assert_eq!(
+            left_out(&admission, &[("a", "1", 1.0), ("b", "2", 100.0), ("c", "3", 1.0), ("d", "4", 90.0)]),
+            ["b", "d"]
+        );
+        // Two cannot say which of them is wrong.
+        assert!(left_out(&admission, &[("a", "1", 1.0), ("b", "2", 1000.0)]).is_empty());
+    }
+
+    #[test]
+    fn a_round_in_which_nothing_moves_counts() {
+        let norms = [("a", "1", 0.0), ("b", "1", 0.0), ("c", "1", 0.0)];
+        assert_eq!(compare(&Admission::default(), &updates(&norms)), Verdict::default());
+    }
+
+    #[test]
+    fn copies_count_and_ratios_are_off_where_the_job_says_so() {
+        let admission = Admission { copies: Copies::Count, norm_ratio_max: 0.0, ..Admission::default() };
+        let verdict =
+            compare(&admission, &updates(&[("a", "1", 1.0), ("b", "1", 1.0), ("c", "2", 1e9), ("d", "3", 1e-9)]));
+        assert!(verdict.left_out.is_empty());
+        assert_eq!(verdict.flags.keys().collect::<Vec<_>>(), ["b", "d"]);
+        assert!(verdict.flags["b"].contains("same as that of a"), "{verdict:?}");
+    }
+}
