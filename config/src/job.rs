@@ -3,15 +3,15 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::Problems;
 use crate::load::Document;
-use crate::units::Span;
 
 pub use admission::{Admission, Copies};
 pub use aggregation::{Aggregation, Rule, Strategy, Weighting};
 pub use evaluation::{Evaluation, Evaluator, Metric};
+pub use rounds::{BelowQuorum, Cohort, Rounds};
 pub use suggested::{TABLE_MODEL, suggested_kind, suggested_learning_rate};
 pub use task::{PROMPT, RESPONSE, Reads, Task, TaskKind};
 pub use training::{
@@ -21,6 +21,7 @@ pub use training::{
 mod admission;
 mod aggregation;
 mod evaluation;
+mod rounds;
 mod suggested;
 mod task;
 mod training;
@@ -61,76 +62,6 @@ pub struct Job {
 pub struct Model {
     /// A folder in Hugging Face layout; relative to the job's file.
     pub path: PathBuf,
-}
-
-/// Who takes part in a round.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cohort {
-    /// Every training site that is online when the round opens.
-    All,
-    /// So many of them, drawn by the job's seed and the round.
-    Count(usize),
-}
-
-impl Serialize for Cohort {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::All => serializer.serialize_str("all"),
-            Self::Count(count) => serializer.serialize_u64(*count as u64),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Cohort {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = Cohort;
-            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-                out.write_str("\"all\" or a number of sites")
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Cohort, E> {
-                match text {
-                    "all" => Ok(Cohort::All),
-                    _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
-                }
-            }
-            fn visit_u64<E: de::Error>(self, count: u64) -> Result<Cohort, E> {
-                Ok(Cohort::Count(usize::try_from(count).unwrap_or(usize::MAX)))
-            }
-            fn visit_i64<E: de::Error>(self, count: i64) -> Result<Cohort, E> {
-                match u64::try_from(count) {
-                    Ok(count) => self.visit_u64(count),
-                    Err(_) => Err(E::invalid_value(de::Unexpected::Signed(count), &self)),
-                }
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
-}
-
-/// How many rounds, with whom, how long.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Rounds {
-    /// Number of rounds.
-    pub count: u32,
-    /// Who takes part.
-    pub cohort: Cohort,
-    /// A round starts when so many training sites (or the cohort, if that is a larger number) are online, and counts when
-    /// so many updates are in.
-    pub quorum: usize,
-    /// How long a round waits for its updates once it is open. A site that is still moving bytes or taking steps
-    /// is waited for; one that is silent is not.
-    pub deadline: Span,
-    /// How often a round below quorum is tried before the job fails.
-    pub attempts: u32,
-}
-
-impl Default for Rounds {
-    fn default() -> Self {
-        Self { count: 3, cohort: Cohort::All, quorum: 2, deadline: Span::seconds(2 * 3600), attempts: 3 }
-    }
 }
 
 impl Serialize for Job {
@@ -205,16 +136,7 @@ impl Document for Job {
         });
         self.task.validate(p);
         self.training.validate(p, &self.task);
-        let Rounds { count, cohort, quorum, deadline, attempts } = &self.rounds;
-        range(p, "rounds.count", *count, 1, 100_000);
-        range(p, "rounds.quorum", *quorum, 1, 100_000);
-        range(p, "rounds.attempts", *attempts, 1, 1_000);
-        p.check(deadline.0.as_secs() >= 1, "rounds.deadline", || format!("found {deadline}; expected at least \"1s\""));
-        if let Cohort::Count(cohort) = cohort {
-            p.check(cohort >= quorum, "rounds.cohort", || {
-                format!("found {cohort}; expected at least rounds.quorum, which is {quorum}")
-            });
-        }
+        self.rounds.validate(p);
         self.admission.validate(p);
         self.aggregation.validate(p, &self.rounds);
         self.evaluation.validate(p, &self.task);

@@ -65,6 +65,15 @@ pub struct Before {
     pub step: u32,
 }
 
+/// What becomes of the new files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep<'a> {
+    /// They are stored; staged under names that begin with this.
+    All(&'a str),
+    /// Only their digests are wanted.
+    Nothing,
+}
+
 /// Aggregation failed; the state is as it was.
 #[derive(Debug, thiserror::Error)]
 pub enum AggregateError {
@@ -80,7 +89,7 @@ pub enum AggregateError {
 /// `next = fl32(state + η sum(n_k delta_k) / sum(n_k))` (McMahan et al. 2017, 1602.05629).
 ///
 /// Every value is computed in f64 over the sites in the order of their names, with integer weights and one division, and
-/// rounded to f32 once. New files are staged under names that begin with `staging_name`.
+/// rounded to f32 once.
 ///
 /// # Errors
 /// Storage failed, or the rule needs more updates; the state is as it was.
@@ -89,7 +98,7 @@ pub async fn aggregate(
     aggregation: &Aggregation,
     before: &Before,
     updates: &BTreeMap<String, Weighted>,
-    staging_name: &str,
+    keep: Keep<'_>,
 ) -> Result<After, AggregateError> {
     let pass = Pass::new(artifacts, before, updates).await?;
     let weights: Vec<u64> = updates.values().map(|weighted| weighted.weight).collect();
@@ -100,7 +109,7 @@ pub async fn aggregate(
     let combination = rules::combination(aggregation, &weights, distances.as_ref()).map_err(AggregateError::Rule)?;
     let shares = updates.keys().cloned().zip(combination.shares(updates.len())).collect();
     let step = Step::new(aggregation, before.step);
-    let (state, moments) = pass.apply(combination, step, &before.moments, staging_name).await?;
+    let (state, moments) = pass.apply(combination, step, &before.moments, keep).await?;
     Ok(After { state, moments, shares })
 }
 
@@ -184,12 +193,15 @@ impl Pass {
         combination: Combination,
         step: Step,
         moments: &[ArtifactRef],
-        staging_name: &str,
+        keep: Keep<'_>,
     ) -> Result<(ArtifactRef, Vec<ArtifactRef>), StoreError> {
         let header = self.artifacts.read(self.state.digest, 0..self.layout.data_start).await?;
         let mut writers = Vec::new();
         for name in std::iter::once("state".to_owned()).chain((0..step.moments()).map(|i| format!("moment-{i}"))) {
-            let mut writer = Writer::create(&self.artifacts, &format!("{staging_name}.{name}")).await?;
+            let mut writer = match keep {
+                Keep::All(staging) => Writer::create(&self.artifacts, &format!("{staging}.{name}")).await?,
+                Keep::Nothing => Writer::nowhere(),
+            };
             writer.append(&header).await?;
             writers.push(writer);
         }

@@ -1,5 +1,6 @@
 //! The command line: one module a command, each of them thin.
 
+mod audit;
 mod init;
 mod job;
 mod model;
@@ -37,9 +38,12 @@ enum Command {
     /// Enrol sites, list them
     #[command(subcommand)]
     Site(site::Site),
-    /// Check, submit, list, show, watch and cancel jobs
+    /// Check, submit, list, show, watch, pause, resume and cancel jobs
     #[command(subcommand)]
     Job(job::JobCommand),
+    /// Recompute what a job made, from its records
+    #[command(subcommand)]
+    Audit(audit::Audit),
     /// Export trained models
     #[command(subcommand)]
     Model(model::Model),
@@ -92,6 +96,7 @@ pub fn run() -> anyhow::Result<()> {
             Command::Run(command) => command.run().await,
             Command::Site(command) => command.run().await,
             Command::Job(command) => command.run().await,
+            Command::Audit(command) => command.run().await,
             Command::Model(command) => command.run().await,
             Command::Simulate(command) => command.run().await,
         }

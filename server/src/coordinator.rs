@@ -21,7 +21,7 @@ pub use handle::{Answer, Expected, Handle, Permit, Rejected};
 pub use sessions::{About, Directive, Task};
 pub use snapshot::{Activity, JobSnapshot, SiteSnapshot};
 
-use crate::aggregate::{self, Before, Bounds, Weighted};
+use crate::aggregate::{self, Before, Bounds, Keep, Weighted};
 use crate::pki::{Identity, Role};
 use crate::round::{Effect, Event, Fault, Machine, Outcome, Phase, RoundRecord, Trainee, Turn, Work, World};
 use crate::store::records::{JobRecord, JobStatus};
@@ -149,6 +149,12 @@ impl Coordinator {
                 }
                 self.changed();
                 let _ = reply.send(stored);
+            }
+            Request::Pause { job, reply } => {
+                let _ = reply.send(self.pause(&job).await);
+            }
+            Request::Resume { job, reply } => {
+                let _ = reply.send(self.resume(&job).await);
             }
             Request::Cancel { job, reply } => {
                 let _ = reply.send(self.cancel(&job).await);
@@ -381,6 +387,45 @@ impl Coordinator {
         }
     }
 
+    async fn pause(&mut self, job: &str) -> Result<(), Rejected> {
+        if self.is_active(job) {
+            return Ok(self.apply(Event::Pause).await?);
+        }
+        let mut record = self.find(job).await?;
+        match record.status {
+            JobStatus::Paused => Ok(()),
+            JobStatus::Queued => {
+                (record.machine, _) = record.machine.step(Event::Pause, &World::default());
+                record.status = JobStatus::Paused;
+                record.reason = record.machine.paused.clone().unwrap_or_default();
+                self.records.save(&record, &[]).await?;
+                self.changed();
+                Ok(())
+            }
+            status => Err(Rejected::Refused(format!("job {} is {} already", record.id, status.as_str()))),
+        }
+    }
+
+    async fn resume(&mut self, job: &str) -> Result<(), Rejected> {
+        if self.is_active(job) {
+            return Ok(self.apply(Event::Resume).await?);
+        }
+        let mut record = self.find(job).await?;
+        if record.status != JobStatus::Paused {
+            let status = record.status.as_str();
+            return Err(Rejected::Refused(format!("job {} is {status}; only a paused one can be resumed", record.id)));
+        }
+        record.machine.paused = None;
+        record.status = JobStatus::Queued;
+        record.reason = String::new();
+        self.records.save(&record, &[]).await?;
+        if self.active.is_none() {
+            self.next_job().await?;
+        }
+        self.changed();
+        Ok(())
+    }
+
     async fn cancel(&mut self, job: &str) -> Result<(), Rejected> {
         if self.is_active(job) {
             self.apply(Event::Cancel).await?;
@@ -391,7 +436,7 @@ impl Coordinator {
             return Err(Rejected::Refused(format!("job {} is {} already", record.id, record.status.as_str())));
         }
         record.status = JobStatus::Cancelled;
-        record.reason = "cancelled before it started".into();
+        record.reason = "cancelled while it waited".into();
         self.records.save(&record, &[]).await?;
         self.changed();
         Ok(())
@@ -461,6 +506,9 @@ impl Coordinator {
             return Ok(());
         }
         let mut record = JobRecord { machine, ..active.record.clone() };
+        if let (true, Some(reason)) = (record.machine.rests(), &record.machine.paused) {
+            (record.status, record.reason) = (JobStatus::Paused, reason.clone());
+        }
         if let Phase::Ended(outcome) = &record.machine.phase {
             (record.status, record.reason) = match outcome.clone() {
                 Outcome::Completed(reason) => (JobStatus::Completed, reason),
@@ -481,6 +529,10 @@ impl Coordinator {
         active.record = record;
         for effect in effects {
             self.perform(effect);
+        }
+        // The next tick takes up another job.
+        if let Some(paused) = self.active.take_if(|active| active.record.status == JobStatus::Paused) {
+            warn!(job = paused.record.id, reason = paused.record.reason, "job paused");
         }
         self.changed();
         Ok(())
@@ -547,7 +599,7 @@ impl Coordinator {
             let staging = format!("{job}-{round}-{attempt}");
             // A task of its own, so that even a panic of the pass is an event.
             let pass = tokio::spawn(async move {
-                aggregate::aggregate(&artifacts, &aggregation, &before, &weighted, &staging).await
+                aggregate::aggregate(&artifacts, &aggregation, &before, &weighted, Keep::All(&staging)).await
             });
             let event = match pass.await {
                 Ok(Ok(after)) => Event::Aggregated { round, attempt, after, seconds: began.elapsed().as_secs_f64() },

@@ -26,6 +26,7 @@ Exit codes:
   8    refused by the other side
   9    storage or a file on this machine
   10   the job failed, or did not complete
+  11   an audit found a round that does not hold
   130  interrupted";
 
 /// The job ended, and not well.
@@ -38,6 +39,18 @@ pub struct JobFailed {
     pub status: String,
     /// Why.
     pub reason: String,
+}
+
+/// Rounds do not hold.
+#[derive(Debug, thiserror::Error)]
+#[error("{bad} of {rounds} rounds of job {job} do not hold, or cannot be recomputed")]
+pub struct Unsound {
+    /// The job's id.
+    pub job: String,
+    /// Such rounds.
+    pub bad: usize,
+    /// All rounds.
+    pub rounds: usize,
 }
 
 /// The code of an error, by the first cause that has one.
@@ -82,6 +95,9 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     if cause.is::<StoreError>() || cause.is::<PkiError>() {
         return Some(9);
+    }
+    if cause.is::<Unsound>() {
+        return Some(11);
     }
     cause.is::<JobFailed>().then_some(10)
 }

@@ -2,11 +2,12 @@
 //!
 //! Read in this order: [`round`] (the pure state machine of a job), [`aggregate`] (the streaming pass and what is
 //! checked before an update counts), [`store`] (records and artifacts), [`coordinator`] (drives the machine),
-//! [`pki`] (certificates), [`api`] (the gRPC edge). Around them the operator's side: [`operator`] (calls to an
+//! [`pki`] (certificates), [`api`] (the gRPC edge), [`audit`] (recomputes what a job made). Around them the operator's side: [`operator`] (calls to an
 //! aggregator), [`simulate`] (a whole federation on this machine), [`cli`].
 
 pub mod aggregate;
 pub mod api;
+pub mod audit;
 pub mod cli;
 pub mod coordinator;
 pub mod exit;

@@ -129,6 +129,24 @@ impl Operator {
         Ok(self.client.watch_job(v1::WatchJobRequest { job: job.into() }).await?.into_inner())
     }
 
+    /// Opens no further round of a job.
+    ///
+    /// # Errors
+    /// See [`OperatorError`].
+    pub async fn pause(&mut self, job: &str) -> Result<(), OperatorError> {
+        self.client.pause_job(v1::PauseJobRequest { job: job.into() }).await?;
+        Ok(())
+    }
+
+    /// Lets a paused job go on.
+    ///
+    /// # Errors
+    /// See [`OperatorError`].
+    pub async fn resume(&mut self, job: &str) -> Result<(), OperatorError> {
+        self.client.resume_job(v1::ResumeJobRequest { job: job.into() }).await?;
+        Ok(())
+    }
+
     /// Cancels a job.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fedtune_config::job::Evaluator;
+use fedtune_config::job::{BelowQuorum, Evaluator};
 use fedtune_proto::digest::ArtifactRef;
 use fedtune_proto::evaluation::Evaluation;
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,9 @@ pub struct Machine {
     /// How many updates of each site were refused or left out.
     #[serde(default)]
     pub strikes: BTreeMap<String, u32>,
+    /// Why no round is opened, while that is so. What was begun goes on.
+    #[serde(default)]
+    pub paused: Option<String>,
     /// The site that made the first state.
     pub initializer: Option<String>,
 }
@@ -249,6 +252,10 @@ pub enum Event {
         /// What it found.
         sums: Evaluation,
     },
+    /// The operator wants it to wait.
+    Pause,
+    /// The operator wants it to go on.
+    Resume,
     /// The operator wants no more of it.
     Cancel,
 }
@@ -282,6 +289,7 @@ impl Machine {
             best: None,
             refused: BTreeMap::new(),
             strikes: BTreeMap::new(),
+            paused: None,
             initializer: None,
         }
     }
@@ -292,7 +300,9 @@ impl Machine {
         let mut effects = Vec::new();
         match event {
             Event::Cancel => self.end(Outcome::Cancelled, "the job was cancelled", &mut effects),
-            Event::Tick => {}
+            Event::Pause if !self.is_over() => self.paused = Some("paused by the operator".into()),
+            Event::Resume => self.paused = None,
+            Event::Pause | Event::Tick => {}
             Event::Resumed => self.resumed(world.now_ms, &mut effects),
             Event::Joined(site) => {
                 if let Some(turn) = self.work_of(&site) {
@@ -311,6 +321,16 @@ impl Machine {
         }
         self.settle(world, &mut effects);
         (self, effects)
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Ended(_))
+    }
+
+    /// Whether it is paused, and all that was begun is done.
+    pub fn rests(&self) -> bool {
+        let begins = matches!(self.phase, Phase::Gathering { .. } | Phase::Initializing { site: None, .. });
+        self.paused.is_some() && begins
     }
 
     /// The work a site has to do now, if any.
@@ -333,6 +353,9 @@ impl Machine {
     fn settle(&mut self, world: &World, effects: &mut Vec<Effect>) {
         loop {
             let before = self.phase.clone();
+            if self.rests() {
+                return;
+            }
             match &self.phase {
                 Phase::Initializing { .. } => self.settle_initializing(world, effects),
                 Phase::Gathering { .. } => self.settle_gathering(world, effects),
@@ -404,6 +427,14 @@ impl Machine {
                 *site = Trainee::Out(SILENT.into());
             }
         }
+        let done = sites.values().filter(|site| matches!(site, Trainee::Done(_))).count();
+        let over = self.plan.limit_ms.is_some_and(|limit| world.now_ms.saturating_sub(*opened_ms) >= limit);
+        if self.plan.target.is_some_and(|target| done >= target) || (over && done >= self.plan.quorum) {
+            for (name, site) in sites.iter_mut().filter(|(_, site)| matches!(site, Trainee::Working(_))) {
+                effects.push(Effect::Withdraw(name.clone(), turn, NOT_NEEDED.into()));
+                *site = Trainee::Out(NOT_NEEDED.into());
+            }
+        }
         if sites.values().any(|site| matches!(site, Trainee::Working(_))) {
             return;
         }
@@ -427,8 +458,6 @@ impl Machine {
         if updates.len() >= self.plan.quorum {
             effects.push(Effect::Aggregate);
             self.phase = Phase::Aggregating { round, attempt, opened_ms, updates, problems, flags };
-        } else if attempt < self.plan.attempts {
-            self.phase = Phase::Gathering { round, attempt: attempt + 1 };
         } else {
             let reason = format!(
                 "round {round} had {} of {} updates after {attempt} attempts: {}",
@@ -436,8 +465,21 @@ impl Machine {
                 self.plan.quorum,
                 told(&problems)
             );
-            self.end(Outcome::Failed(reason), "", effects);
+            self.again(round, attempt, reason, effects);
         }
+    }
+
+    /// Tries a round again from the same state; after all attempts the job fails for this reason, or is paused.
+    fn again(&mut self, round: u32, attempt: u32, reason: String, effects: &mut Vec<Effect>) {
+        // A job that was resumed has its attempts anew.
+        let exhausted = attempt % self.plan.attempts == 0;
+        if exhausted && self.plan.below_quorum == BelowQuorum::Fail {
+            return self.end(Outcome::Failed(reason), "", effects);
+        }
+        if exhausted {
+            self.paused = Some(reason);
+        }
+        self.phase = Phase::Gathering { round, attempt: attempt + 1 };
     }
 
     fn settle_evaluating(&mut self, world: &World, effects: &mut Vec<Effect>) {
@@ -611,12 +653,7 @@ impl Machine {
 
     fn aggregation_failed(&mut self, reason: &str, effects: &mut Vec<Effect>) {
         let Phase::Aggregating { round, attempt, .. } = self.phase else { return };
-        if attempt < self.plan.attempts {
-            self.phase = Phase::Gathering { round, attempt: attempt + 1 };
-        } else {
-            let reason = format!("the updates of round {round} could not be aggregated: {reason}");
-            self.end(Outcome::Failed(reason), "", effects);
-        }
+        self.again(round, attempt, format!("the updates of round {round} could not be aggregated: {reason}"), effects);
     }
 
     fn evaluated(&mut self, from: &str, turn: Turn, sums: Evaluation) {
@@ -629,7 +666,7 @@ impl Machine {
     }
 
     fn end(&mut self, outcome: Outcome, withdraw_reason: &str, effects: &mut Vec<Effect>) {
-        if matches!(self.phase, Phase::Ended(_)) {
+        if self.is_over() {
             return;
         }
         let working: Vec<String> = match &self.phase {
@@ -650,6 +687,9 @@ impl Machine {
 
 /// Why a site is given up.
 const SILENT: &str = "gave no sign of progress within rounds.deadline";
+
+/// Why a site is told to stop although it is not silent.
+const NOT_NEEDED: &str = "the round closed with the updates it needs";
 
 /// Sites with their reasons, in words.
 fn told(problems: &BTreeMap<String, String>) -> String {

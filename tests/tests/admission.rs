@@ -9,7 +9,7 @@ use fedtune_proto::digest::Digest;
 use fedtune_proto::layout::Layout;
 use fedtune_proto::v1::report_result_request::Outcome;
 use fedtune_proto::v1::{self, TaskKind};
-use fedtune_tests::{Federation, SyntheticSite, model_folder, text};
+use fedtune_tests::{Federation, SyntheticSite, model_folder, run, text};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
@@ -230,4 +230,34 @@ fn updates_of_other_rounds_are_refused_and_a_site_that_goes_on_is_suspended() {
     let left_out: Vec<usize> = (0..4).map(|i| shown["rounds"][i]["left_out"].as_array().unwrap().len()).collect();
     assert_eq!(left_out, [0, 1, 1, 0], "{shown}");
     assert_eq!(shown["rounds"][3]["sites"].as_array().unwrap().len(), HONEST);
+}
+
+/// What the aggregator stores is enough to recompute every state, and a changed byte is found.
+#[test]
+fn an_audit_recomputes_every_state_and_finds_what_was_changed() {
+    let table =
+        Table::new(&[], 3, "copies = \"count\"\n[aggregation]\nstrategy = \"fedadam\"\nrule = \"geometric-median\"");
+    let (mut sites, _beats) = table.open();
+    for round in 1..=3 {
+        let tasks = table.tasks(&mut sites);
+        table.honest(&sites, &tasks, round);
+    }
+    let shown = table.federation.ended(&table.job, "completed");
+    let config = table.federation.path("federation/server.toml");
+    let audit = || run("fedtune-server", ["audit", "verify", &table.job[..30], "--config", text(&config)]);
+    let sound = audit().ok().stdout;
+    assert!(sound.contains("all 3 rounds") && sound.matches("sound").count() == 3, "{sound}");
+
+    let state = shown["rounds"][1]["state_digest"].as_str().unwrap();
+    let path = table.federation.path("federation/data/artifacts/blake3").join(&state[..2]).join(state);
+    let mut bytes = std::fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let changed = audit();
+    changed.failed(11, &["2 of 3 rounds"]);
+    assert!(changed.stdout.contains("the state it made should have the digest"), "{}", changed.stdout);
+    std::fs::remove_file(path).unwrap();
+    let gone = audit();
+    gone.failed(11, &["2 of 3 rounds"]);
+    assert!(gone.stdout.contains("is not stored any more"), "{}", gone.stdout);
 }

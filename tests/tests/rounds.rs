@@ -260,6 +260,30 @@ fn bad_repeated_and_stale_answers_are_named_and_the_round_goes_on() {
     assert!(answer.is_err() || !answer.unwrap().accepted, "the job is over");
 }
 
+/// A paused job ends its round and lets another run; it goes on where it was.
+#[test]
+fn a_paused_job_makes_room_for_another_and_goes_on() {
+    let synthetic = Synthetic::new(1, 1);
+    let second = synthetic.federation.path("synthetic/job.toml");
+    let second = synthetic.federation.operator(&["job", "submit", text(&second)]).ok().stdout.trim().to_owned();
+    let mut site = synthetic.connect(0);
+    synthetic.initialize(&mut site);
+    let task = synthetic.task(&mut site, TaskKind::Train);
+    synthetic.federation.operator(&["job", "pause", &second]).ok();
+    synthetic.federation.operator(&["job", "pause", &synthetic.job]).ok();
+    let shown = synthetic.federation.show(&synthetic.job);
+    assert!(shown["phase"].as_str().unwrap().contains("pauses after that"), "{shown}");
+    // What was begun counts; of one round there is nothing left to pause before.
+    assert!(synthetic.runtime.block_on(site.send_update(&task, &synthetic.update(3), 10)).unwrap().accepted);
+    synthetic.federation.ended(&synthetic.job, "completed");
+    synthetic.federation.operator(&["job", "resume", &synthetic.job]).failed(8, &["is completed", "only a paused one"]);
+    assert_eq!(synthetic.federation.show(&second)["status"], "paused");
+    synthetic.federation.operator(&["job", "resume", &second]).ok();
+    let _beating = synthetic.runtime.block_on(async { site.beat() });
+    let task = synthetic.task(&mut site, TaskKind::Initialize);
+    assert_eq!(task.id.unwrap().job, second);
+}
+
 /// An upload goes on where it stopped, bytes of another digest do not count, and too many are refused.
 #[test]
 fn uploads_resume_and_damaged_or_oversized_ones_are_refused() {

@@ -38,7 +38,7 @@ impl Bench {
         let updates = updates.iter().enumerate();
         let updates =
             updates.map(|(i, (update, weight))| (format!("site-{i}"), Weighted { update: *update, weight: *weight }));
-        aggregate(&self.artifacts, by, before, &updates.collect(), "next").await.unwrap()
+        aggregate(&self.artifacts, by, before, &updates.collect(), Keep::All("next")).await.unwrap()
     }
 
     async fn fedavg(&self, state: ArtifactRef, updates: &[(ArtifactRef, u64)]) -> ArtifactRef {
@@ -203,7 +203,8 @@ async fn twenty_arrival_orders_give_one_digest() {
         }
         for lines in ["", "strategy = \"fedadam\"", "rule = \"geometric-median\"", "rule = \"bulyan\""] {
             let name = format!("next-{order}");
-            let after = aggregate(&bench.artifacts, &by(lines), &first(state), &arrived, &name).await.unwrap();
+            let after =
+                aggregate(&bench.artifacts, &by(lines), &first(state), &arrived, Keep::All(&name)).await.unwrap();
             let moments: Vec<_> = after.moments.iter().map(|moment| moment.digest).collect();
             digests.insert((lines, after.state.digest, moments));
         }
@@ -217,7 +218,7 @@ async fn a_sum_that_is_not_finite_is_no_state() {
     let state = bench.put("state", &[3e38]).await;
     let update = bench.put("a", &[3e38]).await;
     let updates = [("a".to_owned(), Weighted { update, weight: 1 })].into();
-    let error = aggregate(&bench.artifacts, &by(""), &first(state), &updates, "next").await.unwrap_err();
+    let error = aggregate(&bench.artifacts, &by(""), &first(state), &updates, Keep::All("next")).await.unwrap_err();
     assert!(error.to_string().contains("not finite"), "{error}");
 }
 
@@ -228,10 +229,12 @@ async fn a_rule_without_enough_updates_is_an_error_and_moments_of_zeros_leave_th
     let state = bench.put("state", &values).await;
     let update = bench.put("a", &[0.0; 3]).await;
     let updates = [("a".to_owned(), Weighted { update, weight: 1 })].into();
-    let error = aggregate(&bench.artifacts, &by("rule = \"krum\""), &first(state), &updates, "next").await.unwrap_err();
+    let error = aggregate(&bench.artifacts, &by("rule = \"krum\""), &first(state), &updates, Keep::All("next"))
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("needs 5 updates; there are 1"), "{error}");
     for lines in ["", "strategy = \"fedavgm\"", "strategy = \"fedadam\"", "strategy = \"fedyogi\""] {
-        let after = aggregate(&bench.artifacts, &by(lines), &first(state), &updates, "next").await.unwrap();
+        let after = aggregate(&bench.artifacts, &by(lines), &first(state), &updates, Keep::All("next")).await.unwrap();
         assert_eq!(after.state, state, "{lines}");
     }
 }

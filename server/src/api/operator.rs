@@ -148,6 +148,23 @@ impl Operator for Service {
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
+    async fn pause_job(&self, request: Request<v1::PauseJobRequest>) -> Result<Response<v1::PauseJobResponse>, Status> {
+        identity::require(&request, OPERATOR)?;
+        let id = self.resolve(&request.into_inner().job).await?.id;
+        self.coordinator.pause(id).await.map_err(wire::gone)?.map_err(wire::rejected)?;
+        Ok(Response::new(v1::PauseJobResponse {}))
+    }
+
+    async fn resume_job(
+        &self,
+        request: Request<v1::ResumeJobRequest>,
+    ) -> Result<Response<v1::ResumeJobResponse>, Status> {
+        identity::require(&request, OPERATOR)?;
+        let id = self.resolve(&request.into_inner().job).await?.id;
+        self.coordinator.resume(id).await.map_err(wire::gone)?.map_err(wire::rejected)?;
+        Ok(Response::new(v1::ResumeJobResponse {}))
+    }
+
     async fn cancel_job(
         &self,
         request: Request<v1::CancelJobRequest>,

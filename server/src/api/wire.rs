@@ -103,6 +103,7 @@ fn summary(record: &JobRecord, rounds_done: u32) -> v1::JobSummary {
     let status = match record.status {
         JobStatus::Queued => v1::JobStatus::Queued,
         JobStatus::Running => v1::JobStatus::Running,
+        JobStatus::Paused => v1::JobStatus::Paused,
         JobStatus::Completed => v1::JobStatus::Completed,
         JobStatus::Failed => v1::JobStatus::Failed,
         JobStatus::Cancelled => v1::JobStatus::Cancelled,

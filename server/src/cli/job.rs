@@ -13,7 +13,7 @@ use time::format_description::well_known::Rfc3339;
 use super::{Output, Remote, print_json, table, watch};
 use crate::exit::JobFailed;
 
-/// Check, submit, list, show, watch and cancel jobs.
+/// Check, submit, list, show, watch, pause, resume and cancel jobs.
 #[derive(Debug, Subcommand)]
 pub(super) enum JobCommand {
     /// Check a job file without an aggregator, and print it with every default written out
@@ -52,6 +52,20 @@ pub(super) enum JobCommand {
     },
     /// Watch a job live until it ends; exit code 10 if it fails
     Watch {
+        /// The job's id, or the beginning of it
+        job: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Pause a job: the round that is open is finished and no other is opened; the next job in the queue may run
+    Pause {
+        /// The job's id, or the beginning of it
+        job: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Let a paused job go on
+    Resume {
         /// The job's id, or the beginning of it
         job: String,
         #[command(flatten)]
@@ -108,6 +122,16 @@ impl JobCommand {
                 let mut operator = remote.connect().await?;
                 ended(watch::to_the_end(&mut operator, &job).await?)
             }
+            Self::Pause { job, remote } => {
+                remote.connect().await?.pause(&job).await?;
+                outln!("pausing; `fedtune-server job resume {job}` lets it go on");
+                Ok(())
+            }
+            Self::Resume { job, remote } => {
+                remote.connect().await?.resume(&job).await?;
+                outln!("resumed");
+                Ok(())
+            }
             Self::Cancel { job, remote } => {
                 remote.connect().await?.cancel(&job).await?;
                 outln!("cancelled");
@@ -131,6 +155,7 @@ pub(super) fn status(job: &JobSummary) -> &'static str {
         JobStatus::Unspecified => "unknown",
         JobStatus::Queued => "queued",
         JobStatus::Running => "running",
+        JobStatus::Paused => "paused",
         JobStatus::Completed => "completed",
         JobStatus::Failed => "failed",
         JobStatus::Cancelled => "cancelled",

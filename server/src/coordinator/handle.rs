@@ -115,6 +115,14 @@ pub(super) enum Request {
         record: Box<JobRecord>,
         reply: Reply<Result<(), StoreError>>,
     },
+    Pause {
+        job: String,
+        reply: Reply<Result<(), Rejected>>,
+    },
+    Resume {
+        job: String,
+        reply: Reply<Result<(), Rejected>>,
+    },
     Cancel {
         job: String,
         reply: Reply<Result<(), Rejected>>,
@@ -207,6 +215,16 @@ impl Handle {
     /// Queues a job.
     pub async fn submit(&self, record: JobRecord) -> Result<Result<(), StoreError>, Gone> {
         self.ask(|reply| Request::Submit { record: Box::new(record), reply }).await
+    }
+
+    /// Pauses a job once what was begun of it is done.
+    pub async fn pause(&self, job: String) -> Result<Result<(), Rejected>, Gone> {
+        self.ask(|reply| Request::Pause { job, reply }).await
+    }
+
+    /// Lets a paused job go on.
+    pub async fn resume(&self, job: String) -> Result<Result<(), Rejected>, Gone> {
+        self.ask(|reply| Request::Resume { job, reply }).await
     }
 
     /// Cancels a job.

@@ -53,7 +53,10 @@ pub struct SiteSnapshot {
 impl JobSnapshot {
     pub(super) fn new(record: JobRecord, rounds: Vec<RoundRecord>, mut known: BTreeMap<String, Activity>) -> Self {
         let phase = match record.status {
-            JobStatus::Running => in_words(&record.machine.phase, record.machine.plan.quorum),
+            JobStatus::Running => {
+                let phase = in_words(&record.machine.phase, record.machine.plan.quorum);
+                if record.machine.paused.is_some() { format!("{phase}; pauses after that") } else { phase }
+            }
             status => status.as_str().into(),
         };
         let mut activity = Vec::new();

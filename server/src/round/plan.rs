@@ -1,21 +1,38 @@
 //! What a job asks of the machine, and the choices that follow from it.
 
 use chacha20::ChaCha8Rng;
-use fedtune_config::job::{Admission, Cohort, Evaluator, Job, Metric};
+use fedtune_config::Span;
+use fedtune_config::job::{Admission, BelowQuorum, Cohort, Evaluator, Job, Metric};
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use super::{Best, RoundRecord, World};
+
+fn millis(span: Span) -> u64 {
+    span.0.as_millis().try_into().unwrap_or(u64::MAX)
+}
 
 /// The part of a job that decides how its rounds go.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// Number of rounds.
     pub rounds: u32,
-    /// Size of the cohort; `None` for every site online.
+    /// Size of the cohort; `None` for every site online, or a share of them.
     pub cohort: Option<usize>,
+    /// The share of the sites online that are asked; `None` for all of them, or a number.
+    #[serde(default)]
+    pub share: Option<f64>,
     /// Least number of updates that count.
     pub quorum: usize,
+    /// Updates with which a round closes; `None` to wait for all.
+    #[serde(default)]
+    pub target: Option<usize>,
+    /// Longest time that a round with its quorum stays open.
+    #[serde(default)]
+    pub limit_ms: Option<u64>,
+    /// What becomes of a job below quorum after all attempts.
+    #[serde(default)]
+    pub below_quorum: BelowQuorum,
     /// Longest silence of a site at work.
     pub deadline_ms: u64,
     /// Attempts at a round.
@@ -41,11 +58,18 @@ impl Plan {
         Self {
             rounds: job.rounds.count,
             cohort: match job.rounds.cohort {
-                Cohort::All => None,
                 Cohort::Count(count) => Some(count),
+                Cohort::All | Cohort::Share(_) => None,
+            },
+            share: match job.rounds.cohort {
+                Cohort::Share(share) => Some(share),
+                Cohort::All | Cohort::Count(_) => None,
             },
             quorum: job.rounds.quorum,
-            deadline_ms: job.rounds.deadline.0.as_millis().try_into().unwrap_or(u64::MAX),
+            target: job.rounds.target,
+            limit_ms: job.rounds.limit.map(millis),
+            below_quorum: job.rounds.below_quorum,
+            deadline_ms: millis(job.rounds.deadline),
             attempts: job.rounds.attempts,
             admission: job.admission.clone(),
             by: job.evaluation.by,
@@ -60,7 +84,8 @@ impl Plan {
     /// round and attempt.
     pub(super) fn draw_cohort(&self, willing: &[&String], round: u32, attempt: u32) -> Vec<String> {
         let mut names: Vec<String> = willing.iter().map(|name| (*name).clone()).collect();
-        let Some(size) = self.cohort else { return names };
+        let share = self.share.map(|share| (share * names.len() as f64).ceil() as usize);
+        let Some(size) = self.cohort.or(share.map(|size| size.max(self.quorum))) else { return names };
         let mut key = [0; 32];
         key[..8].copy_from_slice(&self.seed.to_le_bytes());
         key[8..12].copy_from_slice(&round.to_le_bytes());

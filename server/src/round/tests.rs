@@ -1,6 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use fedtune_config::job::{Admission, Evaluator, Metric};
+use fedtune_config::job::{Admission, BelowQuorum, Evaluator, Metric};
 use fedtune_proto::digest::Digest;
 use fedtune_proto::evaluation::Counts;
 use proptest::prelude::*;
@@ -11,6 +11,10 @@ fn plan() -> Plan {
     Plan {
         rounds: 2,
         cohort: None,
+        share: None,
+        target: None,
+        limit_ms: None,
+        below_quorum: BelowQuorum::Fail,
         quorum: 2,
         deadline_ms: 1000,
         attempts: 2,
@@ -107,6 +111,90 @@ impl Drive {
     fn round(&mut self, right: u64) -> &mut Self {
         self.update("a").update("b").update("c").aggregate("next").evaluate(right)
     }
+}
+
+#[test]
+fn a_paused_job_finishes_what_was_begun_and_opens_no_round() {
+    let mut drive = Drive::new(plan());
+    drive.initialize().update("a");
+    drive.on(Event::Pause);
+    assert!(!drive.machine.rests() && drive.effects.is_empty());
+    drive.update("b").update("c").aggregate("next").evaluate(5);
+    assert!(drive.machine.rests());
+    assert!(matches!(drive.machine.phase, Phase::Gathering { round: 2, attempt: 1 }));
+    drive.on(Event::Tick);
+    assert!(drive.effects.is_empty());
+    drive.on(Event::Resume);
+    assert!(matches!(drive.machine.phase, Phase::Training { round: 2, .. }));
+    drive.on(Event::Pause);
+    drive.on(Event::Cancel);
+    assert_eq!(drive.machine.phase, Phase::Ended(Outcome::Cancelled));
+}
+
+#[test]
+fn a_round_closes_at_its_target_and_tells_the_others_to_stop() {
+    let mut drive = Drive::new(Plan { target: Some(2), ..plan() });
+    drive.initialize().update("c").update("a");
+    let turn = Turn { work: Work::Train, round: 1, attempt: 1 };
+    assert_eq!(drive.effects, [Effect::Withdraw("b".into(), turn, NOT_NEEDED.into()), Effect::Aggregate]);
+}
+
+#[test]
+fn a_round_over_its_limit_closes_with_its_quorum_and_not_below() {
+    let mut drive = Drive::new(Plan { limit_ms: Some(500), deadline_ms: 10_000, ..plan() });
+    drive.initialize().update("a");
+    drive.world.now_ms = 600;
+    drive.on(Event::Tick);
+    assert!(drive.effects.is_empty(), "one update is below the quorum");
+    drive.update("b");
+    assert!(matches!(&drive.machine.phase, Phase::Aggregating { updates, .. } if updates.len() == 2));
+}
+
+#[test]
+fn a_job_below_quorum_is_paused_where_it_says_so_and_has_its_attempts_anew() {
+    let mut drive = Drive::new(Plan { below_quorum: BelowQuorum::Pause, ..plan() });
+    drive.initialize();
+    for attempt in 1..=4 {
+        assert!(matches!(drive.machine.phase, Phase::Training { round: 1, attempt: found, .. } if found == attempt));
+        drive.fail("a", false).fail("b", false).update("c");
+        assert_eq!(drive.machine.rests(), attempt % 2 == 0, "after attempt {attempt}");
+        if drive.machine.rests() {
+            assert!(drive.machine.paused.as_ref().unwrap().contains("had 1 of 2 updates"));
+            drive.on(Event::Resume);
+        }
+    }
+}
+
+#[test]
+fn a_site_whose_updates_do_not_count_is_suspended() {
+    let admission = Admission { strikes: 2, ..Admission::default() };
+    let mut drive = Drive::new(Plan { rounds: 3, admission, ..plan() });
+    drive.initialize();
+    for round in 1..=2 {
+        let turn = drive.turn("b");
+        let idle = SiteShare { norm: 0.0, ..share("b") };
+        drive.on(Event::Updated { site: "b".into(), turn, share: idle });
+        drive.update("a").update("c");
+        assert!(drive.effects.contains(&Effect::Notify(
+            "b".into(),
+            turn,
+            "its update changes nothing, while others do".into()
+        )));
+        drive.aggregate("next").evaluate(5);
+        assert_eq!(drive.machine.refused.contains_key("b"), round == 2);
+    }
+    assert!(matches!(&drive.machine.phase, Phase::Training { round: 3, sites, .. } if sites.len() == 2));
+    assert!(drive.machine.refused["b"].contains("suspended after 2 updates"), "{:?}", drive.machine.refused);
+}
+
+#[test]
+fn a_share_of_the_sites_is_asked_but_the_quorum_at_least() {
+    let asked = |share, quorum| {
+        let mut drive = Drive::new(Plan { share: Some(share), quorum, ..plan() });
+        drive.initialize();
+        drive.effects.iter().filter(|effect| matches!(effect, Effect::Offer(..))).count()
+    };
+    assert_eq!((asked(0.5, 1), asked(0.3, 1), asked(0.3, 2)), (2, 1, 2));
 }
 
 #[test]

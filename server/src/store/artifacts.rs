@@ -19,6 +19,9 @@ use tokio::io::AsyncWriteExt;
 
 use super::StoreError;
 
+/// Bytes of an artifact that are read in one go to be hashed.
+const HASHED_AT_ONCE: u64 = 1 << 20;
+
 /// The artifact store.
 #[derive(Debug, Clone)]
 pub struct Artifacts {
@@ -52,6 +55,22 @@ impl Artifacts {
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(e) => Err(e.into()),
         }
+    }
+
+    /// The digest that the bytes of an artifact have, `None` if it is not here.
+    ///
+    /// # Errors
+    /// Storage failed.
+    pub async fn digest(&self, name: Digest) -> Result<Option<Digest>, StoreError> {
+        let Some(size) = self.size(name).await? else { return Ok(None) };
+        let mut hasher = Hasher::default();
+        let mut at = 0;
+        while at < size {
+            let end = size.min(at + HASHED_AT_ONCE);
+            hasher.update(&self.read(name, at..end).await?);
+            at = end;
+        }
+        Ok(Some(hasher.finish()))
     }
 
     /// Some bytes of an artifact.
@@ -213,7 +232,9 @@ impl Staged {
 /// A new artifact whose digest is known only once all its bytes are.
 #[derive(Debug)]
 pub struct Writer {
-    staged: Staged,
+    /// `None` where only the digest is wanted.
+    staged: Option<Staged>,
+    size: u64,
     hasher: Hasher,
 }
 
@@ -225,7 +246,12 @@ impl Writer {
     pub async fn create(artifacts: &Artifacts, name: &str) -> Result<Self, StoreError> {
         let staged = artifacts.stage(name).await?;
         staged.file.set_len(0).await.map_err(|source| staged.failed(source))?;
-        Ok(Self { staged: Staged { size: 0, ..staged }, hasher: Hasher::default() })
+        Ok(Self { staged: Some(Staged { size: 0, ..staged }), size: 0, hasher: Hasher::default() })
+    }
+
+    /// Keeps no byte, and tells what their name would be.
+    pub fn nowhere() -> Self {
+        Self { staged: None, size: 0, hasher: Hasher::default() }
     }
 
     /// Adds bytes at the end.
@@ -234,15 +260,21 @@ impl Writer {
     /// The disk refused them.
     pub async fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         self.hasher.update(bytes);
-        self.staged.append(bytes).await
+        self.size += bytes.len() as u64;
+        match &mut self.staged {
+            Some(staged) => staged.append(bytes).await,
+            None => Ok(()),
+        }
     }
 
     /// Syncs the bytes and gives them their name.
     ///
     /// # Errors
     /// Storage failed.
-    pub async fn finish(mut self, artifacts: &Artifacts) -> Result<ArtifactRef, StoreError> {
-        self.staged.sync().await?;
-        artifacts.adopt(self.staged, self.hasher.finish()).await
+    pub async fn finish(self, artifacts: &Artifacts) -> Result<ArtifactRef, StoreError> {
+        let digest = self.hasher.finish();
+        let Some(mut staged) = self.staged else { return Ok(ArtifactRef { digest, size: self.size }) };
+        staged.sync().await?;
+        artifacts.adopt(staged, digest).await
     }
 }

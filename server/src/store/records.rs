@@ -32,6 +32,8 @@ pub enum JobStatus {
     Queued,
     /// The round machine runs.
     Running,
+    /// Waits for the operator.
+    Paused,
     /// Ended well.
     Completed,
     /// Ended badly.
@@ -41,13 +43,14 @@ pub enum JobStatus {
 }
 
 impl JobStatus {
-    const ALL: [Self; 5] = [Self::Queued, Self::Running, Self::Completed, Self::Failed, Self::Cancelled];
+    const ALL: [Self; 6] = [Self::Queued, Self::Running, Self::Paused, Self::Completed, Self::Failed, Self::Cancelled];
 
     /// The word in records.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Queued => "queued",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Completed => "completed",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",

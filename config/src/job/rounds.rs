@@ -1,0 +1,144 @@
+//! `[rounds]`: how many rounds, with whom, how long.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::range;
+use crate::error::Problems;
+use crate::units::Span;
+
+/// Who is asked to take part in a round.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Cohort {
+    /// Every training site that is online when the round opens.
+    All,
+    /// So many of them, drawn by the job's seed and the round.
+    Count(usize),
+    /// Such a share of them, rounded up, but the quorum at least; drawn likewise.
+    Share(f64),
+}
+
+impl Serialize for Cohort {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::All => serializer.serialize_str("all"),
+            Self::Count(count) => serializer.serialize_u64(*count as u64),
+            Self::Share(share) => serializer.serialize_f64(*share),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Cohort {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Cohort;
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("\"all\" or a number of sites, or a share of them above 0 and below 1")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Cohort, E> {
+                match text {
+                    "all" => Ok(Cohort::All),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+                }
+            }
+            fn visit_u64<E: de::Error>(self, count: u64) -> Result<Cohort, E> {
+                Ok(Cohort::Count(usize::try_from(count).unwrap_or(usize::MAX)))
+            }
+            fn visit_i64<E: de::Error>(self, count: i64) -> Result<Cohort, E> {
+                match u64::try_from(count) {
+                    Ok(count) => self.visit_u64(count),
+                    Err(_) => Err(E::invalid_value(de::Unexpected::Signed(count), &self)),
+                }
+            }
+            fn visit_f64<E: de::Error>(self, share: f64) -> Result<Cohort, E> {
+                match share > 0.0 && share < 1.0 {
+                    true => Ok(Cohort::Share(share)),
+                    false => Err(E::invalid_value(de::Unexpected::Float(share), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// What becomes of a job whose round stayed below quorum at every attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BelowQuorum {
+    /// It fails.
+    #[default]
+    Fail,
+    /// It is paused, until the operator resumes it.
+    Pause,
+}
+
+/// How many rounds, with whom, how long.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rounds {
+    /// Number of rounds.
+    pub count: u32,
+    /// Who is asked to take part.
+    pub cohort: Cohort,
+    /// A round starts when so many training sites (or the cohort, if that is a larger number) are online, and counts when
+    /// so many updates are in.
+    pub quorum: usize,
+    /// A round closes as soon as so many updates are in; sites that are still at work are told to stop. Without it, all of
+    /// the cohort are waited for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<usize>,
+    /// How long a round waits for its updates once it is open. A site that is still moving bytes or taking steps
+    /// is waited for; one that is silent is not.
+    pub deadline: Span,
+    /// A round that has its quorum closes when it has been open for so long, whoever is still at work.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Span>,
+    /// How often a round below quorum is tried.
+    pub attempts: u32,
+    /// What becomes of the job after these attempts.
+    pub below_quorum: BelowQuorum,
+}
+
+impl Default for Rounds {
+    fn default() -> Self {
+        Self {
+            count: 3,
+            cohort: Cohort::All,
+            quorum: 2,
+            target: None,
+            deadline: Span::seconds(2 * 3600),
+            limit: None,
+            attempts: 3,
+            below_quorum: BelowQuorum::Fail,
+        }
+    }
+}
+
+impl Rounds {
+    pub(super) fn validate(&self, p: &mut Problems) {
+        let Self { count, cohort, quorum, target, deadline, limit, attempts, below_quorum: _ } = self;
+        range(p, "rounds.count", *count, 1, 100_000);
+        range(p, "rounds.quorum", *quorum, 1, 100_000);
+        range(p, "rounds.attempts", *attempts, 1, 1_000);
+        for (field, span) in [("rounds.deadline", Some(deadline)), ("rounds.limit", limit.as_ref())] {
+            let Some(span) = span else { continue };
+            p.check(span.0.as_secs() >= 1, field, || format!("found {span}; expected at least \"1s\""));
+        }
+        if let Cohort::Count(cohort) = cohort {
+            p.check(cohort >= quorum, "rounds.cohort", || {
+                format!("found {cohort}; expected at least rounds.quorum, which is {quorum}")
+            });
+        }
+        let Some(target) = target else { return };
+        p.check(target >= quorum, "rounds.target", || {
+            format!("found {target}; expected at least rounds.quorum, which is {quorum}")
+        });
+        if let Cohort::Count(cohort) = cohort {
+            p.check(target <= cohort, "rounds.target", || {
+                format!("found {target}; expected at most rounds.cohort, which is {cohort}")
+            });
+        }
+    }
+}
