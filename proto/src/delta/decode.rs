@@ -45,3 +45,6 @@ pub fn decode(container: impl Read, layout: &Layout, codec: Codec, update: impl 
     update.finish()?;
     Ok(Decoded { bytes_in: input.at, bytes_out: layout.file_bytes - layout.data_start })
 }
+
+#[cfg(test)]
+mod tests;
