@@ -1,11 +1,13 @@
 //! What both sides say, and what they must agree on bit for bit.
 //!
 //! Read in this order: [`v1`] (the generated messages and services), [`version`] (which programs work together),
-//! [`digest`] (how artifacts are named), [`layout`] (how states and updates lie in a file), [`folder`] (the files of a
-//! model), [`recipe`] (how a whole model is written from a base model and a state), [`evaluation`] (what scores are sums of), [`channel`] (dialling the aggregator with mutual TLS), [`transfer`]
-//! (moving artifacts, resumable both ways).
+//! [`digest`] (how artifacts are named), [`layout`] (how states and updates lie in a file), [`delta`] (how updates are sent
+//! smaller), [`folder`] (the files of a model), [`recipe`] (how a whole model is written from a base model and a state),
+//! [`evaluation`] (what scores are sums of), [`channel`] (dialling the aggregator with mutual TLS), [`transfer`] (moving
+//! artifacts, resumable both ways).
 
 pub mod channel;
+pub mod delta;
 pub mod digest;
 pub mod evaluation;
 pub mod folder;
