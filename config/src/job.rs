@@ -17,6 +17,7 @@ pub use task::{PROMPT, RESPONSE, Reads, Task, TaskKind};
 pub use training::{
     Alteration, Augmentation, ClassWeights, Eda, LocalWork, Lora, Optimizer, Precision, Schedule, Trainable, Training,
 };
+pub use updates::{Compression, Updates};
 
 mod admission;
 mod aggregation;
@@ -25,6 +26,7 @@ mod rounds;
 mod suggested;
 mod task;
 mod training;
+mod updates;
 
 /// The longest accepted name of a job or label, in bytes.
 const MAX_NAME: usize = 200;
@@ -45,6 +47,9 @@ pub struct Job {
     /// How often, with whom, how long.
     #[serde(default)]
     pub rounds: Rounds,
+    /// How updates travel.
+    #[serde(default)]
+    pub updates: Updates,
     /// What an update must be like to count.
     #[serde(default)]
     pub admission: Admission,
@@ -90,6 +95,7 @@ impl Job {
             task,
             training,
             rounds: Rounds::default(),
+            updates: Updates::default(),
             admission: Admission::default(),
             aggregation: Aggregation::default(),
             evaluation: Evaluation::default(),
@@ -110,6 +116,7 @@ impl Job {
 
     fn complete(&mut self) {
         self.evaluation.metric = Some(self.metric());
+        self.updates.complete();
         self.aggregation.complete();
     }
 
@@ -137,6 +144,7 @@ impl Document for Job {
         self.task.validate(p);
         self.training.validate(p, &self.task);
         self.rounds.validate(p);
+        self.updates.validate(p, self.aggregation.rule);
         self.admission.validate(p);
         self.aggregation.validate(p, &self.rounds);
         self.evaluation.validate(p, &self.task);

@@ -155,11 +155,14 @@ impl Default for Device {
 pub struct Storage {
     /// Downloaded models and states, and updates not yet acknowledged.
     pub work: PathBuf,
+    /// A task that takes more optimiser steps than this writes a checkpoint after every so many of them, from which it goes on
+    /// when the program is started again; 0 for never.
+    pub checkpoint_steps: usize,
 }
 
 impl Default for Storage {
     fn default() -> Self {
-        Self { work: "work".into() }
+        Self { work: "work".into(), checkpoint_steps: 200 }
     }
 }
 

@@ -16,6 +16,7 @@ fn job_with(section: &str, line: &str) -> String {
     let marker = format!("[{section}]\n");
     let empty = "name = \"n\"\n[model]\npath = \"m\"\n[task]\nkind = \"text-classification\"\nlabels = [\"a\", \"b\"]\n\
                  [training]\n[rounds]\n[aggregation]\n[evaluation]\n";
+    let empty = if section == "updates" { format!("{empty}[updates]\n") } else { empty.to_owned() };
     empty.replace(&marker, &format!("{marker}{line}\n"))
 }
 
@@ -64,6 +65,8 @@ fn examples_parse_and_state_the_true_defaults() {
                 "norm_bound",
                 "norm_max",
                 "target",
+                "top_k",
+                "error_feedback",
                 "limit",
                 "momentum = 0.9",
                 "second_momentum",
@@ -347,6 +350,16 @@ fn every_fault_of_a_job_names_line_field_found_and_allowed() {
         ("rounds", "attempts = 0", 9, vec!["rounds.attempts"]),
         ("aggregation", "strategy = \"fedagv\"", 10, vec!["aggregation.strategy", "fedavg"]),
         ("aggregation", "weighting = \"size\"", 10, vec!["aggregation.weighting", "uniform"]),
+        ("updates", "compression = \"int7\"", 12, vec!["updates.compression", "int8"]),
+        ("updates", "top_k = 0.1", 12, vec!["updates.top_k", "\"f16\""]),
+        ("updates", "compression = \"top-k\"\ntop_k = 1.5", 13, vec!["updates.top_k", "at most 1"]),
+        ("updates", "error_feedback = true", 12, vec!["updates.error_feedback", "no use"]),
+        (
+            "aggregation",
+            "rule = \"median\"\n[updates]\ncompression = \"top-k\"",
+            12,
+            vec!["updates.compression", "each value"],
+        ),
         ("aggregation", "momentum = 0.9", 10, vec!["aggregation.momentum", "strategy = \"fedavg\"", "no use"]),
         ("aggregation", "strategy = \"fedavgm\"\ntau = 0.1", 11, vec!["aggregation.tau", "\"fedavgm\""]),
         (

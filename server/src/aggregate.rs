@@ -8,6 +8,7 @@
 
 mod check;
 mod combine;
+mod decode;
 mod geometry;
 mod rules;
 mod step;
@@ -24,6 +25,7 @@ use fedtune_proto::layout::Layout;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 
 pub use check::{Bounds, Rejection, check_state, check_update};
+pub use decode::decode;
 pub use rules::weights;
 
 use crate::round::After;

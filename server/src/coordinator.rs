@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fedtune_config::job::{self, Copies, Job, TaskKind};
 use fedtune_config::server::{Limits, Sessions as SessionTimes};
+use fedtune_proto::delta::{self, Codec};
 use fedtune_proto::digest::{ArtifactRef, Digest};
 use fedtune_proto::evaluation::Form;
 use tokio::sync::{mpsc, watch};
@@ -257,6 +258,7 @@ impl Coordinator {
                     examples: self.limits.examples_per_update.min(self.sessions.examples(site).unwrap_or(u64::MAX)),
                     norm: active.job.admission.norm_max.unwrap_or(f64::INFINITY),
                 },
+                codec: codec(&active.job),
             });
         }
         let accepted = handle::Expected::Answered(Answer { accepted: true, reason: "it is stored already".into() });
@@ -378,8 +380,15 @@ impl Coordinator {
             Permit::Write(size) => {
                 let most = match machine.work_of(&identity.name).map(|turn| turn.work) {
                     Some(Work::Initialize) => self.limits.artifact_bytes,
-                    // An update has the layout of the state; only the header's padding may differ.
-                    Some(Work::Train) => machine.state.map_or(0, |state| state.size + (1 << 16)),
+                    Some(Work::Train) => match (machine.state, codec(&active.job)) {
+                        (Some(state), Some(codec)) => {
+                            let layout = self.artifacts.layout(state).await.map_err(|e| e.to_string())?;
+                            delta::wire_bytes_max(&layout, codec)
+                        }
+                        // An update has the layout of the state; only the header's padding may differ.
+                        (Some(state), None) => state.size + (1 << 16),
+                        (None, _) => 0,
+                    },
                     Some(Work::Evaluate) | None => return Err("no task of this site asks for an upload".into()),
                 };
                 within(size, most)
@@ -635,6 +644,12 @@ pub async fn missing(artifacts: &Artifacts, wanted: &[ArtifactRef]) -> Result<Ve
         }
     }
     Ok(missing)
+}
+
+/// How the updates of a job are encoded; `None` for not at all.
+fn codec(job: &Job) -> Option<Codec> {
+    // Every codec that a sound job can name is one.
+    job.updates.codec().and_then(|name| name.parse().ok())
 }
 
 /// What an evaluation of a task counts.

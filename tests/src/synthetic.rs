@@ -119,7 +119,8 @@ impl SyntheticSite {
     /// The upload or the call failed.
     pub async fn send_update(&self, task: &Task, update: &Path, examples: u64) -> anyhow::Result<ReportResultResponse> {
         let (artifact, _) = self.upload(update).await?;
-        let trained = v1::Trained { update: Some(artifact), examples, train_loss: 0.5, train_seconds: 1.0 };
+        let trained =
+            v1::Trained { update: Some(artifact), examples, train_loss: 0.5, train_seconds: 1.0, relative_error: 0.0 };
         Ok(self.report(task, Outcome::Trained(trained)).await?)
     }
 
@@ -211,7 +212,7 @@ pub fn model_folder(folder: &Path, rounds: u32, quorum: usize) -> io::Result<Pat
     }
     let job = format!(
         "name = \"synthetic\"\n[model]\npath = \".\"\n[task]\nkind = \"text-classification\"\nlabels = [\"a\", \"b\"]\n\
-         [rounds]\ncount = {rounds}\nquorum = {quorum}\n[admission]\ncopies = \"count\"\n[evaluation]\nby = \"none\"\n"
+         [rounds]\ncount = {rounds}\nquorum = {quorum}\n[updates]\ncompression = \"none\"\n[admission]\ncopies = \"count\"\n[evaluation]\nby = \"none\"\n"
     );
     let path = folder.join("job.toml");
     std::fs::write(&path, job)?;

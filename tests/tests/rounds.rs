@@ -220,14 +220,14 @@ fn bad_repeated_and_stale_answers_are_named_and_the_round_goes_on() {
         assert!(!answer.accepted && answer.reason.contains("NaN"), "{answer:?}");
         let (digest, size) = fedtune_proto::digest::Digest::of_file(&bad).unwrap();
         let update = Some(v1::Artifact { digest: digest.to_string(), size });
-        let trained = v1::Trained { update, examples: 10, train_loss: 0.5, train_seconds: 1.0 };
+        let trained = v1::Trained { update, examples: 10, train_loss: 0.5, train_seconds: 1.0, relative_error: 0.0 };
         let again = sites[1].report(&tasks[1], Outcome::Trained(trained)).await.unwrap();
         assert!(!again.accepted && again.reason.contains("NaN"), "the same answer again: {again:?}");
         let other = sites[1].send_update(&tasks[1], &synthetic.update(4), 10).await.unwrap_err();
         assert!(other.to_string().contains("no task of this site"), "its turn is over: {other}");
         // One that was never uploaded.
         let update = Some(v1::Artifact { digest: "ab".repeat(32), size: 10 });
-        let trained = v1::Trained { update, examples: 10, train_loss: 0.5, train_seconds: 1.0 };
+        let trained = v1::Trained { update, examples: 10, train_loss: 0.5, train_seconds: 1.0, relative_error: 0.0 };
         let mut stranger = tasks[0].clone();
         stranger.id.as_mut().unwrap().round = 9;
         let answer = sites[0].report(&stranger, Outcome::Trained(trained)).await.unwrap();
@@ -249,7 +249,8 @@ fn bad_repeated_and_stale_answers_are_named_and_the_round_goes_on() {
         for (site, task) in sites.iter().zip(&retried) {
             assert!(site.send_update(task, &good, 10).await.unwrap().accepted);
             let update = Some(v1::Artifact { digest: digest.to_string(), size });
-            let trained = v1::Trained { update, examples: 10, train_loss: 0.5, train_seconds: 1.0 };
+            let trained =
+                v1::Trained { update, examples: 10, train_loss: 0.5, train_seconds: 1.0, relative_error: 0.0 };
             let again = site.report(task, Outcome::Trained(trained)).await.unwrap();
             assert!(again.accepted, "the same answer again: {again:?}");
         }

@@ -1,27 +1,85 @@
 //! What a site keeps on disk: base models and states by digest, and results until the aggregator has answered them.
 //!
 //! ```text
-//! work/models/DIGEST/…            a base model's folder
-//! work/states/DIGEST              a state
-//! work/outbox/JOB-ROUND-ATTEMPT/  update.safetensors, and result.json once it is whole
+//! work/models/DIGEST/…                    a base model's folder; the last few
+//! work/states/DIGEST                      a state
+//! work/residuals/JOB-ROUND.safetensors    what compression lost of the last update that counts
+//! work/outbox/JOB-KIND-ROUND-ATTEMPT/     checkpoints while it is computed; update, residual, and result.json once it is whole
 //! ```
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use fedtune_proto::digest::{ArtifactRef, Digest};
 use fedtune_proto::v1::{Task, TaskId};
 use serde::{Deserialize, Serialize};
 
+/// Base models that are kept.
+const MODELS_MAX: usize = 4;
+
+/// Jobs of which residuals are kept.
+const RESIDUALS_MAX: usize = 16;
+
+/// A residual of so many rounds ago is of no use any more.
+const RESIDUAL_ROUNDS: u32 = 5;
+
 /// A finished fine-tuning that the aggregator has not answered yet.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Finished {
+    /// Job, round, attempt and kind of the task.
+    pub(super) task: (String, u32, u32, i32),
+    /// The name of the file in the task's folder.
+    pub(super) file: PathBuf,
     pub(super) update: ArtifactRef,
+    pub(super) relative_error: f64,
     pub(super) examples: u64,
     pub(super) train_loss: f64,
     pub(super) train_seconds: f64,
     pub(super) bytes_down: u64,
 }
+
+impl Finished {
+    /// The task it is the result of.
+    pub(super) fn id(&self) -> TaskId {
+        let (job, round, attempt, kind) = self.task.clone();
+        TaskId { job, round, attempt, kind }
+    }
+}
+
+/// A task in progress: where its files lie.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Attempt {
+    folder: PathBuf,
+    /// What compression lost of the last update that counts.
+    pub(super) residual: Option<PathBuf>,
+}
+
+impl Attempt {
+    /// Where the first state, or the update as it is, is written.
+    pub(super) fn update(&self) -> PathBuf {
+        self.folder.join("update.safetensors")
+    }
+
+    /// Where the encoded update is written.
+    pub(super) fn container(&self) -> PathBuf {
+        self.folder.join("update.delta")
+    }
+
+    /// Where what is lost of it is written.
+    pub(super) fn new_residual(&self) -> PathBuf {
+        self.folder.join(RESIDUAL)
+    }
+
+    /// Where the checkpoint of its training is.
+    pub(super) fn checkpoint(&self) -> PathBuf {
+        self.folder.join("checkpoint")
+    }
+}
+
+const RESIDUAL: &str = "residual.safetensors";
+const RESULT: &str = "result.json";
 
 /// The site's folder.
 #[derive(Debug, Clone)]
@@ -34,7 +92,7 @@ impl Outbox {
         Self { root: root.into() }
     }
 
-    /// The folder of a task's base model, named by what is in it.
+    /// The folder of a task's base model, named by what is in it. Those that were not asked for lately are removed.
     pub(super) fn model(&self, task: &Task) -> io::Result<PathBuf> {
         let mut names: Vec<String> = task
             .base_model
@@ -42,8 +100,11 @@ impl Outbox {
             .map(|file| format!("{} {}\n", file.name, file.artifact.as_ref().map_or("", |a| a.digest.as_str())))
             .collect();
         names.sort();
-        let folder = self.root.join("models").join(Digest::of(names.concat().as_bytes()).to_string());
+        let models = self.root.join("models");
+        let folder = models.join(Digest::of(names.concat().as_bytes()).to_string());
         std::fs::create_dir_all(&folder)?;
+        File::open(&folder)?.set_modified(SystemTime::now())?;
+        keep_latest(&models, MODELS_MAX)?;
         Ok(folder)
     }
 
@@ -62,51 +123,130 @@ impl Outbox {
     }
 
     fn task(&self, id: &TaskId) -> PathBuf {
-        // The job's id comes from the network: its digest is always a plain name.
-        let job = Digest::of(id.job.as_bytes()).to_string();
-        self.root.join("outbox").join(format!("{}-{}-{}-{}", &job[..16], id.kind, id.round, id.attempt))
+        let job = job_name(&id.job);
+        self.root.join("outbox").join(format!("{job}-{}-{}-{}", id.kind, id.round, id.attempt))
     }
 
-    /// Where a task's result is written; what is left of older tasks is removed.
-    pub(super) fn begin(&self, id: &TaskId) -> io::Result<PathBuf> {
+    /// Where a task's files are written; what an earlier run of this program left of it is still there, what is left of
+    /// other tasks is removed.
+    pub(super) fn begin(&self, id: &TaskId) -> io::Result<Attempt> {
         let folder = self.task(id);
         let outbox = self.root.join("outbox");
-        std::fs::create_dir_all(&outbox)?;
+        std::fs::create_dir_all(&folder)?;
         for entry in std::fs::read_dir(&outbox)? {
             let path = entry?.path();
             if path != folder {
                 std::fs::remove_dir_all(path)?;
             }
         }
-        std::fs::create_dir_all(&folder)?;
-        Ok(folder.join("update.safetensors"))
+        Ok(Attempt { folder, residual: self.residual(id)? })
     }
 
     /// Notes that a task's result is whole. From here on it is sent, never computed again.
     pub(super) fn finish(&self, id: &TaskId, finished: &Finished) -> io::Result<()> {
         let folder = self.task(id);
         let part = folder.join("result.part");
-        std::fs::File::open(folder.join("update.safetensors"))?.sync_all()?;
+        File::open(folder.join(&finished.file))?.sync_all()?;
+        if let Ok(residual) = File::open(folder.join(RESIDUAL)) {
+            residual.sync_all()?;
+        }
         std::fs::write(&part, serde_json::to_vec(finished).map_err(io::Error::other)?)?;
-        std::fs::File::open(&part)?.sync_all()?;
-        std::fs::rename(part, folder.join("result.json"))
+        File::open(&part)?.sync_all()?;
+        std::fs::rename(part, folder.join(RESULT))?;
+        File::open(&folder)?.sync_all()
     }
 
-    /// The result of a task, if it is whole.
+    /// The result of a task, if it is whole, and its file.
     pub(super) fn finished(&self, id: &TaskId) -> Option<(Finished, PathBuf)> {
-        let folder = self.task(id);
-        let finished: Finished = serde_json::from_slice(&std::fs::read(folder.join("result.json")).ok()?).ok()?;
-        let update = folder.join("update.safetensors");
-        let whole = std::fs::metadata(&update).is_ok_and(|found| found.len() == finished.update.size);
-        whole.then_some((finished, update))
+        whole(&self.task(id)).filter(|(finished, _)| finished.id() == *id)
     }
 
-    /// Forgets a task that has been answered.
-    pub(super) fn answered(&self, id: &TaskId) {
-        if let Err(e) = std::fs::remove_dir_all(self.task(id)) {
+    /// Results of other tasks, whose answers never came.
+    pub(super) fn unanswered(&self, than: &TaskId) -> io::Result<Vec<Finished>> {
+        let outbox = self.root.join("outbox");
+        let entries = match std::fs::read_dir(&outbox) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            found.extend(whole(&entry?.path()).map(|(finished, _)| finished).filter(|finished| finished.id() != *than));
+        }
+        Ok(found)
+    }
+
+    /// Forgets a task that has been answered. What was lost of an update that counts is kept for the next one.
+    pub(super) fn answered(&self, id: &TaskId, accepted: bool) {
+        let folder = self.task(id);
+        let residual = folder.join(RESIDUAL);
+        let kept = if accepted && residual.exists() { self.keep_residual(id, &residual) } else { Ok(()) };
+        if let Err(e) = kept.and_then(|()| std::fs::remove_dir_all(folder)) {
             tracing::warn!("an answered update could not be removed from the outbox: {e}");
         }
     }
+
+    fn keep_residual(&self, id: &TaskId, residual: &Path) -> io::Result<()> {
+        let folder = self.root.join("residuals");
+        std::fs::create_dir_all(&folder)?;
+        let kept = folder.join(format!("{}-{}.safetensors", job_name(&id.job), id.round));
+        std::fs::rename(residual, &kept)?;
+        for (path, _) in self.residuals(&id.job)?.into_iter().filter(|(path, _)| *path != kept) {
+            std::fs::remove_file(path)?;
+        }
+        keep_latest(&folder, RESIDUALS_MAX)
+    }
+
+    /// The residuals of a job, with their rounds.
+    fn residuals(&self, job: &str) -> io::Result<Vec<(PathBuf, u32)>> {
+        let entries = match std::fs::read_dir(self.root.join("residuals")) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name();
+            let round = name.to_str().and_then(|name| name.strip_prefix(&job_name(job))?.strip_prefix('-'));
+            let round = round.and_then(|rest| rest.strip_suffix(".safetensors")?.parse().ok());
+            found.extend(round.map(|round| (entry.path(), round)));
+        }
+        Ok(found)
+    }
+
+    /// What was lost of the last update of this job that counts, unless it is too long ago or of a later round, from which
+    /// the job was taken back.
+    fn residual(&self, id: &TaskId) -> io::Result<Option<PathBuf>> {
+        let recent = |round: u32| round < id.round && id.round - round <= RESIDUAL_ROUNDS;
+        Ok(self.residuals(&id.job)?.into_iter().find(|(_, round)| recent(*round)).map(|(path, _)| path))
+    }
+}
+
+/// The job's id comes from the network: its digest is always a plain name.
+fn job_name(job: &str) -> String {
+    let mut name = Digest::of(job.as_bytes()).to_string();
+    name.truncate(16);
+    name
+}
+
+fn whole(folder: &Path) -> Option<(Finished, PathBuf)> {
+    let finished: Finished = serde_json::from_slice(&std::fs::read(folder.join(RESULT)).ok()?).ok()?;
+    let update = folder.join(finished.file.file_name()?);
+    let whole = std::fs::metadata(&update).is_ok_and(|found| found.len() == finished.update.size);
+    whole.then_some((finished, update))
+}
+
+/// Removes all but so many of a folder's entries that were changed last.
+fn keep_latest(folder: &Path, most: usize) -> io::Result<()> {
+    let mut entries = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        entries.push((entry.metadata()?.modified()?, entry.path()));
+    }
+    entries.sort();
+    for (_, path) in entries.iter().rev().skip(most) {
+        if path.is_dir() { std::fs::remove_dir_all(path)? } else { std::fs::remove_file(path)? }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -114,23 +254,77 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
+    fn id(round: u32, attempt: u32) -> TaskId {
+        TaskId { job: "../../job".into(), round, attempt, kind: 2 }
+    }
+
+    fn finished(id: &TaskId, bytes: &[u8]) -> Finished {
+        Finished {
+            task: (id.job.clone(), id.round, id.attempt, id.kind),
+            file: "update.delta".into(),
+            update: ArtifactRef { digest: Digest::of(bytes), size: bytes.len() as u64 },
+            relative_error: 0.1,
+            examples: 5,
+            train_loss: 0.5,
+            train_seconds: 1.0,
+            bytes_down: 9,
+        }
+    }
+
     #[test]
     fn a_result_survives_a_restart_until_it_is_answered_and_a_broken_one_does_not_count() {
         let folder = tempfile::tempdir().unwrap();
-        let id = TaskId { job: "../../job".into(), round: 3, attempt: 1, kind: 2 };
         let outbox = Outbox::new(folder.path());
-        let update = outbox.begin(&id).unwrap();
-        assert!(update.starts_with(folder.path()));
-        assert_eq!(outbox.finished(&id), None);
-        std::fs::write(&update, b"12345678").unwrap();
-        let artifact = ArtifactRef { digest: Digest::of(b"12345678"), size: 8 };
-        let finished = Finished { update: artifact, examples: 5, train_loss: 0.5, train_seconds: 1.0, bytes_down: 9 };
-        outbox.finish(&id, &finished).unwrap();
-        assert_eq!(Outbox::new(folder.path()).finished(&id), Some((finished, update.clone())));
-        assert_eq!(outbox.finished(&TaskId { attempt: 2, ..id.clone() }), None);
-        std::fs::write(&update, b"123").unwrap();
-        assert_eq!(outbox.finished(&id), None, "truncated");
-        outbox.answered(&id);
-        assert!(!update.exists());
+        let attempt = outbox.begin(&id(3, 1)).unwrap();
+        assert!(attempt.container().starts_with(folder.path()));
+        assert_eq!(outbox.finished(&id(3, 1)), None);
+        std::fs::write(attempt.container(), b"12345678").unwrap();
+        let finished = finished(&id(3, 1), b"12345678");
+        outbox.finish(&id(3, 1), &finished).unwrap();
+        let again = Outbox::new(folder.path());
+        assert_eq!(again.finished(&id(3, 1)), Some((finished.clone(), attempt.container())));
+        assert_eq!(again.finished(&id(3, 2)), None);
+        assert_eq!(again.unanswered(&id(3, 1)).unwrap(), []);
+        assert_eq!(again.unanswered(&id(3, 2)).unwrap(), [finished]);
+        std::fs::write(attempt.container(), b"123").unwrap();
+        assert_eq!(outbox.finished(&id(3, 1)), None, "truncated");
+        outbox.answered(&id(3, 1), true);
+        assert!(!attempt.container().exists());
+    }
+
+    #[test]
+    fn what_was_lost_is_kept_of_updates_that_count_and_for_a_few_rounds() {
+        let folder = tempfile::tempdir().unwrap();
+        let outbox = Outbox::new(folder.path());
+        let residual = |round| outbox.begin(&id(round, 1)).unwrap().residual;
+        let answer = |round, accepted| {
+            let attempt = outbox.begin(&id(round, 1)).unwrap();
+            std::fs::write(attempt.new_residual(), [round as u8]).unwrap();
+            outbox.answered(&id(round, 1), accepted);
+        };
+        assert_eq!(residual(1), None);
+        answer(1, true);
+        answer(2, false);
+        assert_eq!(std::fs::read(residual(3).unwrap()).unwrap(), [1]);
+        answer(3, true);
+        assert_eq!(std::fs::read(residual(4).unwrap()).unwrap(), [3]);
+        assert_eq!(std::fs::read(residual(8).unwrap()).unwrap(), [3]);
+        assert_eq!((residual(9), residual(3)), (None, None), "too long ago, and of the same round");
+        let other = TaskId { job: "other".into(), ..id(4, 1) };
+        assert_eq!(outbox.begin(&other).unwrap().residual, None);
+    }
+
+    #[test]
+    fn models_that_were_not_asked_for_lately_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let outbox = Outbox::new(folder.path());
+        let model = |name: &str| {
+            let file = fedtune_proto::v1::ModelFile { name: name.into(), artifact: None };
+            outbox.model(&Task { base_model: vec![file], ..Task::default() }).unwrap()
+        };
+        let first = model("0");
+        let others: Vec<PathBuf> = (1..=MODELS_MAX).map(|i| model(&i.to_string())).collect();
+        assert!(!first.exists());
+        assert!(others.iter().all(|folder| folder.exists()));
     }
 }

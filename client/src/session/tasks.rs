@@ -142,13 +142,7 @@ impl Running {
         let Report { outcome, bytes_down, bytes_up } = result;
         let trained = matches!(outcome, Outcome::Trained(_));
         let request = ReportResultRequest { task: Some(self.id.clone()), outcome: Some(outcome), bytes_down, bytes_up };
-        let client = FederationClient::new(self.channel.clone());
-        let answer = repeat("reporting the result", || {
-            let (mut client, request) = (client.clone(), request.clone());
-            async move { client.report_result(request).await }
-        })
-        .await;
-        match answer.map(tonic::Response::into_inner) {
+        match self.ask(request).await {
             Ok(answer) => {
                 if answer.accepted {
                     info!(round = self.id.round, "result accepted");
@@ -156,7 +150,7 @@ impl Running {
                     warn!(round = self.id.round, "the result does not count: {}", answer.reason);
                 }
                 if trained {
-                    self.outbox.answered(&self.id);
+                    self.outbox.answered(&self.id, answer.accepted);
                 }
             }
             // The update stays in the outbox; it is sent again when the task is offered again.
@@ -183,7 +177,9 @@ impl Running {
             (None, _) => return Err(WorkError::Malformed("it names no state".into()).into()),
         };
         let turn = self.computing.clone().lock_owned().await;
-        let out = self.outbox.begin(&self.id).map_err(file(&self.site.config.storage.work))?;
+        self.settle().await?;
+        let attempt = self.outbox.begin(&self.id).map_err(file(&self.site.config.storage.work))?;
+        let out = attempt.update();
         let site = self.site.clone();
         match kind {
             TaskKind::Initialize => {
@@ -200,13 +196,18 @@ impl Running {
                 })
             }
             TaskKind::Train => {
-                let (path, round) = (out.clone(), self.id.round);
-                let report = self
-                    .compute(turn, move |observer| site.train(&job, round, &model, &state, &path, observer))
+                let round = self.id.round;
+                let (report, encoded) = self
+                    .compute(turn, move |observer| site.train(&job, round, &model, &state, &attempt, observer))
                     .await?;
                 info!(round, loss = report.train_loss, seconds = report.seconds, "fine-tuned");
+                let out = encoded.path;
+                let TaskId { job, round, attempt, kind } = self.id.clone();
                 let finished = Finished {
+                    task: (job, round, attempt, kind),
+                    file: out.file_name().unwrap_or_default().into(),
                     update: digest(&out).await?,
+                    relative_error: encoded.relative_error,
                     examples: report.examples,
                     train_loss: report.train_loss,
                     train_seconds: report.seconds,
@@ -252,13 +253,30 @@ impl Running {
 
     async fn send_update(&self, finished: Finished, path: &Path) -> Result<Report, Failure> {
         let bytes_up = self.send(finished.update, path).await?;
-        let outcome = Outcome::Trained(v1::Trained {
-            update: Some(finished.update.into()),
-            examples: finished.examples,
-            train_loss: finished.train_loss,
-            train_seconds: finished.train_seconds,
+        Ok(Report { outcome: trained(&finished), bytes_down: finished.bytes_down, bytes_up })
+    }
+
+    /// Learns what became of results whose answers never came; a repeated report gets the answer that the first one got.
+    async fn settle(&self) -> Result<(), WorkError> {
+        let unanswered = self.outbox.unanswered(&self.id).map_err(file(&self.site.config.storage.work))?;
+        for finished in unanswered {
+            let (id, bytes_down) = (finished.id(), finished.bytes_down);
+            let outcome = Some(trained(&finished));
+            let request = ReportResultRequest { task: Some(id.clone()), outcome, bytes_down, bytes_up: 0 };
+            let accepted = self.ask(request).await.is_ok_and(|answer| answer.accepted);
+            self.outbox.answered(&id, accepted);
+        }
+        Ok(())
+    }
+
+    /// Reports a result until there is an answer.
+    async fn ask(&self, request: ReportResultRequest) -> Result<v1::ReportResultResponse, tonic::Status> {
+        let client = FederationClient::new(self.channel.clone());
+        let answer = repeat("reporting the result", || {
+            let (mut client, request) = (client.clone(), request.clone());
+            async move { client.report_result(request).await }
         });
-        Ok(Report { outcome, bytes_down: finished.bytes_down, bytes_up })
+        answer.await.map(tonic::Response::into_inner)
     }
 
     /// Computes on a thread of its own, and reports progress meanwhile.
@@ -314,6 +332,16 @@ impl Running {
             tracing::debug!("progress was not reported: {}", status.message());
         }
     }
+}
+
+fn trained(finished: &Finished) -> Outcome {
+    Outcome::Trained(v1::Trained {
+        update: Some(finished.update.into()),
+        examples: finished.examples,
+        train_loss: finished.train_loss,
+        train_seconds: finished.train_seconds,
+        relative_error: finished.relative_error,
+    })
 }
 
 async fn digest(path: &Path) -> Result<ArtifactRef, WorkError> {

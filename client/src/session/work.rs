@@ -8,8 +8,10 @@ use fedtune_config::site::Duplicates;
 use fedtune_config::{ConfigError, SiteConfig};
 use fedtune_proto::v1;
 
+use super::encode::{Encoded, encode};
+use super::outbox::Attempt;
 use crate::data::{self, Columns, DataError, DataReport, Rows, Sampling, TargetReader};
-use crate::finetune::{self, FinetuneError, FitReport, Observer, Plan};
+use crate::finetune::{self, Checkpoints, FinetuneError, FitReport, Observer, Plan};
 use crate::model::{Classifier, ModelError, ModelSpec, taken_by};
 
 /// Rows in a batch that is only scored.
@@ -33,6 +35,8 @@ pub(super) enum WorkError {
     Model(#[from] ModelError),
     #[error("{0}")]
     Finetune(#[from] FinetuneError),
+    #[error("the update cannot be encoded: {0}")]
+    Encode(#[from] fedtune_proto::delta::DeltaError),
     #[error("this site has no {0} in its site.toml, which the task needs")]
     NoData(&'static str),
     #[error("the task from the aggregator is malformed: {0}")]
@@ -83,16 +87,17 @@ impl Site {
         serde_json::to_string(&classifier.export_recipe()).map_err(|e| WorkError::Malformed(e.to_string()))
     }
 
-    /// Fine-tunes a state on the site's training rows for a round and writes what changed.
+    /// Fine-tunes a state on the site's training rows for a round and writes what changed, as it is to be sent. Goes on from
+    /// the checkpoint of an earlier run of the same attempt.
     pub(super) fn train(
         &self,
         job: &Job,
         round: u32,
         model: &Path,
         state: &Path,
-        update: &Path,
+        attempt: &Attempt,
         observer: &mut dyn Observer,
-    ) -> Result<FitReport, WorkError> {
+    ) -> Result<(FitReport, Encoded), WorkError> {
         let data = &self.config.data;
         let sampling = Sampling { per_label: data.per_label, oversample: data.oversample };
         let rows = sampling.apply(self.rows(job, model)?.0, job.training.seed)?;
@@ -105,9 +110,32 @@ impl Site {
             total_steps: job.rounds.count as usize * steps,
             round,
         };
-        let report = finetune::fit(&mut classifier, &rows, &job.training, plan, observer)?;
-        classifier.write_delta(state, update)?;
-        Ok(report)
+        let every = self.config.storage.checkpoint_steps;
+        let report = if every > 0 && steps > every {
+            let folder = attempt.checkpoint();
+            let checkpoints = Checkpoints::new(&folder, every, job, model, &rows, None)?;
+            let mut fit = |classifier: &mut Classifier| {
+                finetune::fit_saved(classifier, &rows, &job.training, plan, None, &checkpoints, observer)
+            };
+            match fit(&mut classifier) {
+                Err(damaged @ FinetuneError::Checkpoint { .. }) => {
+                    tracing::warn!("{damaged}; training from the beginning");
+                    std::fs::remove_dir_all(&folder)
+                        .and_then(|()| std::fs::create_dir(&folder))
+                        .map_err(|source| WorkError::File { path: folder.clone(), source })?;
+                    classifier.load_state(state)?;
+                    fit(&mut classifier)?
+                }
+                fitted => fitted?,
+            }
+        } else {
+            finetune::fit(&mut classifier, &rows, &job.training, plan, observer)?
+        };
+        if report.resumed_steps > 0 {
+            tracing::info!(step = report.resumed_steps, of = steps, "went on from the checkpoint");
+        }
+        classifier.write_delta(state, &attempt.update())?;
+        Ok((report, encode(&job.updates, attempt)?))
     }
 
     /// Scores a state: an evaluator on its test file, a training site on its validation split.

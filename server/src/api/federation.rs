@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::pin::Pin;
 
+use fedtune_proto::delta::Codec;
 use fedtune_proto::digest::ArtifactRef;
 use fedtune_proto::evaluation::{Evaluation, Form};
 use fedtune_proto::recipe::{ExportRecipe, TensorSource};
@@ -16,8 +17,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{identity, wire};
-use crate::aggregate::{Bounds, Rejection, check_state, check_update};
-use crate::coordinator::{About, Expected, Handle};
+use crate::aggregate::{Bounds, Rejection, check_state, check_update, decode};
+use crate::coordinator::{About, Expected, Handle, now_ms};
 use crate::pki::Role;
 use crate::round::{Event, Fault, SiteShare, Turn, Work};
 use crate::store::Artifacts;
@@ -89,10 +90,10 @@ impl Service {
         &self,
         site: &str,
         turn: Turn,
-        expected: (Option<ArtifactRef>, Form, Bounds),
+        expected: (Option<ArtifactRef>, Form, Bounds, Option<Codec>),
         request: v1::ReportResultRequest,
     ) -> Result<(Event, Option<String>), Status> {
-        let (state, form, bounds) = expected;
+        let (state, form, bounds, codec) = expected;
         let site = site.to_owned();
         let quarantine =
             |site: String, reason: String| (Event::Failed { site, turn, reason, fault: Fault::Quarantined }, None);
@@ -121,20 +122,35 @@ impl Service {
                 }
             }
             (Outcome::Trained(trained), Work::Train, Some(state)) => {
-                let update = match self.uploaded(trained.update.as_ref()).await? {
-                    Ok(update) => update,
+                let uploaded = match self.uploaded(trained.update.as_ref()).await? {
+                    Ok(uploaded) => uploaded,
                     Err(reason) => return Ok(quarantine(site, reason)),
                 };
-                let finite = trained.train_loss.is_finite() && trained.train_seconds.is_finite();
-                if !finite {
-                    return Ok(quarantine(site, format!("the training loss is {}", trained.train_loss)));
+                let figures = [trained.train_loss, trained.train_seconds, trained.relative_error];
+                if !figures.iter().all(|figure| figure.is_finite()) {
+                    let reason = format!("of training loss, seconds and relative error, {figures:?}, one is no number");
+                    return Ok(quarantine(site, reason));
                 }
+                let (update, sent) = match codec {
+                    None => (uploaded, None),
+                    Some(codec) => {
+                        let staging = format!("{site}.decoded");
+                        match decode(&self.artifacts, state, uploaded, codec, &staging).await {
+                            Ok(update) => (update, Some(uploaded)),
+                            Err(Rejection::Unfit(reason)) => return Ok(quarantine(site, reason)),
+                            Err(Rejection::Store(e)) => return Err(wire::storage(e)),
+                        }
+                    }
+                };
                 match check_update(&self.artifacts, state, update, trained.examples, bounds).await {
                     Ok(norm) => {
                         let share = SiteShare {
                             update,
                             examples: trained.examples,
                             norm,
+                            sent,
+                            relative_error: trained.relative_error,
+                            received_ms: now_ms(),
                             train_loss: trained.train_loss,
                             train_seconds: trained.train_seconds,
                             bytes_up: request.bytes_up,
@@ -235,8 +251,8 @@ impl Federation for Service {
         let expected = self.coordinator.expect(site.clone(), job.clone(), turn).await.map_err(wire::gone)?;
         let answer = match expected.map_err(wire::storage)? {
             Expected::Answered(answer) => answer,
-            Expected::Open { state, form, bounds } => {
-                let (event, recipe) = self.event(&site, turn, (state, form, bounds), request).await?;
+            Expected::Open { state, form, bounds, codec } => {
+                let (event, recipe) = self.event(&site, turn, (state, form, bounds, codec), request).await?;
                 let report = self.coordinator.report(site, job, turn, event, recipe);
                 report.await.map_err(wire::gone)?.map_err(wire::storage)?
             }

@@ -151,6 +151,7 @@ fn round(record: RoundRecord) -> v1::RoundSummary {
     let shares = record.shares;
     let sites = record.sites.into_iter().map(|(site, share)| v1::SiteRound {
         norm: share.norm,
+        relative_error: share.relative_error,
         share: shares.get(&site).copied().flatten(),
         site,
         examples: share.examples,

@@ -1,5 +1,6 @@
 //! How the rest of the aggregator talks to the coordinator.
 
+use fedtune_proto::delta::Codec;
 use fedtune_proto::digest::{ArtifactRef, Digest};
 use fedtune_proto::evaluation::Form;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -46,6 +47,8 @@ pub enum Expected {
         form: Form,
         /// What an update may be at most.
         bounds: Bounds,
+        /// How an update is encoded; `None` for not at all.
+        codec: Option<Codec>,
     },
     /// The turn was answered, or is over.
     Answered(Answer),

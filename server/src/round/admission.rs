@@ -32,7 +32,10 @@ pub(super) fn compare(admission: &Admission, updates: &BTreeMap<String, SiteShar
         }
     }
     let mut first: BTreeMap<Digest, &String> = BTreeMap::new();
-    for (site, share) in updates.iter().filter(|(_, share)| share.norm > 0.0) {
+    let mut moving: Vec<_> = updates.iter().filter(|(_, share)| share.norm > 0.0).collect();
+    // Who copies comes later.
+    moving.sort_by_key(|(_, share)| share.received_ms);
+    for (site, share) in moving {
         let Some(other) = first.insert(share.update.digest, site) else { continue };
         let reason = format!("its update is the same as that of {other}, byte for byte");
         first.insert(share.update.digest, other);
@@ -81,6 +84,9 @@ mod tests {
             update: ArtifactRef { digest: Digest::of(name.as_bytes()), size: 1 },
             examples: 1,
             norm,
+            sent: None,
+            relative_error: 0.0,
+            received_ms: 0,
             train_loss: 0.0,
             train_seconds: 0.0,
             bytes_up: 0,
@@ -109,6 +115,14 @@ mod tests {
         );
         // Two cannot say which of them is wrong.
         assert!(left_out(&admission, &[("a", "1", 1.0), ("b", "2", 1000.0)]).is_empty());
+    }
+
+    #[test]
+    fn of_copies_the_first_one_counts() {
+        let mut updates = updates(&[("a", "1", 1.0), ("b", "1", 1.0), ("c", "2", 1.0)]);
+        updates.values_mut().zip([7, 3, 1]).for_each(|(share, at)| share.received_ms = at);
+        let left_out = compare(&Admission::default(), &updates).left_out;
+        assert_eq!(left_out.into_keys().collect::<Vec<_>>(), ["a"]);
     }
 
     #[test]

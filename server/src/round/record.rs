@@ -16,6 +16,15 @@ pub struct SiteShare {
     /// Euclidean norm of the update.
     #[serde(default)]
     pub norm: f64,
+    /// What the site sent, of which the update was decoded; `None` where it sent the update itself.
+    #[serde(default)]
+    pub sent: Option<ArtifactRef>,
+    /// What compression lost, as a share of the norm.
+    #[serde(default)]
+    pub relative_error: f64,
+    /// When it came, in milliseconds since 1970.
+    #[serde(default)]
+    pub received_ms: u64,
     /// Mean training loss over the steps.
     pub train_loss: f64,
     /// Time the fine-tuning took.

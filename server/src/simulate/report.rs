@@ -91,6 +91,8 @@ pub struct SiteReport {
     pub bytes_down: u64,
     /// Euclidean norm of its update.
     pub norm: f64,
+    /// What compression lost of it, as a share of its norm.
+    pub relative_error: f64,
     /// The update's share in the combined one; `None` where every value has its own.
     pub share: Option<f64>,
 }
@@ -209,6 +211,7 @@ fn round(round: &v1::RoundSummary) -> RoundReport {
         bytes_up: site.bytes_up,
         bytes_down: site.bytes_down,
         norm: site.norm,
+        relative_error: site.relative_error,
         share: site.share,
     });
     let reasons = |of: &[v1::SiteProblem]| -> Vec<SiteReason> {
