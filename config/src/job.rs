@@ -10,7 +10,7 @@ use crate::load::Document;
 
 pub use admission::{Admission, Copies};
 pub use aggregation::{Aggregation, Rule, Strategy, Weighting};
-pub use evaluation::{Evaluation, Evaluator, Metric};
+pub use evaluation::{Evaluation, Evaluator, Metric, OnCollapse};
 pub use rounds::{BelowQuorum, Cohort, Rounds};
 pub use suggested::{TABLE_MODEL, suggested_kind, suggested_learning_rate};
 pub use task::{PROMPT, RESPONSE, Reads, Task, TaskKind};

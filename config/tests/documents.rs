@@ -376,6 +376,7 @@ fn every_fault_of_a_job_names_line_field_found_and_allowed() {
         ("aggregation", "examples_cap = 5", 10, vec!["aggregation.examples_cap", "\"capped\""]),
         ("aggregation", "rule = \"norm-clipping\"\nnorm_bound = 0.0", 11, vec!["aggregation.norm_bound"]),
         ("evaluation", "by = \"me\"", 11, vec!["evaluation.by", "evaluator"]),
+        ("evaluation", "on_collapse = \"stop\"", 11, vec!["evaluation.on_collapse", "roll-back"]),
         ("evaluation", "metric = \"f1\"", 11, vec!["evaluation.metric", "macro_f1"]),
         ("evaluation", "min_delta = -1.0", 11, vec!["evaluation.min_delta"]),
     ] {

@@ -34,12 +34,15 @@ pub async fn verify(
 ) -> Result<Vec<Finding>, AuditError> {
     let job: Job = fedtune_config::parse(record.id.as_ref(), &record.text, std::iter::empty())?;
     let mut findings = Vec::with_capacity(rounds.len());
-    let mut before: Option<&RoundRecord> = None;
-    for round in rounds {
+    for (i, round) in rounds.iter().enumerate() {
+        // A job that was taken back goes on from an earlier state.
+        let before = match round.from {
+            Some(from) => rounds[..i].iter().find(|before| before.round == from),
+            None => i.checked_sub(1).map(|before| &rounds[before]),
+        };
         let finding = audit(artifacts, &job, before, round).await?;
         seen(round, &finding);
         findings.push(finding);
-        before = Some(round);
     }
     Ok(findings)
 }

@@ -560,6 +560,7 @@ impl Coordinator {
                     job_text: active.record.text.clone(),
                     base_model: active.record.base_model.clone(),
                     state: if turn.work == Work::Initialize { None } else { active.record.machine.state },
+                    learning_rate_factor: active.record.machine.course.learning_rate_factor(),
                 };
                 self.sessions.send(&site, Directive::Task(task));
             }

@@ -8,6 +8,7 @@
 //! ```
 
 mod admission;
+mod collapse;
 mod plan;
 mod record;
 #[cfg(test)]
@@ -15,7 +16,8 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fedtune_config::job::{BelowQuorum, Evaluator};
+use collapse::Sign;
+use fedtune_config::job::{BelowQuorum, Evaluator, OnCollapse};
 use fedtune_proto::digest::ArtifactRef;
 use fedtune_proto::evaluation::Evaluation;
 use serde::{Deserialize, Serialize};
@@ -38,6 +40,9 @@ pub struct Machine {
     pub moments: Vec<ArtifactRef>,
     /// The best round so far.
     pub best: Option<Best>,
+    /// What a collapse is seen by, and taken back to.
+    #[serde(default)]
+    pub course: Course,
     /// Sites that refused this job, with their reason; they are not asked again.
     pub refused: BTreeMap<String, String>,
     /// How many updates of each site were refused or left out.
@@ -48,6 +53,28 @@ pub struct Machine {
     pub paused: Option<String>,
     /// The site that made the first state.
     pub initializer: Option<String>,
+}
+
+/// How the scores of a job have gone.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Course {
+    /// The best round's state with its moments, if a round was scored.
+    pub best: Option<(u32, ArtifactRef, Vec<ArtifactRef>)>,
+    /// Whether a round knew more than which label is most frequent.
+    pub learnt: bool,
+    /// Rounds in a row since then that did not.
+    pub idle: u32,
+    /// How often the state was taken back.
+    pub rolled_back: u32,
+    /// The round that the state is of, where it was taken back.
+    pub from: Option<u32>,
+}
+
+impl Course {
+    /// What the learning rate is multiplied by.
+    pub fn learning_rate_factor(&self) -> f64 {
+        0.5_f64.powi(self.rolled_back.cast_signed())
+    }
 }
 
 /// What a job waits for.
@@ -287,6 +314,7 @@ impl Machine {
             state: None,
             moments: Vec::new(),
             best: None,
+            course: Course::default(),
             refused: BTreeMap::new(),
             strikes: BTreeMap::new(),
             paused: None,
@@ -518,6 +546,10 @@ impl Machine {
         record.wall_seconds = seconds_between(record.opened_ms, world.now_ms);
         let round = record.round;
         self.best = self.plan.better(self.best, &record);
+        if self.best.is_some_and(|best| best.round == round && best.score.is_some()) {
+            self.course.best = Some((round, record.state, record.moments.clone()));
+        }
+        let collapsed = self.collapsed(&record);
         effects.push(Effect::Record(record));
         let stale = self.best.map_or(0, |best| round - best.round);
         if round >= self.plan.rounds {
@@ -525,8 +557,43 @@ impl Machine {
         } else if self.plan.patience > 0 && stale >= self.plan.patience {
             let reason = format!("stopped early: no better state for {stale} rounds");
             self.end(Outcome::Completed(reason), "", effects);
+        } else if collapsed && self.course.rolled_back >= ROLL_BACKS && self.plan.on_collapse == OnCollapse::RollBack {
+            let reason =
+                format!("stopped early: the model collapsed again after {ROLL_BACKS} returns to its best state");
+            self.end(Outcome::Completed(reason), "", effects);
         } else {
+            if collapsed {
+                self.take_back(round);
+            }
             self.phase = Phase::Gathering { round: round + 1, attempt: 1 };
+        }
+    }
+
+    /// Whether a classifier that had learnt something has come to predict one label, in this round and the one before.
+    fn collapsed(&mut self, record: &RoundRecord) -> bool {
+        match record.evaluation().and_then(|sums| collapse::sign(&sums)) {
+            Some(Sign::Learnt) => (self.course.learnt, self.course.idle) = (true, 0),
+            Some(Sign::Idle | Sign::OneLabel) if self.course.learnt => self.course.idle += 1,
+            _ => {}
+        }
+        self.course.idle >= COLLAPSE_ROUNDS
+    }
+
+    fn take_back(&mut self, round: u32) {
+        let Some((best, state, moments)) = self.course.best.clone() else { return };
+        match self.plan.on_collapse {
+            OnCollapse::RollBack => {
+                (self.state, self.moments) = (Some(state), moments);
+                self.course.from = Some(best);
+                self.course.rolled_back += 1;
+                self.course.idle = 0;
+            }
+            OnCollapse::Pause => {
+                self.course.idle = 0;
+                let reason = format!("the model collapsed in round {round}; its best state is that of round {best}");
+                self.paused = Some(reason);
+            }
+            OnCollapse::GoOn => {}
         }
     }
 
@@ -631,6 +698,7 @@ impl Machine {
             attempt: *attempt,
             opened_ms: *opened_ms,
             base: self.state,
+            from: self.course.from.take(),
             state,
             moments: moments.clone(),
             shares,
@@ -684,6 +752,12 @@ impl Machine {
         effects.push(Effect::End(outcome));
     }
 }
+
+/// Rounds in a row without knowledge that make a collapse.
+const COLLAPSE_ROUNDS: u32 = 2;
+
+/// How often a collapsed job is taken back to its best state.
+const ROLL_BACKS: u32 = 2;
 
 /// Why a site is given up.
 const SILENT: &str = "gave no sign of progress within rounds.deadline";

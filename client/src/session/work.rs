@@ -77,7 +77,13 @@ impl Site {
         if found != task.job_digest {
             return Err(WorkError::Malformed("the job's text does not have the digest it should".into()));
         }
-        Ok(fedtune_config::parse("the job".as_ref(), &task.job_text, std::iter::empty())?)
+        let mut job: Job = fedtune_config::parse("the job".as_ref(), &task.job_text, std::iter::empty())?;
+        match task.learning_rate_factor {
+            0.0 => {}
+            factor if factor > 0.0 && factor <= 1.0 => job.training.learning_rate *= factor,
+            factor => return Err(WorkError::Malformed(format!("it multiplies the learning rate by {factor}"))),
+        }
+        Ok(job)
     }
 
     /// Writes the first state of a job. Returns its export recipe as JSON.

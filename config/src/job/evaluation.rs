@@ -19,6 +19,19 @@ pub enum Evaluator {
     None,
 }
 
+/// What is done when a classifier that knew something comes to predict hardly anything but one label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnCollapse {
+    /// The next round starts from the best state again, with half the learning rate; at the third time the job ends.
+    #[default]
+    RollBack,
+    /// The job is paused.
+    Pause,
+    /// Nothing.
+    GoOn,
+}
+
 /// What is compared between rounds. Which of them a task has is in [`super::TaskKind::metrics`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -93,11 +106,13 @@ pub struct Evaluation {
     pub patience: u32,
     /// A state is better when the metric improves by more than this.
     pub min_delta: f64,
+    /// What is done when the model collapses.
+    pub on_collapse: OnCollapse,
 }
 
 impl Default for Evaluation {
     fn default() -> Self {
-        Self { by: Evaluator::Evaluator, metric: None, patience: 0, min_delta: 0.0 }
+        Self { by: Evaluator::Evaluator, metric: None, patience: 0, min_delta: 0.0, on_collapse: OnCollapse::RollBack }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use fedtune_proto::digest::{ArtifactRef, NotADigest};
+use fedtune_proto::evaluation::Evaluation;
 use fedtune_proto::v1;
 use tonic::Status;
 
@@ -62,13 +63,16 @@ fn task_id(job: String, turn: Turn) -> v1::TaskId {
 
 pub(super) fn directive(directive: Directive) -> v1::Directive {
     let kind = match directive {
-        Directive::Task(Task { job, turn, job_text, base_model, state }) => v1::directive::Kind::Task(v1::Task {
-            id: Some(task_id(job, turn)),
-            job_digest: fedtune_proto::digest::Digest::of(job_text.as_bytes()).to_string(),
-            job_text,
-            base_model: model_files(base_model),
-            state: state.map(Into::into),
-        }),
+        Directive::Task(Task { job, turn, job_text, base_model, state, learning_rate_factor }) => {
+            v1::directive::Kind::Task(v1::Task {
+                id: Some(task_id(job, turn)),
+                job_digest: fedtune_proto::digest::Digest::of(job_text.as_bytes()).to_string(),
+                job_text,
+                base_model: model_files(base_model),
+                state: state.map(Into::into),
+                learning_rate_factor,
+            })
+        }
         Directive::Withdraw { job, turn, reason } => {
             v1::directive::Kind::Withdraw(v1::Withdraw { id: Some(task_id(job, turn)), reason })
         }
@@ -143,11 +147,20 @@ fn problems(problems: BTreeMap<String, String>) -> Vec<v1::SiteProblem> {
     problems.into_iter().map(|(site, reason)| v1::SiteProblem { site, reason }).collect()
 }
 
-fn round(record: RoundRecord) -> v1::RoundSummary {
-    let scores = record.evaluation().map(|sums| v1::Scores {
+fn scores(sums: &Evaluation) -> v1::Scores {
+    v1::Scores {
         examples: sums.examples,
         measures: sums.measures().into_iter().map(|(name, value)| v1::Measure { name: name.into(), value }).collect(),
-    });
+    }
+}
+
+fn round(record: RoundRecord) -> v1::RoundSummary {
+    let scores = record.evaluation().as_ref().map(scores);
+    let site_scores = record
+        .evaluations
+        .iter()
+        .map(|(site, sums)| v1::SiteScores { site: site.clone(), scores: Some(self::scores(sums)) });
+    let site_scores = site_scores.collect();
     let shares = record.shares;
     let sites = record.sites.into_iter().map(|(site, share)| v1::SiteRound {
         norm: share.norm,
@@ -166,6 +179,8 @@ fn round(record: RoundRecord) -> v1::RoundSummary {
         sites: sites.collect(),
         problems: problems(record.problems),
         flags: problems(record.flags),
+        site_scores,
+        from_round: record.from,
         state_digest: record.state.digest.to_string(),
         aggregate_seconds: record.aggregate_seconds,
         wall_seconds: record.wall_seconds,

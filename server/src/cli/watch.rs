@@ -203,13 +203,44 @@ pub(super) fn describe(shown: &ShowJobResponse) -> String {
     });
     let (one, other) = (title(&first).to_uppercase(), title(&second).to_uppercase());
     text += &table::layout(["ROUND", "SITES", &one, &other, "LOSS", "SECONDS", "STATE"], rows);
+    text += &site_table(&shown.rounds, &first);
     for round in &shown.rounds {
+        if let Some(from) = round.from_round {
+            let _ =
+                write!(text, "\nround {} started from the state of round {from}: the model had collapsed", round.round);
+        }
         let left_out = round.problems.iter().map(|problem| (problem, "left out: "));
         for (of, word) in left_out.chain(round.flags.iter().map(|flag| (flag, "counts, but "))) {
             let _ = write!(text, "\nround {}: {}: {word}{}", round.round, of.site, of.reason);
         }
     }
     text
+}
+
+/// A measure of each site in each round, with the worst and the spread, where several sites score.
+fn site_table(rounds: &[RoundSummary], measure: &str) -> String {
+    let value = |scores: &Scores| scores.measures.iter().find(|m| m.name == measure).map(|m| m.value);
+    let mut sites: Vec<&str> = rounds.iter().flat_map(|round| &round.site_scores).map(|of| of.site.as_str()).collect();
+    sites.sort_unstable();
+    sites.dedup();
+    if sites.len() < 2 {
+        return String::new();
+    }
+    let shown = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.4}"));
+    let mut lines = vec![format!("{:>5}  {}  {:>8}  {:>8}", "ROUND", sites.join("  "), "WORST", "SPREAD")];
+    for round in rounds.iter().filter(|round| !round.site_scores.is_empty()) {
+        let of = |site: &str| round.site_scores.iter().find(|of| of.site == site)?.scores.as_ref().and_then(value);
+        let values: Vec<f64> = sites.iter().filter_map(|site| of(site)).collect();
+        let cells: Vec<String> = sites.iter().map(|site| format!("{:>1$}", shown(of(site)), site.len())).collect();
+        let (least, most) = values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(*v), b.max(*v)));
+        let worst = if smaller_is_better(measure) { most } else { least };
+        lines.push(format!("{:>5}  {}  {worst:>8.4}  {:>8.4}", round.round, cells.join("  "), most - least));
+    }
+    format!("\n{} by site\n{}\n", title(measure), lines.join("\n"))
+}
+
+fn smaller_is_better(measure: &str) -> bool {
+    matches!(measure, "loss" | "mse" | "mae" | "perplexity")
 }
 
 /// What a measure is called for people.

@@ -42,6 +42,8 @@ pub struct Task {
     pub base_model: Vec<BaseFile>,
     /// The state to start from.
     pub state: Option<ArtifactRef>,
+    /// What the job's learning rate is multiplied by.
+    pub learning_rate_factor: f64,
 }
 
 /// What is told to a site.

@@ -2,7 +2,7 @@
 
 use chacha20::ChaCha8Rng;
 use fedtune_config::Span;
-use fedtune_config::job::{Admission, BelowQuorum, Cohort, Evaluator, Job, Metric};
+use fedtune_config::job::{Admission, BelowQuorum, Cohort, Evaluator, Job, Metric, OnCollapse};
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +48,9 @@ pub struct Plan {
     pub patience: u32,
     /// Least improvement.
     pub min_delta: f64,
+    /// What is done when the model collapses.
+    #[serde(default)]
+    pub on_collapse: OnCollapse,
     /// Seed of the cohort's draw.
     pub seed: u64,
 }
@@ -76,6 +79,7 @@ impl Plan {
             metric: job.metric(),
             patience: job.evaluation.patience,
             min_delta: job.evaluation.min_delta,
+            on_collapse: job.evaluation.on_collapse,
             seed: job.training.seed,
         }
     }

@@ -57,6 +57,9 @@ pub struct RoundRecord {
     pub opened_ms: u64,
     /// The state it started from.
     pub base: Option<ArtifactRef>,
+    /// The round that made that state, where it is not the one before.
+    #[serde(default)]
+    pub from: Option<u32>,
     /// The state it made.
     pub state: ArtifactRef,
     /// The server optimiser's moments that belong to it.

@@ -1,6 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use fedtune_config::job::{Admission, BelowQuorum, Evaluator, Metric};
+use fedtune_config::job::{Admission, BelowQuorum, Evaluator, Metric, OnCollapse};
 use fedtune_proto::digest::Digest;
 use fedtune_proto::evaluation::Counts;
 use proptest::prelude::*;
@@ -23,6 +23,7 @@ fn plan() -> Plan {
         metric: Metric::Accuracy,
         patience: 0,
         min_delta: 0.0,
+        on_collapse: OnCollapse::RollBack,
         seed: 7,
     }
 }
@@ -132,6 +133,61 @@ fn a_paused_job_finishes_what_was_begun_and_opens_no_round() {
     drive.on(Event::Pause);
     drive.on(Event::Cancel);
     assert_eq!(drive.machine.phase, Phase::Ended(Outcome::Cancelled));
+}
+
+/// Sums of twenty examples, half of them of each label, of which so many of the second are right; the first all are.
+fn halves(right: u64) -> Evaluation {
+    Evaluation { examples: 20, loss_sum: 3.0, counts: Counts::Confusion(vec![10, 0, 10 - right, right]) }
+}
+
+fn scored(drive: &mut Drive, state: &str, right: u64) {
+    drive.update("a").update("b").update("c").aggregate(state);
+    let turn = drive.turn("judge");
+    drive.on(Event::Evaluated { site: "judge".into(), turn, sums: halves(right) });
+}
+
+#[test]
+fn a_collapsed_model_is_taken_back_to_its_best_state_with_half_the_rate() {
+    let mut drive = Drive::new(Plan { rounds: 20, ..plan() });
+    drive.initialize();
+    // At first nothing is known, which is no collapse.
+    scored(&mut drive, "idle", 0);
+    scored(&mut drive, "idle too", 0);
+    assert_eq!(drive.machine.course.rolled_back, 0);
+    scored(&mut drive, "best", 9);
+    scored(&mut drive, "worse", 0);
+    assert_eq!(drive.machine.state, Some(artifact("worse")), "one round may be an accident");
+    scored(&mut drive, "lost", 0);
+    assert_eq!(drive.machine.state, Some(artifact("best")));
+    assert_eq!(drive.machine.course.learning_rate_factor(), 0.5);
+    scored(&mut drive, "next", 8);
+    let record = drive.effects.iter().find_map(|effect| match effect {
+        Effect::Record(record) => Some(record.clone()),
+        _ => None,
+    });
+    let record = record.unwrap();
+    assert_eq!((record.base, record.from), (Some(artifact("best")), Some(3)));
+    for _ in 0..4 {
+        scored(&mut drive, "lost", 0);
+    }
+    assert!(
+        matches!(&drive.machine.phase, Phase::Ended(Outcome::Completed(reason)) if reason.contains("collapsed again")),
+        "{:?}",
+        drive.machine.phase
+    );
+}
+
+#[test]
+fn a_collapse_pauses_the_job_where_it_says_so() {
+    let mut drive = Drive::new(Plan { rounds: 20, on_collapse: OnCollapse::Pause, ..plan() });
+    drive.initialize();
+    scored(&mut drive, "best", 9);
+    scored(&mut drive, "lost", 0);
+    scored(&mut drive, "lost too", 0);
+    assert!(drive.machine.rests());
+    assert_eq!(drive.machine.state, Some(artifact("lost too")));
+    let reason = drive.machine.paused.clone().unwrap();
+    assert!(reason.contains("round 3") && reason.contains("of round 1"), "{reason}");
 }
 
 #[test]

@@ -52,6 +52,10 @@ pub struct RoundReport {
     pub round: u32,
     /// Scores of its state; `None` if it was not evaluated.
     pub evaluation: Option<EvaluationReport>,
+    /// Scores of its state at each site that evaluated.
+    pub site_evaluations: BTreeMap<String, EvaluationReport>,
+    /// The round whose state it started from, where that is not the one before it.
+    pub from_round: Option<u32>,
     /// Whose updates counted.
     pub sites: Vec<SiteReport>,
     /// Whose answers did not count.
@@ -199,10 +203,14 @@ impl Report {
 }
 
 fn round(round: &v1::RoundSummary) -> RoundReport {
-    let evaluation = round.scores.as_ref().map(|v1::Scores { examples, measures }| EvaluationReport {
+    let evaluation_of = |v1::Scores { examples, measures }: &v1::Scores| EvaluationReport {
         measures: measures.iter().map(|measure| (measure.name.clone(), measure.value)).collect(),
         examples: *examples,
-    });
+    };
+    let evaluation = round.scores.as_ref().map(evaluation_of);
+    let site_evaluations = round.site_scores.iter();
+    let site_evaluations =
+        site_evaluations.filter_map(|of| Some((of.site.clone(), evaluation_of(of.scores.as_ref()?)))).collect();
     let sites = round.sites.iter().map(|site| SiteReport {
         name: site.site.clone(),
         examples: site.examples,
@@ -220,6 +228,8 @@ fn round(round: &v1::RoundSummary) -> RoundReport {
     RoundReport {
         round: round.round,
         evaluation,
+        site_evaluations,
+        from_round: round.from_round,
         sites: sites.collect(),
         left_out: reasons(&round.problems),
         flags: reasons(&round.flags),

@@ -1,0 +1,70 @@
+//! Whether a model has collapsed: whether it predicts hardly anything but one label, as federated training of a pre-trained
+//! model sometimes comes to do all at once.
+
+use fedtune_proto::evaluation::Evaluation;
+
+/// Entropy of the predicted labels, in nats, below which one label is nearly all that is predicted.
+const ENTROPY_MIN: f64 = 0.1;
+
+/// Standard deviations above the share of the most frequent label within which an accuracy says nothing.
+const DEVIATIONS: f64 = 2.0;
+
+/// What an evaluation shows of a classifier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sign {
+    /// It knows more than which label is most frequent.
+    Learnt,
+    /// It knows no more than that.
+    Idle,
+    /// It predicts one label, while there are several.
+    OneLabel,
+}
+
+/// What sums over one label for each example show; `None` for other tasks.
+pub(super) fn sign(sums: &Evaluation) -> Option<Sign> {
+    let confusion = sums.confusion()?;
+    let labels = confusion.len().isqrt();
+    let total: u64 = confusion.iter().sum();
+    if total == 0 || labels < 2 {
+        return None;
+    }
+    let share = |count: u64| count as f64 / total as f64;
+    let actual: Vec<f64> = confusion.chunks(labels).map(|row| share(row.iter().sum())).collect();
+    let predicted: Vec<f64> = (0..labels).map(|p| share(confusion.iter().skip(p).step_by(labels).sum())).collect();
+    if entropy(&predicted) < ENTROPY_MIN && entropy(&actual) >= ENTROPY_MIN {
+        return Some(Sign::OneLabel);
+    }
+    let right: f64 = (0..labels).map(|label| share(confusion[label * labels + label])).sum();
+    let frequent = actual.into_iter().fold(0.0, f64::max);
+    let deviation = (frequent * (1.0 - frequent) / total as f64).sqrt();
+    Some(if right > frequent + DEVIATIONS * deviation { Sign::Learnt } else { Sign::Idle })
+}
+
+fn entropy(shares: &[f64]) -> f64 {
+    shares.iter().filter(|share| **share > 0.0).map(|share| -share * share.ln()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use fedtune_proto::evaluation::Counts;
+
+    use super::*;
+
+    fn of(confusion: [u64; 4]) -> Option<Sign> {
+        let examples = confusion.iter().sum();
+        sign(&Evaluation { examples, loss_sum: 1.0, counts: Counts::Confusion(confusion.to_vec()) })
+    }
+
+    #[test]
+    fn a_model_that_knows_something_is_told_from_one_that_does_not() {
+        assert_eq!(of([50, 10, 10, 30]), Some(Sign::Learnt));
+        // 60 of 100 are of the first label: 63 right may be luck, 75 is not.
+        assert_eq!(of([50, 10, 27, 13]), Some(Sign::Idle));
+        assert_eq!(of([50, 10, 15, 25]), Some(Sign::Learnt));
+        assert_eq!(of([60, 0, 39, 1]), Some(Sign::OneLabel));
+        assert_eq!(of([0, 60, 0, 40]), Some(Sign::OneLabel));
+        // One label is all there is.
+        assert_eq!(of([100, 0, 0, 0]), Some(Sign::Idle));
+        assert_eq!(of([0; 4]), None);
+    }
+}
