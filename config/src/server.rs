@@ -37,11 +37,13 @@ pub struct ServerConfig {
 pub struct Listen {
     /// Address and port; port 0 takes a free one.
     pub address: SocketAddr,
+    /// Where health is told in plain HTTP, for probes and monitoring; nowhere if absent.
+    pub http: Option<SocketAddr>,
 }
 
 impl Default for Listen {
     fn default() -> Self {
-        Self { address: SocketAddr::from(([0, 0, 0, 0], 7443)) }
+        Self { address: SocketAddr::from(([0, 0, 0, 0], 7443)), http: None }
     }
 }
 
@@ -127,6 +129,10 @@ impl Document for ServerConfig {
     const ENV_PREFIX: Option<&'static str> = Some("FEDTUNE_SERVER");
 
     fn validate(&self, p: &mut Problems) {
+        let Listen { address, http } = &self.listen;
+        p.check(http.is_none_or(|http| http.port() == 0 || http.port() != address.port()), "listen.http", || {
+            format!("found the port {} of listen.address; expected a port of its own", address.port())
+        });
         let Sessions { heartbeat, timeout } = &self.sessions;
         p.check(heartbeat.0.as_millis() >= 100, "sessions.heartbeat", || {
             format!("found {heartbeat}; expected at least \"100ms\"")

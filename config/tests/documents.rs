@@ -394,6 +394,8 @@ fn every_fault_of_a_server_is_named() {
         ("[listen]\naddress = \"here\"", "listen.address"),
         ("[sessions]\nheartbeat = \"1ms\"", "at least \"100ms\""),
         ("[sessions]\ntimeout = \"11s\"", "twice sessions.heartbeat"),
+        ("[listen]\nhttp = \"127.0.0.1:7443\"", "port of its own"),
+        ("[listen]\nhttp = \"localhost\"", "listen.http"),
         ("[limits]\nartifact_bytes = 5", "at least 1048576"),
         ("[limits]\nexamples_per_update = 0", "at least 1"),
         ("[log]\nformat = \"xml\"", "allowed: text, json"),

@@ -17,11 +17,18 @@ use fedtune_proto::v1::federation_server::FederationServer;
 use fedtune_proto::v1::operator_server::OperatorServer;
 use fedtune_proto::{CONNECTION_WINDOW_BYTES, DESCRIPTORS, MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tonic::server::NamedService;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 use tracing::info;
 
 use crate::coordinator;
+use crate::health::{Health, Report};
+use crate::operations::Operations;
 use crate::store::{Artifacts, Records, StoreError};
 
 /// The aggregator cannot serve.
@@ -35,9 +42,11 @@ pub enum ServeError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// The address cannot be bound.
-    #[error("cannot listen on {address}: {source}; set listen.address to a free address of this machine")]
+    /// An address cannot be bound.
+    #[error("cannot listen on {address}: {source}; set {field} to a free address of this machine")]
     Listen {
+        /// Where it is configured.
+        field: &'static str,
         /// The address.
         address: SocketAddr,
         /// What the system said.
@@ -57,8 +66,10 @@ pub struct Aggregator {
     incoming: TcpIncoming,
     address: SocketAddr,
     tls: ServerTlsConfig,
+    http: Option<(TcpListener, SocketAddr)>,
     artifacts: Artifacts,
     handle: coordinator::Handle,
+    health: Health,
 }
 
 /// The data folder's parts.
@@ -78,13 +89,17 @@ impl Aggregator {
     pub async fn open(config: ServerConfig) -> Result<Self, ServeError> {
         let ServerConfig { listen, tls, storage, sessions, limits, log: _ } = config;
         let tls = read_tls(&tls)?;
-        let refused = |source| ServeError::Listen { address: listen.address, source };
-        let listener = TcpListener::bind(listen.address).await.map_err(refused)?;
-        let address = listener.local_addr().map_err(refused)?;
+        let (listener, address) = bind("listen.address", listen.address).await?;
+        let http = match listen.http {
+            Some(http) => Some(bind("listen.http", http).await?),
+            None => None,
+        };
         let (records, artifacts) = open_storage(&storage.data).await?;
-        let handle = coordinator::start(records, artifacts.clone(), limits, sessions).await?;
+        let handle = coordinator::start(records.clone(), artifacts.clone(), limits, sessions).await?;
+        let health = Health::start(records, artifacts.clone(), handle.clone());
+        health.settled().await;
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        Ok(Self { incoming, address, tls, artifacts, handle })
+        Ok(Self { incoming, address, tls, http, artifacts, handle, health })
     }
 
     /// The address it listens on.
@@ -92,15 +107,29 @@ impl Aggregator {
         self.address
     }
 
+    /// The address at which it tells of its health.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http.as_ref().map(|(_, address)| *address)
+    }
+
     /// Serves until `stop` is ready, then ends open calls.
     ///
     /// # Errors
     /// The transport failed.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
-        let Self { incoming, address, tls, artifacts, handle } = self;
+        let Self { incoming, address, tls, http, artifacts, handle, health: readiness } = self;
         let transport = |e: tonic::transport::Error| ServeError::Transport(fedtune_proto::channel::chain(&e));
         let (reporter, health) = tonic_health::server::health_reporter();
-        reporter.set_serving::<FederationServer<federation::Service>>().await;
+        // Both end with this call.
+        let mut beside = JoinSet::new();
+        let reports = readiness.reports();
+        announce(&reports, &reporter).await;
+        beside.spawn(follow(reports, reporter));
+        if let Some((listener, http)) = http {
+            info!(%http, "listening for monitoring");
+            let operations = Operations { health: readiness, coordinator: handle.clone() };
+            beside.spawn(async move { match operations.serve(listener).await {} });
+        }
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -145,6 +174,29 @@ impl Aggregator {
         info!("stopped");
         Ok(())
     }
+}
+
+/// Binds an address; `field` is where it is configured.
+async fn bind(field: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
+    let refused = |source| ServeError::Listen { field, address, source };
+    let listener = TcpListener::bind(address).await.map_err(refused)?;
+    let bound = listener.local_addr().map_err(refused)?;
+    Ok((listener, bound))
+}
+
+/// Keeps the gRPC health service at what readiness says.
+async fn follow(mut reports: watch::Receiver<Report>, reporter: HealthReporter) {
+    while reports.changed().await.is_ok() {
+        announce(&reports, &reporter).await;
+    }
+}
+
+/// Tells the gRPC health service, as a whole and for sites, whether the aggregator is ready.
+async fn announce(reports: &watch::Receiver<Report>, reporter: &HealthReporter) {
+    let ready = reports.borrow().ready;
+    let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+    reporter.set_service_status("", status).await;
+    reporter.set_service_status(<FederationServer<federation::Service> as NamedService>::NAME, status).await;
 }
 
 fn read_tls(tls: &Tls) -> Result<ServerTlsConfig, ServeError> {

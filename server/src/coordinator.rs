@@ -7,7 +7,7 @@ mod handle;
 mod sessions;
 mod snapshot;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fedtune_config::job::{self, Job, TaskKind, Weighting};
@@ -19,7 +19,7 @@ use tracing::{error, info, warn};
 
 pub use handle::{Answer, Expected, Handle, Permit, Rejected};
 pub use sessions::{About, Directive, Task};
-pub use snapshot::{Activity, JobSnapshot, SiteSnapshot};
+pub use snapshot::{Activity, JobSnapshot, Overview, SiteSnapshot};
 
 use crate::aggregate::{self, Weighted};
 use crate::pki::{Identity, Role};
@@ -162,6 +162,9 @@ impl Coordinator {
             Request::Sites { reply } => {
                 let sites = self.records.sites().await;
                 let _ = reply.send(sites.map(|sites| self.sessions.snapshot(sites)));
+            }
+            Request::Overview { reply } => {
+                let _ = reply.send(self.overview());
             }
         }
     }
@@ -388,6 +391,14 @@ impl Coordinator {
         let rounds = self.records.rounds(&record.id).await?;
         let activity = active.map(|active| active.activity.clone()).unwrap_or_default();
         Ok(JobSnapshot::new(record, rounds, activity))
+    }
+
+    fn overview(&self) -> Overview {
+        let online: BTreeSet<String> =
+            [Role::Site, Role::Evaluator].into_iter().flat_map(|role| self.sessions.online(role)).collect();
+        let machine = self.active.as_ref().map(|active| &active.record.machine);
+        let works = |site: &&String| machine.is_some_and(|machine| machine.work_of(site).is_some());
+        Overview { working: online.iter().filter(works).cloned().collect(), online }
     }
 
     /// Takes up the job that was running, or the first in the queue.

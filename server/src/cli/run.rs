@@ -38,8 +38,11 @@ impl Run {
             LogFormat::Json => log.json().flatten_event(true).init(),
         }
         let aggregator = Aggregator::open(config).await?;
-        // For whoever started it: the address, known even when the port was 0.
+        // For whoever started it: the addresses, known even when a port was 0.
         outln!("listening on {}", aggregator.address());
+        if let Some(http) = aggregator.http_address() {
+            outln!("monitoring at http://{http}");
+        }
         let mut terminate = signal(SignalKind::terminate())?;
         let stop = async move {
             tokio::select! {

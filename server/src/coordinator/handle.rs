@@ -5,7 +5,7 @@ use fedtune_proto::evaluation::Form;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::sessions::{About, Opened};
-use super::snapshot::{Activity, JobSnapshot, SiteSnapshot};
+use super::snapshot::{Activity, JobSnapshot, Overview, SiteSnapshot};
 use crate::pki::Identity;
 use crate::round::{Event, Turn};
 use crate::store::StoreError;
@@ -128,6 +128,9 @@ pub(super) enum Request {
     Sites {
         reply: Reply<Result<Vec<SiteSnapshot>, StoreError>>,
     },
+    Overview {
+        reply: Reply<Overview>,
+    },
 }
 
 /// A cheap, cloneable way to the coordinator.
@@ -226,6 +229,16 @@ impl Handle {
     /// Every enrolled site.
     pub async fn sites(&self) -> Result<Result<Vec<SiteSnapshot>, StoreError>, Gone> {
         self.ask(|reply| Request::Sites { reply }).await
+    }
+
+    /// Who is online and who works. Needs no storage, so an answer shows that the coordinator runs.
+    pub async fn overview(&self) -> Result<Overview, Gone> {
+        self.ask(|reply| Request::Overview { reply }).await
+    }
+
+    /// Whether the coordinator has ended; while there is a handle it does so only by a fault.
+    pub fn is_gone(&self) -> bool {
+        self.requests.is_closed()
     }
 
     /// Changes its value whenever something visible does.

@@ -2,7 +2,7 @@
 //! machine, synced, verified, and renamed; no artifact is ever seen half written.
 
 use std::collections::BTreeSet;
-use std::io;
+use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +18,9 @@ use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
 
 use super::StoreError;
+
+/// One block, so that a full disk is seen.
+const PROBE_BYTES: usize = 4096;
 
 /// The artifact store.
 #[derive(Debug, Clone)]
@@ -40,6 +43,21 @@ impl Artifacts {
         }
         let objects = Arc::new(LocalFileSystem::new_with_prefix(root)?.with_fsync(true));
         Ok(Self { root: root.to_path_buf(), objects, staging: Arc::default() })
+    }
+
+    /// Writes, syncs and removes a file where uploads are staged. Blocks.
+    ///
+    /// # Errors
+    /// The disk refused.
+    pub fn probe(&self) -> Result<(), StoreError> {
+        let path = self.root.join("staging").join(".probe");
+        let attempt = || {
+            let mut file = std::fs::File::create(&path)?;
+            file.write_all(&[1; PROBE_BYTES])?;
+            file.sync_all()?;
+            std::fs::remove_file(&path)
+        };
+        attempt().map_err(|source| StoreError::File { path: path.clone(), source })
     }
 
     /// The size of an artifact, `None` if it is not here.

@@ -16,6 +16,10 @@ use super::StoreError;
 use crate::pki::{Identity, Role};
 use crate::round::{Machine, RoundRecord};
 
+/// The schema's history, oldest first. What has been released is never changed.
+const MIGRATIONS: &[(&str, &str)] =
+    &[("first", include_str!("migrations/0001_first.sql")), ("probe", include_str!("migrations/0002_probe.sql"))];
+
 /// A file of a base model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseFile {
@@ -112,10 +116,21 @@ impl Records {
             .busy_timeout(Duration::from_secs(10));
         // One writer, so that transactions queue here and not inside SQLite.
         let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
-        let first = include_str!("migrations/0001_first.sql");
-        let migration = Migration::new(1, "first".into(), MigrationType::Simple, first.into_sql_str(), false);
-        Migrator::with_migrations(vec![migration]).run(&pool).await?;
+        let migrations = MIGRATIONS.iter().zip(1..).map(|((name, sql), version)| {
+            Migration::new(version, (*name).into(), MigrationType::Simple, (*sql).into_sql_str(), false)
+        });
+        Migrator::with_migrations(migrations.collect()).run(&pool).await?;
         Ok(Self { pool })
+    }
+
+    /// Writes something that means nothing, in a transaction that is synced like any other.
+    ///
+    /// # Errors
+    /// Storage failed.
+    pub async fn probe(&self, now_ms: u64) -> Result<(), StoreError> {
+        let probe = sqlx::query("UPDATE probe SET checked_ms = $1 WHERE id = 1").bind(now_ms.cast_signed());
+        let done = probe.execute(&self.pool).await?;
+        if done.rows_affected() == 1 { Ok(()) } else { Err(sqlx::Error::RowNotFound.into()) }
     }
 
     /// Enrols a site or evaluator. False if one of this name is enrolled already.
