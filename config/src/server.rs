@@ -39,11 +39,13 @@ pub struct Listen {
     pub address: SocketAddr,
     /// Where health is told in plain HTTP, for probes and monitoring; nowhere if absent.
     pub http: Option<SocketAddr>,
+    /// How long calls in progress may take to end once it is told to stop.
+    pub drain: Span,
 }
 
 impl Default for Listen {
     fn default() -> Self {
-        Self { address: SocketAddr::from(([0, 0, 0, 0], 7443)), http: None }
+        Self { address: SocketAddr::from(([0, 0, 0, 0], 7443)), http: None, drain: Span::seconds(30) }
     }
 }
 
@@ -129,7 +131,7 @@ impl Document for ServerConfig {
     const ENV_PREFIX: Option<&'static str> = Some("FEDTUNE_SERVER");
 
     fn validate(&self, p: &mut Problems) {
-        let Listen { address, http } = &self.listen;
+        let Listen { address, http, drain: _ } = &self.listen;
         p.check(http.is_none_or(|http| http.port() == 0 || http.port() != address.port()), "listen.http", || {
             format!("found the port {} of listen.address; expected a port of its own", address.port())
         });

@@ -1,6 +1,8 @@
 //! The gRPC edge: decode, check who asks, call the coordinator, encode. No decision is taken here.
 
 mod artifacts;
+mod calls;
+mod drain;
 mod federation;
 mod identity;
 mod operator;
@@ -17,19 +19,28 @@ use fedtune_proto::v1::federation_server::FederationServer;
 use fedtune_proto::v1::operator_server::OperatorServer;
 use fedtune_proto::{CONNECTION_WINDOW_BYTES, DESCRIPTORS, MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tonic::server::NamedService;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
-use tracing::info;
+use tracing::{info, warn};
+
+use calls::Calls;
+use drain::Drain;
 
 use crate::coordinator;
 use crate::health::{Health, Report};
+use crate::metrics::Metrics;
 use crate::operations::Operations;
 use crate::store::{Artifacts, Records, StoreError};
+
+/// For calls that are cut off to sync what they have.
+const CUT_TIME: Duration = Duration::from_secs(5);
+/// From the end of the last call to that of the connections.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The aggregator cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -58,18 +69,23 @@ pub enum ServeError {
     /// The transport failed.
     #[error("the gRPC transport failed: {0}")]
     Transport(String),
+    /// It was told twice to stop.
+    #[error("stopped at once; calls in progress were cut off, and what they had acknowledged is kept")]
+    Interrupted,
 }
 
 /// An aggregator that has bound its address and opened its storage.
 #[derive(Debug)]
 pub struct Aggregator {
     incoming: TcpIncoming,
+    drain: Duration,
     address: SocketAddr,
     tls: ServerTlsConfig,
     http: Option<(TcpListener, SocketAddr)>,
     artifacts: Artifacts,
     handle: coordinator::Handle,
     health: Health,
+    metrics: Metrics,
 }
 
 /// The data folder's parts.
@@ -95,11 +111,13 @@ impl Aggregator {
             None => None,
         };
         let (records, artifacts) = open_storage(&storage.data).await?;
-        let handle = coordinator::start(records.clone(), artifacts.clone(), limits, sessions).await?;
-        let health = Health::start(records, artifacts.clone(), handle.clone());
+        let metrics = Metrics::new();
+        let handle = coordinator::start(records.clone(), artifacts.clone(), limits, sessions, metrics.clone());
+        let handle = handle.await?;
+        let health = Health::start(records, artifacts.clone(), handle.clone(), metrics.clone());
         health.settled().await;
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        Ok(Self { incoming, address, tls, http, artifacts, handle, health })
+        Ok(Self { incoming, drain: listen.drain.0, address, tls, http, artifacts, handle, health, metrics })
     }
 
     /// The address it listens on.
@@ -112,12 +130,14 @@ impl Aggregator {
         self.http.as_ref().map(|(_, address)| *address)
     }
 
-    /// Serves until `stop` is ready, then ends open calls.
+    /// Serves until `stop` gives something. Then it takes no new calls, tells the sites to come again, gives the calls in
+    /// progress `listen.drain` to end, and ends the others with what they have. A second one ends it at once.
     ///
     /// # Errors
-    /// The transport failed.
-    pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
-        let Self { incoming, address, tls, http, artifacts, handle, health: readiness } = self;
+    /// The transport failed, or it was told twice to stop.
+    pub async fn serve(self, mut stop: mpsc::Receiver<()>) -> Result<(), ServeError> {
+        let Self { incoming, drain: patience, address, tls, http, artifacts, handle, health: readiness, metrics } =
+            self;
         let transport = |e: tonic::transport::Error| ServeError::Transport(fedtune_proto::channel::chain(&e));
         let (reporter, health) = tonic_health::server::health_reporter();
         // Both end with this call.
@@ -127,7 +147,8 @@ impl Aggregator {
         beside.spawn(follow(reports, reporter));
         if let Some((listener, http)) = http {
             info!(%http, "listening for monitoring");
-            let operations = Operations { health: readiness, coordinator: handle.clone() };
+            let operations =
+                Operations { health: readiness.clone(), coordinator: handle.clone(), metrics: metrics.clone() };
             beside.spawn(async move { match operations.serve(listener).await {} });
         }
         let reflection = tonic_reflection::server::Builder::configure()
@@ -135,15 +156,16 @@ impl Aggregator {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()
             .map_err(|e| ServeError::Transport(e.to_string()))?;
-        let federation = federation::Service::new(handle.clone(), artifacts.clone());
+        let drain = Drain::default();
+        let federation = federation::Service::new(handle.clone(), artifacts.clone(), metrics.clone());
         let federation = FederationServer::new(federation).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let store = artifacts::Service::new(handle.clone(), artifacts.clone());
+        let store = artifacts::Service::new(handle.clone(), artifacts.clone(), metrics.clone(), drain.clone());
         let store = ArtifactsServer::new(store).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let operator = operator::Service::new(handle, artifacts);
+        let operator = operator::Service::new(handle.clone(), artifacts, drain.clone());
         let operator = OperatorServer::new(operator).max_decoding_message_size(MESSAGE_BYTES_MAX);
         info!(%address, "listening");
 
-        let (stopping, stopped) = tokio::sync::oneshot::channel();
+        let counted = (metrics, drain.clone());
         let server = Server::builder()
             .tls_config(tls)
             .map_err(transport)?
@@ -152,24 +174,40 @@ impl Aggregator {
             .max_concurrent_streams(Some(64))
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .http2_keepalive_timeout(Some(Duration::from_secs(40)))
+            .layer(tower::layer::layer_fn(move |inner| {
+                let (metrics, drain) = counted.clone();
+                Calls { inner, metrics, drain }
+            }))
             .add_service(health)
             .add_service(reflection)
             .add_service(federation)
             .add_service(store)
             .add_service(operator)
-            .serve_with_incoming_shutdown(incoming, async {
-                stop.await;
-                let _ = stopping.send(());
-            });
+            .serve_with_incoming_shutdown(incoming, drain.clone().stopped());
         tokio::pin!(server);
-        // Sessions are streams without an end; calls in progress get a moment, then the connections are dropped.
-        let grace = async {
-            let _ = stopped.await;
-            tokio::time::sleep(Duration::from_secs(1)).await;
+        tokio::select! {
+            // Without having been told.
+            served = &mut server => return served.map_err(transport),
+            _ = stop.recv() => {}
+        }
+        info!(drain = ?patience, "stopping");
+        readiness.stopping();
+        drain.stop();
+        // Where it has ended there are no sessions.
+        let _ = handle.drain().await;
+        let ended = async {
+            if tokio::time::timeout(patience, drain.idle()).await.is_err() {
+                warn!(calls = drain.cut_off(), "calls in progress took too long and are cut off");
+                let _ = tokio::time::timeout(CUT_TIME, drain.idle()).await;
+            }
+            // For the answers, and for streams that their receivers hold open.
+            tokio::time::sleep(FAREWELL).await;
         };
+        tokio::pin!(ended);
         tokio::select! {
             served = &mut server => served.map_err(transport)?,
-            () = grace => {}
+            () = &mut ended => {}
+            _ = stop.recv() => return Err(ServeError::Interrupted),
         }
         info!("stopped");
         Ok(())

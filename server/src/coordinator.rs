@@ -22,6 +22,7 @@ pub use sessions::{About, Directive, Task};
 pub use snapshot::{Activity, JobSnapshot, Overview, SiteSnapshot};
 
 use crate::aggregate::{self, Weighted};
+use crate::metrics::Metrics;
 use crate::pki::{Identity, Role};
 use crate::round::{Effect, Event, Machine, Outcome, Phase, RoundRecord, Trainee, Turn, Work, World};
 use crate::store::records::{JobRecord, JobStatus};
@@ -39,6 +40,9 @@ struct Coordinator {
     sessions: Sessions,
     /// The job that runs, and what its sites are doing.
     active: Option<Active>,
+    metrics: Metrics,
+    /// The aggregator is about to stop. The job stays where it is: that its sites are away now says nothing.
+    draining: bool,
     /// Counts visible changes.
     changes: watch::Sender<u64>,
     /// For events of its own making.
@@ -62,6 +66,7 @@ pub async fn start(
     artifacts: Artifacts,
     limits: Limits,
     times: SessionTimes,
+    metrics: Metrics,
 ) -> Result<Handle, StoreError> {
     let (sender, mut receiver) = mpsc::channel(REQUESTS_MAX);
     let (changes, changed) = watch::channel(0);
@@ -72,6 +77,8 @@ pub async fn start(
         limits,
         sessions: Sessions::new(times),
         active: None,
+        metrics,
+        draining: false,
         changes,
         own: sender.downgrade(),
         unstored: VecDeque::new(),
@@ -138,13 +145,14 @@ impl Coordinator {
                 let _ = reply.send(self.permits(&identity, permit).await);
             }
             Request::Aggregated { job, event } => {
-                if self.is_active(&job) {
+                // The pass is repeated after a start; a round committed now would find nobody to score it.
+                if self.is_active(&job) && !self.draining {
                     self.apply_logged(event).await;
                 }
             }
             Request::Submit { record, reply } => {
                 let mut stored = self.records.add_job(&record).await;
-                if stored.is_ok() && self.active.is_none() {
+                if stored.is_ok() && self.active.is_none() && !self.draining {
                     stored = self.next_job().await;
                 }
                 self.changed();
@@ -163,6 +171,11 @@ impl Coordinator {
                 let sites = self.records.sites().await;
                 let _ = reply.send(sites.map(|sites| self.sessions.snapshot(sites)));
             }
+            Request::Drain { reply } => {
+                self.draining = true;
+                self.sessions.close_all("the aggregator is stopping; connect again");
+                let _ = reply.send(());
+            }
             Request::Overview { reply } => {
                 let _ = reply.send(self.overview());
             }
@@ -174,6 +187,7 @@ impl Coordinator {
             warn!(site, "session closed: the site was silent too long");
         }
         if self.active.is_none()
+            && !self.draining
             && let Err(e) = self.next_job().await
         {
             error!("the next job cannot start: {e}");
@@ -185,10 +199,15 @@ impl Coordinator {
                 return;
             }
         }
-        self.apply_logged(Event::Tick).await;
+        if !self.draining {
+            self.apply_logged(Event::Tick).await;
+        }
     }
 
     async fn open_session(&mut self, identity: Identity, about: About) -> Result<sessions::Opened, Rejected> {
+        if self.draining {
+            return Err(Rejected::Stopping);
+        }
         let enrolled = self.records.sites().await?;
         if !enrolled.contains(&identity) {
             return Err(Rejected::Refused(format!(
@@ -466,6 +485,7 @@ impl Coordinator {
                 .collect();
             self.records.save(&record, &rounds).await?;
         }
+        self.metrics.transition(&active.record.machine, &record.machine, &effects);
         active.record = record;
         for effect in effects {
             self.perform(effect);

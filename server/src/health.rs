@@ -8,7 +8,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
 use crate::coordinator::{self, Handle};
-use crate::store::{Artifacts, Records};
+use crate::metrics::Metrics;
+use crate::store::{Artifacts, Records, StoreError};
 
 /// Between two tries of one check.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -27,6 +28,18 @@ pub enum Part {
     Coordinator,
     /// The aggregator has not been told to stop.
     Running,
+}
+
+impl Part {
+    /// The word in reports and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Artifacts => "artifacts",
+            Self::Records => "records",
+            Self::Coordinator => "coordinator",
+            Self::Running => "running",
+        }
+    }
 }
 
 /// How one check went.
@@ -60,7 +73,7 @@ impl Report {
     /// What is wrong, in words.
     fn faults(&self) -> String {
         let faults = self.checks.iter().filter(|check| !check.ok);
-        faults.map(|check| format!("{:?}: {}", check.name, check.reason)).collect::<Vec<_>>().join("; ")
+        faults.map(|check| format!("{}: {}", check.name.as_str(), check.reason)).collect::<Vec<_>>().join("; ")
     }
 }
 
@@ -68,21 +81,23 @@ impl Report {
 #[derive(Debug, Clone)]
 pub struct Health {
     reports: Arc<watch::Sender<Report>>,
+    metrics: Metrics,
 }
 
 impl Health {
-    /// Starts the checks.
-    pub fn start(records: Records, artifacts: Artifacts, coordinator: Handle) -> Self {
-        let health = Self { reports: Arc::new(watch::Sender::new(Report::new())) };
+    /// Starts the checks. What they see on the way is counted.
+    pub fn start(records: Records, artifacts: Artifacts, coordinator: Handle, metrics: Metrics) -> Self {
+        let health = Self { reports: Arc::new(watch::Sender::new(Report::new())), metrics: metrics.clone() };
         let disk = Disk::new(artifacts);
         health.repeat(Part::Artifacts, move || disk.clone().probe());
+        let seen = metrics.clone();
         health.repeat(Part::Records, move || {
-            let records = records.clone();
-            async move { records.probe(coordinator::now_ms()).await.map_err(|e| e.to_string()) }
+            let (records, seen) = (records.clone(), seen.clone());
+            async move { look(&records, &seen).await.map_err(|e| e.to_string()) }
         });
         health.repeat(Part::Coordinator, move || {
-            let coordinator = coordinator.clone();
-            async move { coordinator.overview().await.map(drop).map_err(|e| e.to_string()) }
+            let (coordinator, seen) = (coordinator.clone(), metrics.clone());
+            async move { coordinator.overview().await.map(|found| seen.overview(found)).map_err(|e| e.to_string()) }
         });
         health
     }
@@ -99,7 +114,7 @@ impl Health {
 
     /// The aggregator stops: it takes no more work, whatever else is found.
     pub fn stopping(&self) {
-        set(&self.reports, Part::Running, Err("the aggregator is stopping".into()));
+        set(&self.reports, &self.metrics, Part::Running, Err("the aggregator is stopping".into()));
     }
 
     /// Tries one check again and again.
@@ -107,7 +122,7 @@ impl Health {
     where
         F: Future<Output = Result<(), String>> + Send + 'static,
     {
-        let reports = Arc::downgrade(&self.reports);
+        let (reports, metrics) = (Arc::downgrade(&self.reports), self.metrics.clone());
         tokio::spawn(async move {
             while let Some(reports) = reports.upgrade() {
                 // One at a time: what hangs is waited for, not piled up.
@@ -115,11 +130,11 @@ impl Health {
                 let found = match tokio::time::timeout(PATIENCE, &mut probing).await {
                     Ok(found) => found,
                     Err(_) => {
-                        set(&reports, part, Err(format!("no answer within {} s", PATIENCE.as_secs())));
+                        set(&reports, &metrics, part, Err(format!("no answer within {} s", PATIENCE.as_secs())));
                         probing.await
                     }
                 };
-                set(&reports, part, found);
+                set(&reports, &metrics, part, found);
                 drop(reports);
                 tokio::time::sleep(PAUSE).await;
             }
@@ -127,7 +142,7 @@ impl Health {
     }
 }
 
-fn set(reports: &watch::Sender<Report>, part: Part, found: Result<(), String>) {
+fn set(reports: &watch::Sender<Report>, metrics: &Metrics, part: Part, found: Result<(), String>) {
     reports.send_if_modified(|report| {
         let before = report.clone();
         if let Some(check) = report.checks.iter_mut().find(|check| check.name == part) {
@@ -139,8 +154,17 @@ fn set(reports: &watch::Sender<Report>, part: Part, found: Result<(), String>) {
         } else if !before.ready && report.ready {
             info!("ready");
         }
+        metrics.health(report);
         before != *report
     });
+}
+
+/// Tries a transaction, and counts what is recorded.
+async fn look(records: &Records, seen: &Metrics) -> Result<(), StoreError> {
+    records.probe(coordinator::now_ms()).await?;
+    seen.jobs(&records.job_counts().await?);
+    seen.enrolled(records.sites().await?);
+    Ok(())
 }
 
 /// Writes from a thread of its own: those that the transfers use may all be busy, which is no failure.

@@ -2,8 +2,8 @@
 //!
 //! Read in this order: [`round`] (the pure state machine of a job), [`aggregate`] (the streaming pass and what is
 //! checked before an update counts), [`store`] (records and artifacts), [`coordinator`] (drives the machine),
-//! [`pki`] (certificates), [`api`] (the gRPC edge), [`health`] and [`operations`] (what monitoring sees). Around them the
-//! operator's side: [`operator`] (calls to an aggregator), [`simulate`] (a whole federation on this machine), [`cli`].
+//! [`pki`] (certificates), [`api`] (the gRPC edge), [`health`], [`metrics`] and [`operations`] (what monitoring sees).
+//! Around them the operator's side: [`operator`] (calls to an aggregator), [`simulate`] (a whole federation on this machine), [`cli`].
 
 pub mod aggregate;
 pub mod api;
@@ -11,6 +11,7 @@ pub mod cli;
 pub mod coordinator;
 pub mod exit;
 pub mod health;
+pub mod metrics;
 pub mod operations;
 pub mod operator;
 pub mod pki;

@@ -1,4 +1,4 @@
-//! What monitoring asks, in plain HTTP: `/livez`, `/readyz`. It tells no secret and takes no order: GET alone, no
+//! What monitoring asks, in plain HTTP: `/livez`, `/readyz`, `/metrics`. It tells no secret and takes no order: GET alone, no
 //! body, one request a connection, and each connection for a short time.
 
 use std::convert::Infallible;
@@ -18,6 +18,7 @@ use tracing::{debug, warn};
 
 use crate::coordinator::Handle;
 use crate::health::Health;
+use crate::metrics::{self, Metrics};
 
 /// Connections served at once; others wait to be accepted.
 const CONNECTIONS_MAX: usize = 32;
@@ -29,6 +30,7 @@ const CONNECTION_TIME: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const METRICS: HeaderValue = HeaderValue::from_static(metrics::CONTENT_TYPE);
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 
 /// What the answers are made of.
@@ -38,6 +40,8 @@ pub struct Operations {
     pub health: Health,
     /// For liveness.
     pub coordinator: Handle,
+    /// What is counted.
+    pub metrics: Metrics,
 }
 
 impl Operations {
@@ -94,9 +98,14 @@ impl Operations {
                 let status = if report.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
                 response(status, JSON, serde_json::to_string(&report).unwrap_or_default() + "\n")
             }
+            "/metrics" => response(StatusCode::OK, METRICS, self.metrics.render()),
             path => {
                 let path: String = path.chars().take(64).collect();
-                response(StatusCode::NOT_FOUND, TEXT, format!("nothing is at {path}; there are /livez and /readyz\n"))
+                response(
+                    StatusCode::NOT_FOUND,
+                    TEXT,
+                    format!("nothing is at {path}; there are /livez, /readyz and /metrics\n"),
+                )
             }
         }
     }

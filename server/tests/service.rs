@@ -4,10 +4,24 @@
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use fedtune_tests::Federation;
+use fedtune_proto::CHUNK_BYTES;
+use fedtune_proto::channel::Credentials;
+use fedtune_proto::digest::{ArtifactRef, Digest};
+use fedtune_proto::transfer;
+use fedtune_proto::v1::artifacts_client::ArtifactsClient;
+use fedtune_proto::v1::directive::Kind;
+use fedtune_proto::v1::report_result_request::Outcome;
+use fedtune_proto::v1::upload_request::Part;
+use fedtune_proto::v1::{self, UploadHeader, UploadRequest, UploadStatusRequest};
+use fedtune_tests::{Federation, SyntheticSite, delta_file, model_folder, state_file, text};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 /// A failure of storage is known within this time.
 const KNOWN_WITHIN: Duration = Duration::from_secs(10);
@@ -28,7 +42,7 @@ fn wait_for_status(federation: &Federation, path: &str, status: u16, within: Dur
 }
 
 /// Every folder below and with this one.
-fn folders(root: &Path) -> Vec<std::path::PathBuf> {
+fn folders(root: &Path) -> Vec<PathBuf> {
     let mut found = vec![root.to_path_buf()];
     let mut at = 0;
     while let Some(folder) = found.get(at).cloned() {
@@ -52,4 +66,207 @@ fn readiness_fails_while_the_data_folder_is_read_only_and_recovers() {
     assert_eq!(federation.monitoring("/livez").unwrap().0, 200);
     set(0o755);
     wait_for_status(&federation, "/readyz", 200, KNOWN_WITHIN);
+}
+
+/// Submits a job for synthetic sites.
+fn submit(federation: &Federation, rounds: u32, quorum: usize) -> String {
+    let job = model_folder(&federation.path("model"), rounds, quorum).unwrap();
+    federation.operator(&["job", "submit", text(&job)]).ok().stdout.trim().to_owned()
+}
+
+/// Runs a site that does every task with these made-up tensors, until the aggregator goes.
+async fn synthetic(address: String, bundle: PathBuf, work: PathBuf) -> anyhow::Result<()> {
+    std::fs::create_dir_all(&work)?;
+    let state = state_file(&work.join("state"), 1000)?;
+    let update = delta_file(&work.join("update"), 1000, 7)?;
+    SyntheticSite::connect(&address, &bundle).await?.serve(&state, &update, &work).await
+}
+
+/// Runs a job to its end with two synthetic sites. Gives the job's id.
+fn run_job(federation: &Federation, rounds: u32) -> String {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for site in ["north", "south"] {
+        let bundle = federation.enrol(site, "site");
+        runtime.spawn(synthetic(federation.address().to_owned(), bundle, federation.path(site)));
+    }
+    let job = submit(federation, rounds, 2);
+    federation.ended(&job, "completed");
+    job
+}
+
+#[test]
+fn metrics_count_what_a_job_does() {
+    let federation = Federation::start();
+    run_job(&federation, 2);
+    // What is looked up comes within 2 s.
+    let began = Instant::now();
+    let text = loop {
+        let text = wait_for_status(&federation, "/metrics", 200, KNOWN_WITHIN);
+        if text.contains("fedtune_jobs{status=\"completed\"} 1\n") {
+            break text;
+        }
+        assert!(began.elapsed() < KNOWN_WITHIN, "{text}");
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    let value = |series: &str| -> f64 {
+        let found = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        found.unwrap_or_else(|| panic!("no {series} in {text}")).parse().unwrap()
+    };
+    for (series, expected) in [
+        ("fedtune_rounds_committed_total", 2.0),
+        ("fedtune_round_attempts_failed_total", 0.0),
+        ("fedtune_jobs_ended_total{status=\"completed\"}", 1.0),
+        ("fedtune_jobs{status=\"queued\"}", 0.0),
+        ("fedtune_results_total{work=\"initialize\",verdict=\"accepted\"}", 1.0),
+        ("fedtune_results_total{work=\"train\",verdict=\"accepted\"}", 4.0),
+        ("fedtune_aggregation_seconds_count", 2.0),
+        ("fedtune_sites{state=\"enrolled\"}", 2.0),
+        ("fedtune_ready", 1.0),
+        ("fedtune_check_ok{check=\"artifacts\"}", 1.0),
+        ("fedtune_calls_total{method=\"fedtune.v1.Operator/SubmitJob\",code=\"Ok\"}", 1.0),
+        ("fedtune_call_duration_seconds_count{method=\"fedtune.v1.Operator/SubmitJob\"}", 1.0),
+    ] {
+        assert_eq!(value(series), expected, "{series} in {text}");
+    }
+    let state = std::fs::metadata(federation.path("north/state")).unwrap().len() as f64;
+    // Both fetch the state of each round; the same update is sent once.
+    for site in ["north", "south"] {
+        let moved = |way: &str| {
+            value(&format!("fedtune_artifact_bytes_total{{direction=\"{way}\",role=\"site\",site=\"{site}\"}}"))
+        };
+        assert_eq!(moved("down"), 2.0 * state);
+    }
+    assert!(value("process_open_fds") > 3.0 && value("process_resident_memory_bytes") > 1e6);
+}
+
+/// An upload that has begun and waits for its other half.
+struct HalfSent {
+    artifact: v1::Artifact,
+    half: usize,
+    bytes: Vec<u8>,
+    parts: mpsc::Sender<UploadRequest>,
+    call: JoinHandle<Result<v1::UploadResponse, Status>>,
+}
+
+impl HalfSent {
+    /// Sends the first half and waits until the aggregator says that it has it.
+    async fn begin(channel: &Channel, path: &Path) -> Self {
+        let (digest, size) = Digest::of_file(path).unwrap();
+        let artifact = v1::Artifact::from(ArtifactRef { digest, size });
+        let bytes = std::fs::read(path).unwrap();
+        let half = bytes.len() / 2;
+        let (parts, receiver) = mpsc::channel(1);
+        let mut client = ArtifactsClient::new(channel.clone());
+        let mut calls = client.clone();
+        let call =
+            tokio::spawn(
+                async move { calls.upload(ReceiverStream::new(receiver)).await.map(tonic::Response::into_inner) },
+            );
+        let header = UploadHeader { artifact: Some(artifact.clone()), offset: 0 };
+        parts.send(UploadRequest { part: Some(Part::Header(header)) }).await.unwrap();
+        let upload = Self { artifact: artifact.clone(), half, bytes, parts, call };
+        upload.send(0..half).await;
+        let began = Instant::now();
+        loop {
+            let status = client.upload_status(UploadStatusRequest { artifact: Some(artifact.clone()) }).await.unwrap();
+            if status.into_inner().received == half as u64 {
+                return upload;
+            }
+            assert!(began.elapsed() < KNOWN_WITHIN);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn send(&self, range: std::ops::Range<usize>) {
+        for chunk in self.bytes[range].chunks(CHUNK_BYTES) {
+            let part = Part::Data(chunk.to_vec().into());
+            self.parts.send(UploadRequest { part: Some(part) }).await.unwrap();
+        }
+    }
+
+    /// Sends the second half; gives the call's answer.
+    async fn finish(self) -> Result<v1::UploadResponse, Status> {
+        self.send(self.half..self.bytes.len()).await;
+        drop(self.parts);
+        self.call.await.unwrap()
+    }
+}
+
+#[test]
+fn told_to_stop_it_lets_an_upload_end_and_takes_nothing_new() {
+    let mut federation = Federation::start();
+    let bundle = federation.enrol("north", "site");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let path = state_file(&federation.path("state"), 200_000).unwrap();
+    runtime.block_on(async {
+        let operator = Credentials::read(&federation.path("federation/operator"), "operator").unwrap();
+        let operator = operator.connect(federation.address()).await.unwrap();
+        let mut site = SyntheticSite::connect(federation.address(), &bundle).await.unwrap();
+        let upload = HalfSent::begin(&operator, &path).await;
+        federation.signal_server("TERM");
+        let body = wait_for_status(&federation, "/readyz", 503, KNOWN_WITHIN);
+        assert!(body.contains("stopping"), "{body}");
+        // The site is told to come again.
+        let told = loop {
+            if let Some(Kind::Close(close)) = site.directives.message().await.unwrap().and_then(|told| told.kind) {
+                break close;
+            }
+        };
+        assert!(!told.r#final && told.reason.contains("stopping"), "{told:?}");
+        assert!(site.directives.message().await.unwrap().is_none(), "the stream ends");
+        // Neither on an open connection nor on a new one is a call taken.
+        assert_eq!(site.heartbeat().await.unwrap_err().downcast::<Status>().unwrap().code(), Code::Unavailable);
+        assert!(SyntheticSite::connect(federation.address(), &bundle).await.is_err());
+        let artifact = upload.artifact.clone();
+        assert!(upload.finish().await.unwrap().complete);
+        assert_eq!(federation.server_ended(), 0);
+        federation.start_server();
+        let operator = Credentials::read(&federation.path("federation/operator"), "operator").unwrap();
+        let operator = operator.connect(federation.address()).await.unwrap();
+        assert_eq!(transfer::upload(&operator, &artifact, &path).await.unwrap(), 0, "it is there");
+    });
+}
+
+#[test]
+fn an_upload_cut_off_at_the_end_of_the_drain_goes_on_from_what_was_acknowledged() {
+    let mut federation = Federation::start_with(&[("LISTEN__DRAIN", "500ms")]);
+    let bundle = federation.enrol("north", "site");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let path = state_file(&federation.path("state"), 200_000).unwrap();
+    let job = submit(&federation, 1, 1);
+    runtime.block_on(async {
+        let mut site = SyntheticSite::connect(federation.address(), &bundle).await.unwrap();
+        let task = site.task().await.unwrap();
+        let upload = HalfSent::begin(&site.channel, &path).await;
+        federation.signal_server("TERM");
+        let (half, size, artifact) = (upload.half as u64, upload.bytes.len() as u64, upload.artifact.clone());
+        // The other half does not come.
+        assert_eq!(upload.call.await.unwrap().unwrap_err().code(), Code::Unavailable);
+        assert_eq!(federation.server_ended(), 0);
+        federation.start_server();
+        let mut site = SyntheticSite::connect(federation.address(), &bundle).await.unwrap();
+        assert_eq!(site.task().await.unwrap().id, task.id, "the same task is offered again");
+        assert_eq!(transfer::upload(&site.channel, &artifact, &path).await.unwrap(), size - half);
+        let recipe_json = r#"{"config_json":"{}","tensors":[]}"#.into();
+        let initialized = v1::Initialized { state: Some(artifact), recipe_json };
+        assert!(site.report(&task, Outcome::Initialized(initialized)).await.unwrap().accepted);
+    });
+    assert!(federation.show(&job)["phase"].as_str().unwrap().contains("round 1"));
+}
+
+#[test]
+fn told_twice_to_stop_it_ends_at_once() {
+    let mut federation = Federation::start_with(&[("LISTEN__DRAIN", "1h")]);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let path = state_file(&federation.path("state"), 200_000).unwrap();
+    runtime.block_on(async {
+        let operator = Credentials::read(&federation.path("federation/operator"), "operator").unwrap();
+        let operator = operator.connect(federation.address()).await.unwrap();
+        let upload = HalfSent::begin(&operator, &path).await;
+        federation.signal_server("TERM");
+        wait_for_status(&federation, "/readyz", 503, KNOWN_WITHIN);
+        federation.signal_server("INT");
+        assert_eq!(federation.server_ended(), 130);
+        assert!(upload.call.await.unwrap().is_err());
+    });
 }

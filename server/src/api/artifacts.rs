@@ -13,9 +13,11 @@ use futures::{Stream, stream};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::drain::{self, Drain};
 use super::{identity, wire};
 use crate::coordinator::Handle;
 use crate::coordinator::Permit;
+use crate::metrics::{Direction, Metrics};
 use crate::pki::{Identity, Role};
 use crate::store::{Artifacts, StoreError};
 
@@ -32,13 +34,15 @@ const ANYBODY: &[Role] = &[Role::Site, Role::Evaluator, Role::Operator];
 pub(super) struct Service {
     coordinator: Handle,
     artifacts: Artifacts,
+    metrics: Metrics,
+    drain: Drain,
     /// Transfers whose chunk is in memory; the others wait, with no more than their window.
     moving: Arc<Semaphore>,
 }
 
 impl Service {
-    pub(super) fn new(coordinator: Handle, artifacts: Artifacts) -> Self {
-        Self { coordinator, artifacts, moving: Arc::new(Semaphore::new(CHUNKS_MAX)) }
+    pub(super) fn new(coordinator: Handle, artifacts: Artifacts, metrics: Metrics, drain: Drain) -> Self {
+        Self { coordinator, artifacts, metrics, drain, moving: Arc::new(Semaphore::new(CHUNKS_MAX)) }
     }
 
     async fn permitted(&self, identity: &Identity, permit: Permit) -> Result<(), Status> {
@@ -52,22 +56,26 @@ impl Service {
     }
 }
 
-/// Tells the coordinator, now and then, that bytes of a peer are moving.
+/// Counts the bytes of a peer that move, and tells the coordinator of them now and then.
 struct Pulse {
     coordinator: Handle,
-    site: String,
+    metrics: Metrics,
+    identity: Identity,
+    direction: Direction,
     told: Instant,
 }
 
 impl Pulse {
-    fn new(coordinator: &Handle, identity: &Identity) -> Self {
-        Self { coordinator: coordinator.clone(), site: identity.name.clone(), told: Instant::now() }
+    fn new(service: &Service, identity: Identity, direction: Direction) -> Self {
+        let (coordinator, metrics) = (service.coordinator.clone(), service.metrics.clone());
+        Self { coordinator, metrics, identity, direction, told: Instant::now() }
     }
 
-    async fn beat(&mut self) {
+    async fn moved(&mut self, bytes: usize) {
+        self.metrics.moved(&self.identity, self.direction, bytes as u64);
         if self.told.elapsed() > PULSE {
             self.told = Instant::now();
-            self.coordinator.moving(self.site.clone()).await;
+            self.coordinator.moving(self.identity.name.clone()).await;
         }
     }
 }
@@ -92,19 +100,24 @@ impl ArtifactsRpc for Service {
             return Err(Status::out_of_range(format!("offset {offset} is past the {size} bytes of {digest}")));
         }
         let artifacts = self.artifacts.clone();
-        let pulse = Pulse::new(&self.coordinator, &identity);
-        let moving = self.moving.clone();
-        let chunks = stream::try_unfold((offset, pulse), move |(start, mut pulse)| {
-            let (artifacts, moving) = (artifacts.clone(), moving.clone());
+        let pulse = Pulse::new(self, identity, Direction::Down);
+        let (moving, drain) = (self.moving.clone(), self.drain.clone());
+        let entered = drain.enter()?;
+        let chunks = stream::try_unfold((offset, pulse, entered), move |(start, mut pulse, entered)| {
+            let (artifacts, moving, drain) = (artifacts.clone(), moving.clone(), drain.clone());
             async move {
                 if start >= size {
                     return Ok(None);
                 }
-                pulse.beat().await;
-                let _turn = moving.acquire().await.map_err(wire::gone)?;
+                if drain.is_cut() {
+                    return Err(drain::stopping());
+                }
                 let end = size.min(start + CHUNK_BYTES as u64);
+                let turn = moving.acquire().await.map_err(wire::gone)?;
                 let data = artifacts.read(digest, start..end).await.map_err(wire::storage)?;
-                Ok(Some((DownloadChunk { data }, (end, pulse))))
+                drop(turn);
+                pulse.moved(data.len()).await;
+                Ok(Some((DownloadChunk { data }, (end, pulse, entered))))
             }
         });
         Ok(Response::new(Box::pin(chunks)))
@@ -144,10 +157,13 @@ impl ArtifactsRpc for Service {
                 format!("the upload goes on at byte {}, not {}; ask UploadStatus", staged.size(), header.offset);
             return Err(Status::out_of_range(reason));
         }
-        let mut pulse = Pulse::new(&self.coordinator, &identity);
+        let mut pulse = Pulse::new(self, identity, Direction::Up);
         loop {
-            pulse.beat().await;
-            let data = match parts.message().await {
+            let message = tokio::select! {
+                message = parts.message() => message,
+                () = self.drain.cut() => Err(drain::stopping()),
+            };
+            let data = match message {
                 Ok(Some(v1::UploadRequest { part: Some(Part::Data(data)) })) => data,
                 Ok(Some(_)) => return Err(Status::invalid_argument("expected bytes after the header")),
                 Ok(None) => break,
@@ -167,8 +183,10 @@ impl ArtifactsRpc for Service {
                 staged.discard().await.map_err(wire::storage)?;
                 return Err(Status::invalid_argument(format!("more than the {} bytes announced came", artifact.size)));
             }
-            let _turn = self.moving.acquire().await.map_err(wire::gone)?;
+            let turn = self.moving.acquire().await.map_err(wire::gone)?;
             staged.append(&data).await.map_err(wire::storage)?;
+            drop(turn);
+            pulse.moved(data.len()).await;
         }
         let received = staged.size();
         if received < artifact.size {

@@ -12,12 +12,12 @@ use fedtune_proto::v1::{self, Directive};
 use fedtune_proto::version;
 use futures::{Stream, StreamExt, stream};
 use tokio::sync::Semaphore;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{identity, wire};
 use crate::aggregate::{Rejection, check_state, check_update};
-use crate::coordinator::{About, Expected, Handle};
+use crate::coordinator::{self, About, Expected, Handle};
+use crate::metrics::{Metrics, Verdict};
 use crate::pki::Role;
 use crate::round::{Event, SiteShare, Turn, Work};
 use crate::store::Artifacts;
@@ -36,13 +36,14 @@ const RECIPE_MAX: usize = 2 << 20;
 pub(super) struct Service {
     coordinator: Handle,
     artifacts: Artifacts,
+    metrics: Metrics,
     /// Checks running at once, so that their memory is bounded.
     checks: Semaphore,
 }
 
 impl Service {
-    pub(super) fn new(coordinator: Handle, artifacts: Artifacts) -> Self {
-        Self { coordinator, artifacts, checks: Semaphore::new(CHECKS_MAX) }
+    pub(super) fn new(coordinator: Handle, artifacts: Artifacts, metrics: Metrics) -> Self {
+        Self { coordinator, artifacts, metrics, checks: Semaphore::new(CHECKS_MAX) }
     }
 
     /// An artifact that a site says it has uploaded; the reason if it is not here.
@@ -84,28 +85,32 @@ impl Service {
         Ok(())
     }
 
-    /// Checks a result; what is wrong with it becomes an [`Event::Failed`].
+    /// Checks a result; what is wrong with it becomes an [`Event::Failed`]. The verdict is what is to be counted if the
+    /// event is still waited for.
     async fn event(
         &self,
         site: &str,
         turn: Turn,
         expected: (Option<ArtifactRef>, Form, u64),
         request: v1::ReportResultRequest,
-    ) -> Result<(Event, Option<String>), Status> {
+    ) -> Result<(Event, Option<String>, Verdict), Status> {
         let (state, form, examples_max) = expected;
         let site = site.to_owned();
-        let quarantine = |site: String, reason: String| (Event::Failed { site, turn, reason, refused: false }, None);
+        let quarantine = |site: String, reason: String, verdict| {
+            (Event::Failed { site, turn, reason, refused: false }, None, verdict)
+        };
         let outcome = request.outcome.ok_or_else(|| Status::invalid_argument("the outcome is missing"))?;
         let _turn = self.checks.acquire().await.map_err(wire::gone)?;
         Ok(match (outcome, turn.work, state) {
             (Outcome::Failed(failed), ..) => {
                 let reason = clipped(failed.reason);
-                (Event::Failed { site, turn, reason, refused: failed.refused }, None)
+                let verdict = if failed.refused { Verdict::Refused } else { Verdict::Failed };
+                (Event::Failed { site, turn, reason, refused: failed.refused }, None, verdict)
             }
             (Outcome::Initialized(initialized), Work::Initialize, _) => {
                 let state = match self.uploaded(initialized.state.as_ref()).await? {
                     Ok(state) => state,
-                    Err(reason) => return Ok(quarantine(site, reason)),
+                    Err(reason) => return Ok(quarantine(site, reason, Verdict::Missing)),
                 };
                 let recipe = initialized.recipe_json;
                 let checked = match check_state(&self.artifacts, state).await {
@@ -113,19 +118,20 @@ impl Service {
                     unfit => unfit,
                 };
                 match checked {
-                    Ok(()) => (Event::Initialized { site, turn, state }, Some(recipe)),
-                    Err(Rejection::Unfit(reason)) => quarantine(site, reason),
+                    Ok(()) => (Event::Initialized { site, turn, state }, Some(recipe), Verdict::Accepted),
+                    Err(Rejection::Unfit(reason)) => quarantine(site, reason, Verdict::Unfit),
                     Err(Rejection::Store(e)) => return Err(wire::storage(e)),
                 }
             }
             (Outcome::Trained(trained), Work::Train, Some(state)) => {
                 let update = match self.uploaded(trained.update.as_ref()).await? {
                     Ok(update) => update,
-                    Err(reason) => return Ok(quarantine(site, reason)),
+                    Err(reason) => return Ok(quarantine(site, reason, Verdict::Missing)),
                 };
                 let finite = trained.train_loss.is_finite() && trained.train_seconds.is_finite();
                 if !finite {
-                    return Ok(quarantine(site, format!("the training loss is {}", trained.train_loss)));
+                    let reason = format!("the training loss is {}", trained.train_loss);
+                    return Ok(quarantine(site, reason, Verdict::NotFinite));
                 }
                 match check_update(&self.artifacts, state, update, trained.examples, examples_max).await {
                     Ok(()) => {
@@ -137,16 +143,16 @@ impl Service {
                             bytes_up: request.bytes_up,
                             bytes_down: request.bytes_down,
                         };
-                        (Event::Updated { site, turn, share }, None)
+                        (Event::Updated { site, turn, share }, None, Verdict::Accepted)
                     }
-                    Err(Rejection::Unfit(reason)) => quarantine(site, reason),
+                    Err(Rejection::Unfit(reason)) => quarantine(site, reason, Verdict::Unfit),
                     Err(Rejection::Store(e)) => return Err(wire::storage(e)),
                 }
             }
             (Outcome::Evaluated(evaluated), Work::Evaluate, _) => {
                 match Evaluation::checked(evaluated.evaluation.unwrap_or_default(), form, examples_max) {
-                    Ok(sums) => (Event::Evaluated { site, turn, sums }, None),
-                    Err(reason) => quarantine(site, reason),
+                    Ok(sums) => (Event::Evaluated { site, turn, sums }, None, Verdict::Accepted),
+                    Err(reason) => quarantine(site, reason, Verdict::Unfit),
                 }
             }
             _ => return Err(Status::invalid_argument("the outcome does not fit the task's kind")),
@@ -195,7 +201,13 @@ impl Federation for Service {
             heartbeat_millis: opened.heartbeat_millis,
         };
         let welcome = Directive { kind: Some(v1::directive::Kind::Welcome(welcome)) };
-        let directives = ReceiverStream::new(opened.directives).map(wire::directive);
+        // Nothing follows a close.
+        let directives = stream::unfold(Some(opened.directives), |receiver| async {
+            let mut receiver = receiver?;
+            let directive = receiver.recv().await?;
+            let closes = matches!(directive, coordinator::Directive::Close { .. });
+            Some((wire::directive(directive), (!closes).then_some(receiver)))
+        });
         Ok(Response::new(Box::pin(stream::once(async { welcome }).chain(directives).map(Ok))))
     }
 
@@ -231,11 +243,20 @@ impl Federation for Service {
         let (job, turn) = wire::turn(request.task.clone())?;
         let expected = self.coordinator.expect(site.clone(), job.clone(), turn).await.map_err(wire::gone)?;
         let answer = match expected.map_err(wire::storage)? {
-            Expected::Answered(answer) => answer,
+            Expected::Answered(answer) => {
+                // One that was accepted before has been counted.
+                if !answer.accepted {
+                    self.metrics.result(turn.work, Verdict::Late);
+                }
+                answer
+            }
             Expected::Open { state, form, examples_max } => {
-                let (event, recipe) = self.event(&site, turn, (state, form, examples_max), request).await?;
+                let (event, recipe, verdict) = self.event(&site, turn, (state, form, examples_max), request).await?;
                 let report = self.coordinator.report(site, job, turn, event, recipe);
-                report.await.map_err(wire::gone)?.map_err(wire::storage)?
+                let answer = report.await.map_err(wire::gone)?.map_err(wire::storage)?;
+                let late = verdict == Verdict::Accepted && !answer.accepted;
+                self.metrics.result(turn.work, if late { Verdict::Late } else { verdict });
+                answer
             }
         };
         Ok(Response::new(v1::ReportResultResponse { accepted: answer.accepted, reason: answer.reason }))

@@ -28,6 +28,7 @@ pub(super) fn gone(error: impl std::error::Error) -> Status {
 pub(super) fn rejected(error: Rejected) -> Status {
     match error {
         Rejected::Refused(reason) => Status::failed_precondition(reason),
+        Rejected::Stopping => Status::unavailable(error.to_string()),
         Rejected::Unknown(_) => Status::not_found(error.to_string()),
         Rejected::Store(e) => storage(e),
     }

@@ -8,13 +8,15 @@ use clap::Args;
 use fedtune_config::server::{Log, LogFormat};
 use fedtune_config::{ConfigError, ServerConfig};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tracing_subscriber::EnvFilter;
 
 use crate::api::Aggregator;
 
 /// Run the aggregator until it is told to stop (SIGTERM or Ctrl-C).
 ///
-/// A job that was running when it stopped goes on in the same round.
+/// It then takes no new calls, gives those in progress the time of listen.drain, and ends; told a second time, it ends
+/// at once. A job that was running goes on in the same round.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  fedtune-server run --config federation/server.toml\n\nEvery field of server.toml can be overridden: FEDTUNE_SERVER__LISTEN__ADDRESS=127.0.0.1:7443"
@@ -44,12 +46,19 @@ impl Run {
             outln!("monitoring at http://{http}");
         }
         let mut terminate = signal(SignalKind::terminate())?;
-        let stop = async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let (told, stop) = mpsc::channel(2);
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+                if told.send(()).await.is_err() {
+                    return;
+                }
             }
-        };
+        });
         Ok(aggregator.serve(stop).await?)
     }
 }

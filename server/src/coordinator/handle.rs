@@ -17,6 +17,9 @@ pub enum Rejected {
     /// It will not.
     #[error("{0}")]
     Refused(String),
+    /// The aggregator takes no new sessions.
+    #[error("the aggregator is stopping; connect again when it is back")]
+    Stopping,
     /// No such job.
     #[error("there is no job {0:?}; `fedtune-server job list` shows them all")]
     Unknown(String),
@@ -131,6 +134,9 @@ pub(super) enum Request {
     Overview {
         reply: Reply<Overview>,
     },
+    Drain {
+        reply: Reply<()>,
+    },
 }
 
 /// A cheap, cloneable way to the coordinator.
@@ -234,6 +240,11 @@ impl Handle {
     /// Who is online and who works. Needs no storage, so an answer shows that the coordinator runs.
     pub async fn overview(&self) -> Result<Overview, Gone> {
         self.ask(|reply| Request::Overview { reply }).await
+    }
+
+    /// Closes every session, opens no new one and begins nothing new. Results that come are still stored.
+    pub async fn drain(&self) -> Result<(), Gone> {
+        self.ask(|reply| Request::Drain { reply }).await
     }
 
     /// Whether the coordinator has ended; while there is a handle it does so only by a fault.

@@ -14,8 +14,14 @@ impl Rig {
         let folder = tempfile::tempdir().unwrap();
         let records = Records::open(&folder.path().join("records.sqlite")).await.unwrap();
         let artifacts = Artifacts::open(folder.path()).unwrap();
-        let handle = coordinator::start(records.clone(), artifacts.clone(), Limits::default(), Sessions::default());
-        let health = Health::start(records, artifacts, handle.await.unwrap());
+        let handle = coordinator::start(
+            records.clone(),
+            artifacts.clone(),
+            Limits::default(),
+            Sessions::default(),
+            Metrics::new(),
+        );
+        let health = Health::start(records, artifacts, handle.await.unwrap(), Metrics::new());
         Self { folder, health }
     }
 

@@ -23,10 +23,11 @@ impl Rig {
         let folder = tempfile::tempdir().unwrap();
         let records = Records::open(&folder.path().join("records.sqlite")).await.unwrap();
         let artifacts = Artifacts::open(folder.path()).unwrap();
-        let handle = coordinator::start(records.clone(), artifacts.clone(), Limits::default(), Sessions::default());
+        let (metrics, limits, sessions) = (Metrics::new(), Limits::default(), Sessions::default());
+        let handle = coordinator::start(records.clone(), artifacts.clone(), limits, sessions, metrics.clone());
         let coordinator = handle.await.unwrap();
-        let health = Health::start(records, artifacts, coordinator.clone());
-        let operations = Operations { health, coordinator };
+        let health = Health::start(records, artifacts, coordinator.clone(), metrics.clone());
+        let operations = Operations { health, coordinator, metrics };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let served = operations.clone();

@@ -226,6 +226,23 @@ impl Records {
         rows.iter().map(job_of_row).collect()
     }
 
+    /// How many jobs stand where; every status is there.
+    ///
+    /// # Errors
+    /// Storage failed.
+    pub async fn job_counts(&self) -> Result<Vec<(JobStatus, u64)>, StoreError> {
+        let rows =
+            sqlx::query("SELECT status, COUNT(*) AS jobs FROM jobs GROUP BY status").fetch_all(&self.pool).await?;
+        let mut counts: Vec<_> = JobStatus::ALL.into_iter().map(|status| (status, 0)).collect();
+        for row in &rows {
+            let (status, jobs): (String, i64) = (row.try_get("status")?, row.try_get("jobs")?);
+            if let Some((_, count)) = counts.iter_mut().find(|(known, _)| known.as_str() == status) {
+                *count = jobs.cast_unsigned();
+            }
+        }
+        Ok(counts)
+    }
+
     /// The committed rounds of a job, in order.
     ///
     /// # Errors
