@@ -5,6 +5,7 @@ mod calls;
 mod drain;
 mod federation;
 mod identity;
+mod limits;
 mod operator;
 mod wire;
 
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fedtune_config::ServerConfig;
-use fedtune_config::server::Tls;
+use fedtune_config::server::{Retention as Keep, Tls};
 use fedtune_proto::v1::artifacts_server::ArtifactsServer;
 use fedtune_proto::v1::federation_server::FederationServer;
 use fedtune_proto::v1::operator_server::OperatorServer;
@@ -30,11 +31,13 @@ use tracing::{info, warn};
 
 use calls::Calls;
 use drain::Drain;
+use limits::SiteLimits;
 
 use crate::coordinator;
 use crate::health::{Health, Report};
 use crate::metrics::Metrics;
 use crate::operations::Operations;
+use crate::retention::Retention;
 use crate::store::{Artifacts, Records, StoreError};
 
 /// For calls that are cut off to sync what they have.
@@ -78,6 +81,7 @@ pub enum ServeError {
 #[derive(Debug)]
 pub struct Aggregator {
     incoming: TcpIncoming,
+    limits: SiteLimits,
     drain: Duration,
     address: SocketAddr,
     tls: ServerTlsConfig,
@@ -86,6 +90,7 @@ pub struct Aggregator {
     handle: coordinator::Handle,
     health: Health,
     metrics: Metrics,
+    retention: Option<Retention>,
 }
 
 /// The data folder's parts.
@@ -111,13 +116,31 @@ impl Aggregator {
             None => None,
         };
         let (records, artifacts) = open_storage(&storage.data).await?;
-        let metrics = Metrics::new();
+        let (metrics, site_limits) = (Metrics::new(), SiteLimits::new(&limits));
         let handle = coordinator::start(records.clone(), artifacts.clone(), limits, sessions, metrics.clone());
         let handle = handle.await?;
+        let retention = match storage.retention {
+            Keep::Forever => None,
+            Keep::After(keep) => {
+                Some(Retention { records: records.clone(), artifacts: artifacts.clone(), keep: keep.0 })
+            }
+        };
         let health = Health::start(records, artifacts.clone(), handle.clone(), metrics.clone());
         health.settled().await;
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        Ok(Self { incoming, drain: listen.drain.0, address, tls, http, artifacts, handle, health, metrics })
+        Ok(Self {
+            incoming,
+            limits: site_limits,
+            drain: listen.drain.0,
+            address,
+            tls,
+            http,
+            artifacts,
+            handle,
+            health,
+            metrics,
+            retention,
+        })
     }
 
     /// The address it listens on.
@@ -136,11 +159,22 @@ impl Aggregator {
     /// # Errors
     /// The transport failed, or it was told twice to stop.
     pub async fn serve(self, mut stop: mpsc::Receiver<()>) -> Result<(), ServeError> {
-        let Self { incoming, drain: patience, address, tls, http, artifacts, handle, health: readiness, metrics } =
-            self;
+        let Self {
+            incoming,
+            limits,
+            drain: patience,
+            address,
+            tls,
+            http,
+            artifacts,
+            handle,
+            health: readiness,
+            metrics,
+            retention,
+        } = self;
         let transport = |e: tonic::transport::Error| ServeError::Transport(fedtune_proto::channel::chain(&e));
         let (reporter, health) = tonic_health::server::health_reporter();
-        // Both end with this call.
+        // All of it ends with this call.
         let mut beside = JoinSet::new();
         let reports = readiness.reports();
         announce(&reports, &reporter).await;
@@ -156,16 +190,20 @@ impl Aggregator {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()
             .map_err(|e| ServeError::Transport(e.to_string()))?;
+        if let Some(retention) = retention {
+            beside.spawn(async move { match retention.run().await {} });
+        }
         let drain = Drain::default();
-        let federation = federation::Service::new(handle.clone(), artifacts.clone(), metrics.clone());
+        let federation = federation::Service::new(handle.clone(), artifacts.clone(), metrics.clone(), limits.clone());
         let federation = FederationServer::new(federation).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let store = artifacts::Service::new(handle.clone(), artifacts.clone(), metrics.clone(), drain.clone());
+        let store =
+            artifacts::Service::new(handle.clone(), artifacts.clone(), metrics.clone(), drain.clone(), limits.clone());
         let store = ArtifactsServer::new(store).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let operator = operator::Service::new(handle.clone(), artifacts, drain.clone());
         let operator = OperatorServer::new(operator).max_decoding_message_size(MESSAGE_BYTES_MAX);
         info!(%address, "listening");
 
-        let counted = (metrics, drain.clone());
+        let around = (metrics, drain.clone(), limits);
         let server = Server::builder()
             .tls_config(tls)
             .map_err(transport)?
@@ -175,8 +213,8 @@ impl Aggregator {
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .http2_keepalive_timeout(Some(Duration::from_secs(40)))
             .layer(tower::layer::layer_fn(move |inner| {
-                let (metrics, drain) = counted.clone();
-                Calls { inner, metrics, drain }
+                let (metrics, drain, limits) = around.clone();
+                Calls { inner, metrics, drain, limits }
             }))
             .add_service(health)
             .add_service(reflection)

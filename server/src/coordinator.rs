@@ -147,6 +147,9 @@ impl Coordinator {
             Request::Aggregated { job, event } => {
                 // The pass is repeated after a start; a round committed now would find nobody to score it.
                 if self.is_active(&job) && !self.draining {
+                    if let Event::AggregationFailed(reason) = &event {
+                        warn!(job, round = self.turn().1, reason, "the pass failed");
+                    }
                     self.apply_logged(event).await;
                 }
             }
@@ -194,7 +197,8 @@ impl Coordinator {
         }
         while let Some(event) = self.unstored.pop_front() {
             if let Err(e) = self.apply(event.clone()).await {
-                error!("a transition still cannot be stored: {e}");
+                let (job, round) = self.turn();
+                error!(job, round, "a transition still cannot be stored: {e}");
                 self.unstored.push_front(event);
                 return;
             }
@@ -234,6 +238,12 @@ impl Coordinator {
             self.sessions.send(&site, Directive::WithdrawAll);
         }
         Ok(opened)
+    }
+
+    /// The running job and the round it is in, for log lines.
+    fn turn(&self) -> (Option<&str>, Option<u32>) {
+        let Some(active) = &self.active else { return (None, None) };
+        (Some(&active.record.id), round_of(&active.record.machine.phase))
     }
 
     fn is_active(&self, job: &str) -> bool {
@@ -439,6 +449,7 @@ impl Coordinator {
                 Err(e) => {
                     record.status = JobStatus::Failed;
                     record.reason = format!("this version cannot read the job: {e}");
+                    error!(job = record.id, reason = record.reason, "job failed");
                     self.records.save(&record, &[]).await?;
                 }
             }
@@ -448,7 +459,8 @@ impl Coordinator {
     /// An event whose failure nobody waits to hear of; it is applied again with the next tick.
     async fn apply_logged(&mut self, event: Event) {
         if let Err(e) = self.apply(event.clone()).await {
-            error!("a transition could not be stored, it is tried again: {e}");
+            let (job, round) = self.turn();
+            error!(job, round, "a transition could not be stored, it is tried again: {e}");
             // Signs of life come again by themselves.
             if !matches!(event, Event::Tick | Event::Progress(..)) && self.unstored.len() < REQUESTS_MAX {
                 self.unstored.push_back(event);
@@ -564,6 +576,17 @@ impl Coordinator {
     }
 }
 
+/// The round that a phase belongs to; `None` before the first and after the last.
+fn round_of(phase: &Phase) -> Option<u32> {
+    match phase {
+        Phase::Gathering { round, .. } | Phase::Training { round, .. } | Phase::Aggregating { round, .. } => {
+            Some(*round)
+        }
+        Phase::Evaluating { record, .. } => Some(record.round),
+        _ => None,
+    }
+}
+
 /// Milliseconds since 1970.
 pub(crate) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -577,7 +600,7 @@ pub(crate) fn now_ms() -> u64 {
 pub async fn missing(artifacts: &Artifacts, wanted: &[ArtifactRef]) -> Result<Vec<Digest>, StoreError> {
     let mut missing = Vec::new();
     for artifact in wanted {
-        if artifacts.size(artifact.digest).await? != Some(artifact.size) {
+        if artifacts.refresh(artifact.digest).await? != Some(artifact.size) {
             missing.push(artifact.digest);
         }
     }

@@ -1,8 +1,8 @@
 //! The aggregator: holds the federation, never sees data, never runs a model.
 //!
 //! Read in this order: [`round`] (the pure state machine of a job), [`aggregate`] (the streaming pass and what is
-//! checked before an update counts), [`store`] (records and artifacts), [`coordinator`] (drives the machine),
-//! [`pki`] (certificates), [`api`] (the gRPC edge), [`health`], [`metrics`] and [`operations`] (what monitoring sees).
+//! checked before an update counts), [`store`] (records and artifacts), [`retention`] (what is deleted of it), [`coordinator`] (drives the machine),
+//! [`pki`] (certificates), [`api`] (the gRPC edge), [`health`], [`metrics`], [`mod@log`] and [`operations`] (what monitoring sees).
 //! Around them the operator's side: [`operator`] (calls to an aggregator), [`simulate`] (a whole federation on this machine), [`cli`].
 
 pub mod aggregate;
@@ -11,10 +11,12 @@ pub mod cli;
 pub mod coordinator;
 pub mod exit;
 pub mod health;
+pub mod log;
 pub mod metrics;
 pub mod operations;
 pub mod operator;
 pub mod pki;
+pub mod retention;
 pub mod round;
 pub mod simulate;
 pub mod store;

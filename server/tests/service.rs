@@ -13,6 +13,7 @@ use fedtune_proto::digest::{ArtifactRef, Digest};
 use fedtune_proto::transfer;
 use fedtune_proto::v1::artifacts_client::ArtifactsClient;
 use fedtune_proto::v1::directive::Kind;
+use fedtune_proto::v1::federation_client::FederationClient;
 use fedtune_proto::v1::report_result_request::Outcome;
 use fedtune_proto::v1::upload_request::Part;
 use fedtune_proto::v1::{self, UploadHeader, UploadRequest, UploadStatusRequest};
@@ -268,5 +269,131 @@ fn told_twice_to_stop_it_ends_at_once() {
         federation.signal_server("INT");
         assert_eq!(federation.server_ended(), 130);
         assert!(upload.call.await.unwrap().is_err());
+    });
+}
+
+#[test]
+fn every_json_line_about_a_job_names_it_with_its_round_and_site() {
+    let federation = Federation::start_with(&[("LOG__FORMAT", "json")]);
+    let bundle = federation.enrol("rogue", "site");
+    let job = run_job(&federation, 2);
+    // A result that does not count, and work that is not wanted any more.
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let second = submit(&federation, 1, 1);
+    runtime.block_on(async {
+        let mut rogue = SyntheticSite::connect(federation.address(), &bundle).await.unwrap();
+        let first = rogue.task().await.unwrap();
+        let (state, _) = rogue.upload(&federation.path("north/state")).await.unwrap();
+        let recipe_json = r#"{"config_json":"{}","tensors":[]}"#.into();
+        let initialized = v1::Initialized { state: Some(state), recipe_json };
+        assert!(rogue.report(&first, Outcome::Initialized(initialized)).await.unwrap().accepted);
+        let task = rogue.task().await.unwrap();
+        let update = v1::Artifact::from(ArtifactRef { digest: Digest::of(b"absent"), size: 6 });
+        let trained = v1::Trained { update: Some(update), examples: 1, train_loss: 0.5, train_seconds: 1.0 };
+        assert!(!rogue.report(&task, Outcome::Trained(trained)).await.unwrap().accepted);
+    });
+    federation.operator(&["job", "cancel", &second]).ok();
+    federation.ended(&second, "cancelled");
+    let lines = federation.log_text("aggregator");
+    let mut seen = std::collections::BTreeSet::new();
+    for text in lines.lines() {
+        let line: serde_json::Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"));
+        for field in ["timestamp", "level", "target", "message"] {
+            assert!(line[field].is_string(), "no {field}: {text}");
+        }
+        let message = line["message"].as_str().unwrap();
+        let (has_round, has_site) = match message {
+            "job submitted" | "job running" | "job ended" => (false, false),
+            "round committed" | "round evaluated" => (true, false),
+            "task offered" | "task withdrawn" | "a result does not count" => (true, true),
+            "session opened" | "session closed" => {
+                assert!(line["site"].is_string(), "{text}");
+                continue;
+            }
+            "listening" | "listening for monitoring" | "ready" => continue,
+            other => panic!("{other:?} is new: say which fields it has: {text}"),
+        };
+        assert!([job.as_str(), &second].contains(&line["job"].as_str().unwrap_or_default()), "no job: {text}");
+        assert!(!has_round || line["round"].is_u64(), "no round: {text}");
+        assert!(!has_site || line["site"].is_string(), "no site: {text}");
+        seen.insert(message.to_owned());
+    }
+    assert_eq!(seen.len(), 7, "{seen:?}");
+}
+
+#[test]
+fn a_failure_of_storage_in_a_call_is_logged_with_site_job_and_round() {
+    let federation = Federation::start_with(&[("LOG__FORMAT", "json"), ("LOG__LEVEL", "error")]);
+    let bundle = federation.enrol("north", "site");
+    let job = submit(&federation, 1, 1);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let mut site = SyntheticSite::connect(federation.address(), &bundle).await.unwrap();
+        let task = site.task().await.unwrap();
+        // A folder in the way of the artifact that the report names.
+        let digest = Digest::of(b"in the way");
+        let name = digest.to_string();
+        let blocked = federation.path("federation/data/artifacts/blake3").join(&name[..2]);
+        std::fs::write(&blocked, "not a folder").unwrap();
+        let recipe_json = r#"{"config_json":"{}","tensors":[]}"#.into();
+        let state = Some(v1::Artifact::from(ArtifactRef { digest, size: 10 }));
+        let outcome = Outcome::Initialized(v1::Initialized { state, recipe_json });
+        assert_eq!(site.report(&task, outcome).await.unwrap_err().code(), Code::Unavailable);
+    });
+    let text = federation.log_text("aggregator");
+    let line: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    assert_eq!((&line["site"], &line["job"], &line["round"]), (&"north".into(), &job.into(), &0.into()), "{text}");
+    assert!(line["message"].as_str().unwrap().contains("storage failed"), "{text}");
+}
+
+#[test]
+fn a_site_is_kept_to_its_streams_calls_and_bytes_and_the_others_are_not() {
+    const RATE: usize = 1 << 18;
+    let federation = Federation::start_with(&[
+        ("LIMITS__STREAMS_PER_SITE", "4"),
+        ("LIMITS__CALLS_PER_SECOND", "5"),
+        ("LIMITS__BYTES_PER_SECOND", &RATE.to_string()),
+    ]);
+    let [north, south] = ["north", "south"].map(|site| federation.enrol(site, "site"));
+    let path = state_file(&federation.path("state"), 300_000).unwrap();
+    submit(&federation, 1, 1);
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let mut site = SyntheticSite::connect(federation.address(), &north).await.unwrap();
+        site.task().await.unwrap();
+        // Bytes: what comes beyond two seconds of the rate takes its time.
+        let began = Instant::now();
+        let (_, travelled) = site.upload(&path).await.unwrap();
+        let least = travelled as f64 / RATE as f64 - 2.0;
+        assert!(least > 2.0 && began.elapsed().as_secs_f64() > least, "{:?} for {travelled} bytes", began.elapsed());
+        // Streams: the session is one.
+        let (ended, mut refusals) = mpsc::channel(8);
+        let mut open = Vec::new();
+        for i in 0..4_u8 {
+            let (parts, receiver) = mpsc::channel(1);
+            let artifact = v1::Artifact::from(ArtifactRef { digest: Digest::of(&[i]), size: 1000 });
+            let header = UploadHeader { artifact: Some(artifact), offset: 0 };
+            parts.send(UploadRequest { part: Some(Part::Header(header)) }).await.unwrap();
+            open.push(parts);
+            let (mut client, ended) = (ArtifactsClient::new(site.channel.clone()), ended.clone());
+            tokio::spawn(async move {
+                let answer = client.upload(ReceiverStream::new(receiver)).await;
+                let _ = ended.send(answer.unwrap_err()).await;
+            });
+        }
+        // The others wait for bytes that do not come.
+        let refused = refusals.recv().await.unwrap();
+        assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+        assert!(refused.message().contains("limits.streams_per_site"), "{refused}");
+        // Calls: so many at once wait for their turn, and those whose turn is far off are refused.
+        let mut calls = tokio::task::JoinSet::new();
+        for _ in 0..100 {
+            let mut client = FederationClient::new(site.channel.clone());
+            calls.spawn(async move { client.heartbeat(v1::HeartbeatRequest { session: "none".into() }).await });
+        }
+        let answers = calls.join_all().await;
+        let codes: Vec<Code> = answers.into_iter().map(|answer| answer.unwrap_err().code()).collect();
+        assert!(codes.contains(&Code::Unauthenticated) && codes.contains(&Code::ResourceExhausted), "{codes:?}");
+        let other = SyntheticSite::connect(federation.address(), &south).await.unwrap();
+        other.heartbeat().await.unwrap();
     });
 }

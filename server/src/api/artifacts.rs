@@ -10,10 +10,12 @@ use fedtune_proto::v1::artifacts_server::Artifacts as ArtifactsRpc;
 use fedtune_proto::v1::upload_request::Part;
 use fedtune_proto::v1::{self, DownloadChunk};
 use futures::{Stream, stream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Response, Status, Streaming};
+use tracing::{Instrument, Span};
 
 use super::drain::{self, Drain};
+use super::limits::SiteLimits;
 use super::{identity, wire};
 use crate::coordinator::Handle;
 use crate::coordinator::Permit;
@@ -36,13 +38,20 @@ pub(super) struct Service {
     artifacts: Artifacts,
     metrics: Metrics,
     drain: Drain,
+    limits: SiteLimits,
     /// Transfers whose chunk is in memory; the others wait, with no more than their window.
     moving: Arc<Semaphore>,
 }
 
 impl Service {
-    pub(super) fn new(coordinator: Handle, artifacts: Artifacts, metrics: Metrics, drain: Drain) -> Self {
-        Self { coordinator, artifacts, metrics, drain, moving: Arc::new(Semaphore::new(CHUNKS_MAX)) }
+    pub(super) fn new(
+        coordinator: Handle,
+        artifacts: Artifacts,
+        metrics: Metrics,
+        drain: Drain,
+        limits: SiteLimits,
+    ) -> Self {
+        Self { coordinator, artifacts, metrics, drain, limits, moving: Arc::new(Semaphore::new(CHUNKS_MAX)) }
     }
 
     async fn permitted(&self, identity: &Identity, permit: Permit) -> Result<(), Status> {
@@ -51,28 +60,34 @@ impl Service {
     }
 
     async fn complete(&self, artifact: ArtifactRef) -> Result<bool, Status> {
-        let size = self.artifacts.size(artifact.digest).await.map_err(wire::storage)?;
+        let size = self.artifacts.refresh(artifact.digest).await.map_err(wire::storage)?;
         Ok(size == Some(artifact.size))
     }
 }
 
-/// Counts the bytes of a peer that move, and tells the coordinator of them now and then.
+/// Counts the bytes of a peer that move, slows them down to its rate, and tells the coordinator of them now and then.
 struct Pulse {
     coordinator: Handle,
     metrics: Metrics,
+    limits: SiteLimits,
+    /// One of the streams that the peer may have open.
+    _stream: Option<OwnedSemaphorePermit>,
     identity: Identity,
     direction: Direction,
     told: Instant,
 }
 
 impl Pulse {
-    fn new(service: &Service, identity: Identity, direction: Direction) -> Self {
-        let (coordinator, metrics) = (service.coordinator.clone(), service.metrics.clone());
-        Self { coordinator, metrics, identity, direction, told: Instant::now() }
+    fn new(service: &Service, identity: Identity, direction: Direction) -> Result<Self, Status> {
+        let Service { coordinator, metrics, limits, .. } = service;
+        let (coordinator, metrics, limits) = (coordinator.clone(), metrics.clone(), limits.clone());
+        let stream = limits.stream(&identity)?;
+        Ok(Self { coordinator, metrics, limits, _stream: stream, identity, direction, told: Instant::now() })
     }
 
     async fn moved(&mut self, bytes: usize) {
         self.metrics.moved(&self.identity, self.direction, bytes as u64);
+        self.limits.bytes(&self.identity, bytes).await;
         if self.told.elapsed() > PULSE {
             self.told = Instant::now();
             self.coordinator.moving(self.identity.name.clone()).await;
@@ -100,9 +115,9 @@ impl ArtifactsRpc for Service {
             return Err(Status::out_of_range(format!("offset {offset} is past the {size} bytes of {digest}")));
         }
         let artifacts = self.artifacts.clone();
-        let pulse = Pulse::new(self, identity, Direction::Down);
+        let pulse = Pulse::new(self, identity, Direction::Down)?;
         let (moving, drain) = (self.moving.clone(), self.drain.clone());
-        let entered = drain.enter()?;
+        let (entered, call) = (drain.enter()?, Span::current());
         let chunks = stream::try_unfold((offset, pulse, entered), move |(start, mut pulse, entered)| {
             let (artifacts, moving, drain) = (artifacts.clone(), moving.clone(), drain.clone());
             async move {
@@ -119,6 +134,7 @@ impl ArtifactsRpc for Service {
                 pulse.moved(data.len()).await;
                 Ok(Some((DownloadChunk { data }, (end, pulse, entered))))
             }
+            .instrument(call.clone())
         });
         Ok(Response::new(Box::pin(chunks)))
     }
@@ -157,7 +173,7 @@ impl ArtifactsRpc for Service {
                 format!("the upload goes on at byte {}, not {}; ask UploadStatus", staged.size(), header.offset);
             return Err(Status::out_of_range(reason));
         }
-        let mut pulse = Pulse::new(self, identity, Direction::Up);
+        let mut pulse = Pulse::new(self, identity.clone(), Direction::Up)?;
         loop {
             let message = tokio::select! {
                 message = parts.message() => message,

@@ -14,6 +14,7 @@ use futures::{Stream, StreamExt, stream};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
+use super::limits::SiteLimits;
 use super::{identity, wire};
 use crate::aggregate::{Rejection, check_state, check_update};
 use crate::coordinator::{self, About, Expected, Handle};
@@ -37,19 +38,20 @@ pub(super) struct Service {
     coordinator: Handle,
     artifacts: Artifacts,
     metrics: Metrics,
+    limits: SiteLimits,
     /// Checks running at once, so that their memory is bounded.
     checks: Semaphore,
 }
 
 impl Service {
-    pub(super) fn new(coordinator: Handle, artifacts: Artifacts, metrics: Metrics) -> Self {
-        Self { coordinator, artifacts, metrics, checks: Semaphore::new(CHECKS_MAX) }
+    pub(super) fn new(coordinator: Handle, artifacts: Artifacts, metrics: Metrics, limits: SiteLimits) -> Self {
+        Self { coordinator, artifacts, metrics, limits, checks: Semaphore::new(CHECKS_MAX) }
     }
 
     /// An artifact that a site says it has uploaded; the reason if it is not here.
     async fn uploaded(&self, wire: Option<&v1::Artifact>) -> Result<Result<ArtifactRef, String>, Status> {
         let artifact = wire::artifact(wire)?;
-        let size = self.artifacts.size(artifact.digest).await.map_err(wire::storage)?;
+        let size = self.artifacts.refresh(artifact.digest).await.map_err(wire::storage)?;
         Ok(match size {
             Some(size) if size == artifact.size => Ok(artifact),
             Some(size) => Err(format!("artifact {} has {size} bytes, not {}", artifact.digest, artifact.size)),
@@ -179,6 +181,7 @@ impl Federation for Service {
         request: Request<v1::OpenSessionRequest>,
     ) -> Result<Response<Self::OpenSessionStream>, Status> {
         let identity = identity::require(&request, SITES)?;
+        let place = self.limits.stream(&identity)?;
         let v1::OpenSessionRequest { protocol, program, capabilities } = request.into_inner();
         let program = clipped(program);
         version::check(&program, protocol).map_err(|e| Status::failed_precondition(e.to_string()))?;
@@ -202,11 +205,11 @@ impl Federation for Service {
         };
         let welcome = Directive { kind: Some(v1::directive::Kind::Welcome(welcome)) };
         // Nothing follows a close.
-        let directives = stream::unfold(Some(opened.directives), |receiver| async {
-            let mut receiver = receiver?;
+        let directives = stream::unfold(Some((opened.directives, place)), |open| async {
+            let (mut receiver, place) = open?;
             let directive = receiver.recv().await?;
             let closes = matches!(directive, coordinator::Directive::Close { .. });
-            Some((wire::directive(directive), (!closes).then_some(receiver)))
+            Some((wire::directive(directive), (!closes).then_some((receiver, place))))
         });
         Ok(Response::new(Box::pin(stream::once(async { welcome }).chain(directives).map(Ok))))
     }

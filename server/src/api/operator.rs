@@ -197,6 +197,12 @@ impl Operator for Service {
                 snapshot.rounds.len()
             )));
         };
+        if self.artifacts.refresh(round.state.digest).await.map_err(wire::storage)?.is_none() {
+            return Err(Status::failed_precondition(format!(
+                "the state of round {} is not kept any more (storage.retention); the last and the best of a job are",
+                round.round
+            )));
+        }
         Ok(Response::new(v1::PlanExportResponse {
             round: round.round,
             state: Some(round.state.into()),

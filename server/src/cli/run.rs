@@ -1,17 +1,15 @@
 //! `run`: the aggregator.
 
 use super::output::outln;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::Args;
-use fedtune_config::server::{Log, LogFormat};
 use fedtune_config::{ConfigError, ServerConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tracing_subscriber::EnvFilter;
 
 use crate::api::Aggregator;
+use crate::log;
 
 /// Run the aggregator until it is told to stop (SIGTERM or Ctrl-C).
 ///
@@ -30,15 +28,8 @@ pub(super) struct Run {
 impl Run {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let config: ServerConfig = fedtune_config::load(&self.config)?;
-        let Log { format, level } = &config.log;
-        let filter = EnvFilter::try_new(level)
-            .map_err(|e| ConfigError::whole(&self.config, format!("log.level: found {level:?}: {e}")))?;
-        let colours = std::io::stderr().is_terminal();
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
-        match format {
-            LogFormat::Text => log.with_target(false).init(),
-            LogFormat::Json => log.json().flatten_event(true).init(),
-        }
+        log::init(&config.log)
+            .map_err(|e| ConfigError::whole(&self.config, format!("log.level: found {:?}: {e}", config.log.level)))?;
         let aggregator = Aggregator::open(config).await?;
         // For whoever started it: the addresses, known even when a port was 0.
         outln!("listening on {}", aggregator.address());

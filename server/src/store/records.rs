@@ -1,10 +1,11 @@
 //! Jobs, rounds and sites in SQLite. A transition of a job is one transaction.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
-use fedtune_proto::digest::ArtifactRef;
+use fedtune_proto::digest::{ArtifactRef, Digest};
 use serde::{Deserialize, Serialize};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{
@@ -17,8 +18,11 @@ use crate::pki::{Identity, Role};
 use crate::round::{Machine, RoundRecord};
 
 /// The schema's history, oldest first. What has been released is never changed.
-const MIGRATIONS: &[(&str, &str)] =
-    &[("first", include_str!("migrations/0001_first.sql")), ("probe", include_str!("migrations/0002_probe.sql"))];
+const MIGRATIONS: &[(&str, &str)] = &[
+    ("first", include_str!("migrations/0001_first.sql")),
+    ("probe", include_str!("migrations/0002_probe.sql")),
+    ("ended", include_str!("migrations/0003_ended.sql")),
+];
 
 /// A file of a base model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +97,17 @@ pub struct JobRecord {
     pub machine: Machine,
     /// How its models are written; known once the first state is.
     pub recipe: Option<String>,
+}
+
+/// The artifacts of a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobArtifacts {
+    /// When it was first seen to have ended, in milliseconds since 1970; `None` while it has not.
+    pub ended_ms: Option<u64>,
+    /// All that its records name.
+    pub named: BTreeSet<Digest>,
+    /// What its models are exported of: the base model, the last state and the best.
+    pub exported: BTreeSet<Digest>,
 }
 
 /// The records.
@@ -243,6 +258,60 @@ impl Records {
         Ok(counts)
     }
 
+    /// Notes of each job that has ended, where it is not noted yet, that it has.
+    ///
+    /// # Errors
+    /// Storage failed.
+    pub async fn mark_ended(&self, now_ms: u64) -> Result<(), StoreError> {
+        let mut transaction = self.pool.begin().await?;
+        for status in JobStatus::ALL.into_iter().filter(|status| status.is_over()) {
+            sqlx::query("UPDATE jobs SET ended_ms = $1 WHERE ended_ms IS NULL AND status = $2")
+                .bind(now_ms.cast_signed())
+                .bind(status.as_str())
+                .execute(&mut *transaction)
+                .await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// The artifacts of every job.
+    ///
+    /// # Errors
+    /// Storage failed, or a record cannot be read.
+    pub async fn job_artifacts(&self) -> Result<Vec<JobArtifacts>, StoreError> {
+        let rows = sqlx::query("SELECT * FROM jobs").fetch_all(&self.pool).await?;
+        let mut found = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let job = job_of_row(row)?;
+            let ended: Option<i64> = row.try_get("ended_ms")?;
+            // By their form and not by their field: what a later version records is found too.
+            let mut named = BTreeSet::new();
+            for column in ["text", "base_model", "machine", "recipe"] {
+                let text: Option<String> = row.try_get(column)?;
+                named.extend(digests(&text.unwrap_or_default()));
+            }
+            let records = sqlx::query("SELECT record FROM rounds WHERE job = $1 ORDER BY round")
+                .bind(&job.id)
+                .fetch_all(&self.pool)
+                .await?;
+            let mut exported: BTreeSet<Digest> = job.base_model.iter().map(|file| file.artifact.digest).collect();
+            let mut last = None;
+            for row in &records {
+                named.extend(digests(row.try_get("record")?));
+                let round: RoundRecord = parsed("a round", row, "record")?;
+                if job.machine.best.is_some_and(|best| best.round == round.round) {
+                    exported.insert(round.state.digest);
+                }
+                last = Some(round.state.digest);
+            }
+            exported.extend(last);
+            let ended_ms = ended.filter(|_| job.status.is_over()).map(i64::cast_unsigned);
+            found.push(JobArtifacts { ended_ms, named, exported });
+        }
+        Ok(found)
+    }
+
     /// The committed rounds of a job, in order.
     ///
     /// # Errors
@@ -270,6 +339,11 @@ fn job_of_row(row: &SqliteRow) -> Result<JobRecord, StoreError> {
         machine: parsed("a round machine", row, "machine")?,
         recipe: row.try_get("recipe")?,
     })
+}
+
+/// Everything in a text that has the form of a digest.
+fn digests(text: &str) -> impl Iterator<Item = Digest> {
+    text.split(|c: char| !c.is_ascii_hexdigit()).filter_map(|word| word.parse().ok())
 }
 
 fn json(what: &str, value: &impl Serialize) -> Result<String, StoreError> {
