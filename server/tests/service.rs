@@ -4,7 +4,9 @@
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fedtune_proto::CHUNK_BYTES;
@@ -14,10 +16,12 @@ use fedtune_proto::transfer;
 use fedtune_proto::v1::artifacts_client::ArtifactsClient;
 use fedtune_proto::v1::directive::Kind;
 use fedtune_proto::v1::federation_client::FederationClient;
+use fedtune_proto::v1::operator_client::OperatorClient;
+use fedtune_proto::v1::plan_export_request::Selector;
 use fedtune_proto::v1::report_result_request::Outcome;
 use fedtune_proto::v1::upload_request::Part;
 use fedtune_proto::v1::{self, UploadHeader, UploadRequest, UploadStatusRequest};
-use fedtune_tests::{Federation, SyntheticSite, delta_file, model_folder, state_file, text};
+use fedtune_tests::{Federation, SyntheticSite, delta_file, model_folder, program, run, state_file, text};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
@@ -396,4 +400,80 @@ fn a_site_is_kept_to_its_streams_calls_and_bytes_and_the_others_are_not() {
         let other = SyntheticSite::connect(federation.address(), &south).await.unwrap();
         other.heartbeat().await.unwrap();
     });
+}
+
+#[test]
+fn systemd_is_told_when_it_is_ready_and_when_it_stops() {
+    let folder = tempfile::tempdir().unwrap();
+    run("fedtune-server", ["init", "--dir", text(&folder.path().join("f"))]).ok();
+    let socket = UnixDatagram::bind(folder.path().join("notify")).unwrap();
+    socket.set_read_timeout(Some(KNOWN_WITHIN)).unwrap();
+    let mut server = Command::new(program("fedtune-server"))
+        .args(["run", "--config", text(&folder.path().join("f/server.toml"))])
+        .env("FEDTUNE_SERVER__LISTEN__ADDRESS", "127.0.0.1:0")
+        .env("FEDTUNE_SERVER__LISTEN__HTTP", "127.0.0.1:0")
+        .env("NOTIFY_SOCKET", folder.path().join("notify"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let told = || {
+        let mut buffer = [0; 256];
+        let length = socket.recv(&mut buffer).unwrap();
+        String::from_utf8(buffer[..length].to_vec()).unwrap()
+    };
+    assert_eq!(told().trim(), "READY=1");
+    let kill = Command::new("kill").args(["-s", "TERM", &server.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    assert_eq!(told().trim(), "STOPPING=1");
+    assert_eq!(server.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn retention_runs_at_the_start_and_says_what_went() {
+    let mut federation = Federation::start_with(&[("STORAGE__RETENTION", "2d")]);
+    let job = run_job(&federation, 2);
+    federation.kill_server();
+    // As if all of it had been three days ago.
+    let long_ago = std::time::SystemTime::now() - Duration::from_secs(3 * 24 * 60 * 60);
+    let data = federation.path("federation/data");
+    for folder in folders(&data.join("artifacts/blake3")) {
+        for file in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file())
+        {
+            std::fs::File::open(file).unwrap().set_modified(long_ago).unwrap();
+        }
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(data.join("records.sqlite"));
+        let records = sqlx::sqlite::SqlitePool::connect_with(options).await.unwrap();
+        let ended = long_ago.duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64;
+        sqlx::query("UPDATE jobs SET ended_ms = $1").bind(ended).execute(&records).await.unwrap();
+        records.close().await;
+    });
+    federation.start_server();
+    let began = Instant::now();
+    while !federation.log_text("aggregator").contains("deleted what no job needs any more") {
+        assert!(began.elapsed() < KNOWN_WITHIN, "{}", federation.log_text("aggregator"));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let plan = |selector| {
+        let bundle = federation.path("federation/operator");
+        let address = federation.address().to_owned();
+        runtime.block_on(async {
+            let channel = Credentials::read(&bundle, "operator").unwrap().connect(&address).await.unwrap();
+            let request = v1::PlanExportRequest { job: job.clone(), selector: Some(selector) };
+            OperatorClient::new(channel).plan_export(request).await.map(tonic::Response::into_inner)
+        })
+    };
+    let planned = plan(Selector::Last(true)).unwrap();
+    let state = planned.state.unwrap().digest;
+    assert!(data.join("artifacts/blake3").join(&state[..2]).join(&state).is_file(), "what is exported is there");
+    for file in planned.base_model {
+        let digest = file.artifact.unwrap().digest;
+        assert!(data.join("artifacts/blake3").join(&digest[..2]).join(&digest).is_file(), "{}", file.name);
+    }
+    assert_eq!(federation.show(&job)["best_round"], 2);
+    let refused = plan(Selector::Round(1)).unwrap_err();
+    assert!(refused.message().contains("storage.retention"), "{refused}");
 }

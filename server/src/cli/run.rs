@@ -5,8 +5,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 use fedtune_config::{ConfigError, ServerConfig};
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tracing::warn;
 
 use crate::api::Aggregator;
 use crate::log;
@@ -39,17 +41,26 @@ impl Run {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let (told, stop) = mpsc::channel(2);
+        tell_supervisor(NotifyState::Ready);
         tokio::spawn(async move {
             loop {
                 tokio::select! {
                     _ = terminate.recv() => {}
                     _ = interrupt.recv() => {}
                 }
+                tell_supervisor(NotifyState::Stopping);
                 if told.send(()).await.is_err() {
                     return;
                 }
             }
         });
         Ok(aggregator.serve(stop).await?)
+    }
+}
+
+/// Tells systemd, where it asks to be told (NOTIFY_SOCKET).
+fn tell_supervisor(state: NotifyState<'_>) {
+    if let Err(e) = sd_notify::notify(std::slice::from_ref(&state)) {
+        warn!("systemd cannot be told that the state is {state:?}: {e}");
     }
 }
