@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::de::value::StringDeserializer;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::error::Problems;
 use crate::load::Document;
@@ -37,11 +38,15 @@ pub struct ServerConfig {
 pub struct Listen {
     /// Address and port; port 0 takes a free one.
     pub address: SocketAddr,
+    /// Where health is told in plain HTTP, for probes and monitoring; nowhere if absent.
+    pub http: Option<SocketAddr>,
+    /// How long calls in progress may take to end once it is told to stop.
+    pub drain: Span,
 }
 
 impl Default for Listen {
     fn default() -> Self {
-        Self { address: SocketAddr::from(([0, 0, 0, 0], 7443)) }
+        Self { address: SocketAddr::from(([0, 0, 0, 0], 7443)), http: None, drain: Span::seconds(30) }
     }
 }
 
@@ -63,6 +68,39 @@ pub struct Tls {
 pub struct Storage {
     /// Holds records.sqlite and artifacts/.
     pub data: PathBuf,
+    /// How long all artifacts of an ended job stay. After that only what its models are exported of does.
+    #[serde(default)]
+    pub retention: Retention,
+}
+
+/// How long something stays: `"forever"`, or a length of time such as `"30d"`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Retention {
+    /// Nothing is deleted.
+    #[default]
+    Forever,
+    /// For so long.
+    After(Span),
+}
+
+impl Serialize for Retention {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Forever => serializer.serialize_str("forever"),
+            Self::After(span) => span.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Retention {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "forever" {
+            return Ok(Self::Forever);
+        }
+        let span = Span::deserialize(StringDeserializer::<serde::de::value::Error>::new(text));
+        span.map(Self::After).map_err(|e| de::Error::custom(format!("{e}, or \"forever\"")))
+    }
 }
 
 /// Sessions of sites.
@@ -89,11 +127,23 @@ pub struct Limits {
     pub artifact_bytes: u64,
     /// Largest example count an update may claim.
     pub examples_per_update: u64,
+    /// Sessions and transfers that one site may have open at once.
+    pub streams_per_site: u32,
+    /// Bytes of artifacts a second of one site, both ways together; 0 is no limit.
+    pub bytes_per_second: u64,
+    /// Calls a second of one site; 0 is no limit.
+    pub calls_per_second: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { artifact_bytes: 64 << 30, examples_per_update: 100_000_000 }
+        Self {
+            artifact_bytes: 64 << 30,
+            examples_per_update: 100_000_000,
+            streams_per_site: 16,
+            bytes_per_second: 0,
+            calls_per_second: 50,
+        }
     }
 }
 
@@ -127,6 +177,10 @@ impl Document for ServerConfig {
     const ENV_PREFIX: Option<&'static str> = Some("FEDTUNE_SERVER");
 
     fn validate(&self, p: &mut Problems) {
+        let Listen { address, http, drain: _ } = &self.listen;
+        p.check(http.is_none_or(|http| http.port() == 0 || http.port() != address.port()), "listen.http", || {
+            format!("found the port {} of listen.address; expected a port of its own", address.port())
+        });
         let Sessions { heartbeat, timeout } = &self.sessions;
         p.check(heartbeat.0.as_millis() >= 100, "sessions.heartbeat", || {
             format!("found {heartbeat}; expected at least \"100ms\"")
@@ -134,11 +188,25 @@ impl Document for ServerConfig {
         p.check(timeout.0 >= heartbeat.0 * 2, "sessions.timeout", || {
             format!("found {timeout}; expected at least twice sessions.heartbeat, which is {heartbeat}")
         });
-        let Limits { artifact_bytes, examples_per_update } = &self.limits;
+        if let Retention::After(span) = self.storage.retention {
+            // What a site was told is here may be reported much later.
+            p.check(span.0.as_secs() >= 24 * 60 * 60, "storage.retention", || {
+                format!("found {span}; expected at least \"1d\", or \"forever\"")
+            });
+        }
+        let Limits { artifact_bytes, examples_per_update, streams_per_site, bytes_per_second, calls_per_second: _ } =
+            &self.limits;
         p.check(*artifact_bytes >= 1 << 20, "limits.artifact_bytes", || {
             format!("found {artifact_bytes}; expected at least 1048576")
         });
         p.check(*examples_per_update >= 1, "limits.examples_per_update", || "found 0; expected at least 1".into());
+        // A session, and a transfer beside it; again while those of a broken link are not given up.
+        p.check(*streams_per_site >= 4, "limits.streams_per_site", || {
+            format!("found {streams_per_site}; expected at least 4")
+        });
+        p.check(*bytes_per_second == 0 || *bytes_per_second >= 1 << 16, "limits.bytes_per_second", || {
+            format!("found {bytes_per_second}; expected 0 (no limit) or at least 65536, the bytes of a chunk")
+        });
         p.check(!self.log.level.trim().is_empty(), "log.level", || {
             "is empty; expected a level such as \"info\"".into()
         });

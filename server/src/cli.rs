@@ -12,6 +12,7 @@ mod table;
 mod watch;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -90,7 +91,7 @@ pub fn run() -> anyhow::Result<()> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(FILE_THREADS_MAX).build()?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         match cli.command {
             Command::Init(command) => command.run().await,
             Command::Run(command) => command.run().await,
@@ -100,7 +101,10 @@ pub fn run() -> anyhow::Result<()> {
             Command::Model(command) => command.run().await,
             Command::Simulate(command) => command.run().await,
         }
-    })
+    });
+    // Nobody waits any more for what still runs there, such as the digest of a large upload that was cut off.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
 }
 
 /// Prints one JSON document.

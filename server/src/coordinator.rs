@@ -7,7 +7,7 @@ mod handle;
 mod sessions;
 mod snapshot;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fedtune_config::job::{self, Copies, Job, TaskKind};
@@ -20,9 +20,10 @@ use tracing::{error, info, warn};
 
 pub use handle::{Answer, Expected, Handle, Permit, Rejected};
 pub use sessions::{About, Directive, Task};
-pub use snapshot::{Activity, JobSnapshot, SiteSnapshot};
+pub use snapshot::{Activity, JobSnapshot, Overview, SiteSnapshot};
 
 use crate::aggregate::{self, Before, Bounds, Keep, Weighted};
+use crate::metrics::Metrics;
 use crate::pki::{Identity, Role};
 use crate::round::{Effect, Event, Fault, Machine, Outcome, Phase, RoundRecord, Trainee, Turn, Work, World};
 use crate::store::records::{JobRecord, JobStatus};
@@ -40,6 +41,9 @@ struct Coordinator {
     sessions: Sessions,
     /// The job that runs, and what its sites are doing.
     active: Option<Active>,
+    metrics: Metrics,
+    /// The aggregator is about to stop. The job stays where it is: that its sites are away now says nothing.
+    draining: bool,
     /// Counts visible changes.
     changes: watch::Sender<u64>,
     /// For events of its own making.
@@ -63,6 +67,7 @@ pub async fn start(
     artifacts: Artifacts,
     limits: Limits,
     times: SessionTimes,
+    metrics: Metrics,
 ) -> Result<Handle, StoreError> {
     let (sender, mut receiver) = mpsc::channel(REQUESTS_MAX);
     let (changes, changed) = watch::channel(0);
@@ -73,6 +78,8 @@ pub async fn start(
         limits,
         sessions: Sessions::new(times),
         active: None,
+        metrics,
+        draining: false,
         changes,
         own: sender.downgrade(),
         unstored: VecDeque::new(),
@@ -139,13 +146,17 @@ impl Coordinator {
                 let _ = reply.send(self.permits(&identity, permit).await);
             }
             Request::Aggregated { job, event } => {
-                if self.is_active(&job) {
+                // The pass is repeated after a start; a round committed now would find nobody to score it.
+                if self.is_active(&job) && !self.draining {
+                    if let Event::AggregationFailed(reason) = &event {
+                        warn!(job, round = self.turn().1, reason, "the pass failed");
+                    }
                     self.apply_logged(event).await;
                 }
             }
             Request::Submit { record, reply } => {
                 let mut stored = self.records.add_job(&record).await;
-                if stored.is_ok() && self.active.is_none() {
+                if stored.is_ok() && self.active.is_none() && !self.draining {
                     stored = self.next_job().await;
                 }
                 self.changed();
@@ -170,6 +181,14 @@ impl Coordinator {
                 let sites = self.records.sites().await;
                 let _ = reply.send(sites.map(|sites| self.sessions.snapshot(sites)));
             }
+            Request::Drain { reply } => {
+                self.draining = true;
+                self.sessions.close_all("the aggregator is stopping; connect again");
+                let _ = reply.send(());
+            }
+            Request::Overview { reply } => {
+                let _ = reply.send(self.overview());
+            }
         }
     }
 
@@ -178,21 +197,28 @@ impl Coordinator {
             warn!(site, "session closed: the site was silent too long");
         }
         if self.active.is_none()
+            && !self.draining
             && let Err(e) = self.next_job().await
         {
             error!("the next job cannot start: {e}");
         }
         while let Some(event) = self.unstored.pop_front() {
             if let Err(e) = self.apply(event.clone()).await {
-                error!("a transition still cannot be stored: {e}");
+                let (job, round) = self.turn();
+                error!(job, round, "a transition still cannot be stored: {e}");
                 self.unstored.push_front(event);
                 return;
             }
         }
-        self.apply_logged(Event::Tick).await;
+        if !self.draining {
+            self.apply_logged(Event::Tick).await;
+        }
     }
 
     async fn open_session(&mut self, identity: Identity, about: About) -> Result<sessions::Opened, Rejected> {
+        if self.draining {
+            return Err(Rejected::Stopping);
+        }
         let enrolled = self.records.sites().await?;
         if !enrolled.contains(&identity) {
             return Err(Rejected::Refused(format!(
@@ -219,6 +245,12 @@ impl Coordinator {
             self.sessions.send(&site, Directive::WithdrawAll);
         }
         Ok(opened)
+    }
+
+    /// The running job and the round it is in, for log lines.
+    fn turn(&self) -> (Option<&str>, Option<u32>) {
+        let Some(active) = &self.active else { return (None, None) };
+        (Some(&active.record.id), round_of(&active.record.machine.phase))
     }
 
     fn is_active(&self, job: &str) -> bool {
@@ -467,6 +499,14 @@ impl Coordinator {
         Ok(JobSnapshot::new(record, rounds, activity))
     }
 
+    fn overview(&self) -> Overview {
+        let online: BTreeSet<String> =
+            [Role::Site, Role::Evaluator].into_iter().flat_map(|role| self.sessions.online(role)).collect();
+        let machine = self.active.as_ref().map(|active| &active.record.machine);
+        let works = |site: &&String| machine.is_some_and(|machine| machine.work_of(site).is_some());
+        Overview { working: online.iter().filter(works).cloned().collect(), online }
+    }
+
     /// Takes up the job that was running, or the first in the queue.
     async fn next_job(&mut self) -> Result<(), StoreError> {
         loop {
@@ -486,6 +526,7 @@ impl Coordinator {
                 Err(e) => {
                     record.status = JobStatus::Failed;
                     record.reason = format!("this version cannot read the job: {e}");
+                    error!(job = record.id, reason = record.reason, "job failed");
                     self.records.save(&record, &[]).await?;
                 }
             }
@@ -495,7 +536,8 @@ impl Coordinator {
     /// An event whose failure nobody waits to hear of; it is applied again with the next tick.
     async fn apply_logged(&mut self, event: Event) {
         if let Err(e) = self.apply(event.clone()).await {
-            error!("a transition could not be stored, it is tried again: {e}");
+            let (job, round) = self.turn();
+            error!(job, round, "a transition could not be stored, it is tried again: {e}");
             // Signs of life come again by themselves.
             if !matches!(event, Event::Tick | Event::Progress(..)) && self.unstored.len() < REQUESTS_MAX {
                 self.unstored.push_back(event);
@@ -535,6 +577,7 @@ impl Coordinator {
                 .collect();
             self.records.save(&record, &rounds).await?;
         }
+        self.metrics.transition(&active.record.machine, &record.machine, &effects);
         active.record = record;
         for effect in effects {
             self.perform(effect);
@@ -627,6 +670,17 @@ impl Coordinator {
     }
 }
 
+/// The round that a phase belongs to; `None` before the first and after the last.
+fn round_of(phase: &Phase) -> Option<u32> {
+    match phase {
+        Phase::Gathering { round, .. } | Phase::Training { round, .. } | Phase::Aggregating { round, .. } => {
+            Some(*round)
+        }
+        Phase::Evaluating { record, .. } => Some(record.round),
+        _ => None,
+    }
+}
+
 /// Milliseconds since 1970.
 pub(crate) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -640,7 +694,7 @@ pub(crate) fn now_ms() -> u64 {
 pub async fn missing(artifacts: &Artifacts, wanted: &[ArtifactRef]) -> Result<Vec<Digest>, StoreError> {
     let mut missing = Vec::new();
     for artifact in wanted {
-        if artifacts.size(artifact.digest).await? != Some(artifact.size) {
+        if artifacts.refresh(artifact.digest).await? != Some(artifact.size) {
             missing.push(artifact.digest);
         }
     }

@@ -91,6 +91,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         return Some(match e {
             ServeError::Listen { .. } | ServeError::Transport(_) => 7,
             ServeError::Pem { .. } | ServeError::Store(_) => 9,
+            ServeError::Interrupted => 130,
         });
     }
     if cause.is::<StoreError>() || cause.is::<PkiError>() {

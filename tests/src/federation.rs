@@ -1,6 +1,9 @@
 //! A real aggregator in a folder of its own, and real programs around it.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -78,7 +81,12 @@ pub fn text(path: &Path) -> &str {
 pub struct Federation {
     folder: TempDir,
     server: Option<Child>,
+    /// Set by environment variables over server.toml.
+    settings: Vec<(String, String)>,
+    /// Whom the aggregator runs as, where that is not who runs the test.
+    user: Option<u32>,
     address: String,
+    monitoring: String,
     clients: Vec<(String, Child)>,
 }
 
@@ -88,12 +96,44 @@ impl Federation {
     /// # Panics
     /// It does not start.
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same with settings such as `("LISTEN__DRAIN", "5s")` over its server.toml.
+    ///
+    /// # Panics
+    /// It does not start.
+    pub fn start_with(settings: &[(&str, &str)]) -> Self {
+        let mut federation = Self::make(settings);
+        federation.start_server();
+        federation
+    }
+
+    /// The same with an aggregator that file permissions bind, also where root runs the tests.
+    ///
+    /// # Panics
+    /// It does not start.
+    pub fn start_unprivileged() -> Self {
+        const NOBODY: u32 = 65534;
+        let mut federation = Self::make(&[]);
+        let folder = federation.folder.path();
+        if std::fs::metadata(folder).expect("there").uid() == 0 {
+            std::fs::copy(program("fedtune-server"), folder.join("fedtune-server")).expect("copied");
+            let chown = Command::new("chown").arg("-R").arg(NOBODY.to_string()).arg(folder).status();
+            assert!(chown.expect("chown starts").success());
+            federation.user = Some(NOBODY);
+        }
+        federation.start_server();
+        federation
+    }
+
+    fn make(settings: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         demo::write(&folder.path().join("demo")).expect("the demo's files");
         run("fedtune-server", ["init", "--dir", text(&folder.path().join("federation"))]).ok();
-        let mut federation = Self { folder, server: None, address: String::new(), clients: Vec::new() };
-        federation.start_server();
-        federation
+        let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let (address, monitoring) = (String::new(), String::new());
+        Self { folder, server: None, settings, user: None, address, monitoring, clients: Vec::new() }
     }
 
     /// Starts the aggregator, on the port it had before if it had one.
@@ -102,24 +142,35 @@ impl Federation {
     /// It does not start.
     pub fn start_server(&mut self) {
         let port = self.address.rsplit_once(':').map_or("0", |(_, port)| port).to_owned();
-        let mut child = Command::new(program("fedtune-server"))
+        let mut command = match self.user {
+            Some(user) => {
+                let mut command = Command::new(self.path("fedtune-server"));
+                command.uid(user).gid(user);
+                command
+            }
+            None => Command::new(program("fedtune-server")),
+        };
+        command
             .args(["run", "--config", text(&self.path("federation/server.toml"))])
             .env("FEDTUNE_SERVER__LISTEN__ADDRESS", format!("127.0.0.1:{port}"))
+            .env("FEDTUNE_SERVER__LISTEN__HTTP", "127.0.0.1:0")
             .env("FEDTUNE_SERVER__SESSIONS__HEARTBEAT", "500ms")
             .env("FEDTUNE_SERVER__SESSIONS__TIMEOUT", "5s")
+            .envs(self.settings.iter().map(|(name, value)| (format!("FEDTUNE_SERVER__{name}"), value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(self.log("aggregator"))
-            .spawn()
-            .expect("the aggregator starts");
-        let mut line = String::new();
-        let stdout = child.stdout.take().expect("piped");
-        BufReader::new(stdout).read_line(&mut line).expect("a line");
+            .stderr(self.log("aggregator"));
+        let mut child = command.spawn().expect("the aggregator starts");
+        let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
+        let [mut line, mut monitoring] = [String::new(), String::new()];
+        stdout.read_line(&mut line).expect("a line");
+        stdout.read_line(&mut monitoring).expect("a line");
         let address = line.trim().strip_prefix("listening on ");
         let address =
             address.unwrap_or_else(|| panic!("the aggregator said {line:?}: {}", self.log_text("aggregator")));
         let (_, port) = address.rsplit_once(':').expect("a port");
         self.address = format!("https://localhost:{port}");
+        self.monitoring = monitoring.trim().trim_start_matches("monitoring at http://").to_owned();
         self.server = Some(child);
     }
 
@@ -131,6 +182,44 @@ impl Federation {
         let mut server = self.server.take().expect("running");
         server.kill().expect("killed");
         server.wait().expect("reaped");
+    }
+
+    /// Sends the aggregator a signal, such as `TERM`.
+    ///
+    /// # Panics
+    /// It is not running.
+    pub fn signal_server(&self, signal: &str) {
+        let kill = Command::new("kill").args(["-s", signal, &self.server_id().to_string()]).status();
+        assert!(kill.expect("kill starts").success());
+    }
+
+    /// Waits for the end of the aggregator, of its own accord. Gives its exit code; -1 for a signal.
+    ///
+    /// # Panics
+    /// It does not end.
+    pub fn server_ended(&mut self) -> i32 {
+        let mut server = self.server.take().expect("running");
+        let began = Instant::now();
+        loop {
+            if let Some(status) = server.try_wait().expect("waited") {
+                return status.code().unwrap_or(-1);
+            }
+            if began.elapsed() > PATIENCE {
+                let _ = server.kill();
+                panic!("it does not end:\n{}", self.log_text("aggregator"));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Asks the aggregator's HTTP side; gives status and body, or nothing where it does not answer.
+    pub fn monitoring(&self, path: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect(&self.monitoring).ok()?;
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
     }
 
     /// Process id of the aggregator.

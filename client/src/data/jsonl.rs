@@ -1,6 +1,6 @@
 //! One JSON object a line, with bounded memory.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::io::BufRead;
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-use super::columns::Columns;
+use super::columns::{self, Columns};
 use super::error::{DataError, Fault};
 use super::raw::{self, RawRow, Values};
 use super::{MAX_COLUMNS, MAX_TEXT, Place};
@@ -26,25 +26,39 @@ pub(super) fn scan(
 ) -> Result<(), DataError> {
     let mut place = Place { line: 1, start };
     let (mut content, keys) = (Vec::new(), Keys::of(columns));
+    let (mut objects, mut unseen) = (0_u64, (0..columns.content.cells()).collect::<BTreeSet<_>>());
     while let Some(length) =
         next_line(&mut input, &mut content).map_err(|source| DataError::Read { path: path.into(), source })?
     {
         if length > MAX_LINE {
             each(place, Err(Fault::TooLong { bytes: length }));
         } else if !content.iter().all(u8::is_ascii_whitespace) {
-            each(place, row(&content, columns, &keys));
+            let found = values(&content, &keys);
+            if let Ok(found) = &found {
+                objects += 1;
+                unseen.retain(|cell| found[*cell].is_none());
+            }
+            each(place, found.and_then(|found| raw::row(columns, found)));
         }
         // Past the last line, where no line end may be, nothing begins.
         place = Place { line: place.line + 1, start: place.start + length as u64 + 1 };
     }
-    Ok(())
+    // Objects may leave out what is missing, but a column that is in none of them is not in the file.
+    match unseen.first() {
+        Some(cell) if objects > 0 => {
+            let (wanted, role) = columns.named()[*cell];
+            columns::find(path, 1, &super::column_names(path)?, wanted, role).map(drop)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The row in the line that begins where `input` stands; `None` if it is no usable one.
 pub(super) fn row_at(path: &Path, mut input: impl BufRead, columns: &Columns) -> Result<Option<RawRow>, DataError> {
     let mut content = Vec::new();
     let length = next_line(&mut input, &mut content).map_err(|source| DataError::Read { path: path.into(), source })?;
-    Ok(length.filter(|length| *length <= MAX_LINE).and_then(|_| row(&content, columns, &Keys::of(columns)).ok()))
+    let row = |_| values(&content, &Keys::of(columns)).and_then(|found| raw::row(columns, found)).ok();
+    Ok(length.filter(|length| *length <= MAX_LINE).and_then(row))
 }
 
 /// Reads a line, keeping at most a byte more than [`MAX_LINE`] of it; gives its length, or `None` at the end.
@@ -69,13 +83,14 @@ fn next_line(input: &mut impl BufRead, content: &mut Vec<u8>) -> std::io::Result
     }
 }
 
-fn row(line: &[u8], columns: &Columns, keys: &Keys<'_>) -> Result<RawRow, Fault> {
+/// The values of a line's columns.
+fn values(line: &[u8], keys: &Keys<'_>) -> Result<Values, Fault> {
     let line = std::str::from_utf8(line).map_err(|_| Fault::NotUtf8)?;
     let mut parser = serde_json::Deserializer::from_str(line);
     let bad = |e: serde_json::Error| Fault::BadJson { message: e.to_string() };
     let found = parser.deserialize_any(Fields(keys)).map_err(bad)?;
     parser.end().map_err(bad)?;
-    raw::row(columns, found?)
+    found
 }
 
 /// The keys of all objects, which are the columns of a table, in the order in which they come up; no more than one above

@@ -10,12 +10,16 @@ use fedtune_proto::v1::artifacts_server::Artifacts as ArtifactsRpc;
 use fedtune_proto::v1::upload_request::Part;
 use fedtune_proto::v1::{self, DownloadChunk};
 use futures::{Stream, stream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Response, Status, Streaming};
+use tracing::{Instrument, Span};
 
+use super::drain::{self, Drain};
+use super::limits::SiteLimits;
 use super::{identity, wire};
 use crate::coordinator::Handle;
 use crate::coordinator::Permit;
+use crate::metrics::{Direction, Metrics};
 use crate::pki::{Identity, Role};
 use crate::store::{Artifacts, StoreError};
 
@@ -32,13 +36,22 @@ const ANYBODY: &[Role] = &[Role::Site, Role::Evaluator, Role::Operator];
 pub(super) struct Service {
     coordinator: Handle,
     artifacts: Artifacts,
+    metrics: Metrics,
+    drain: Drain,
+    limits: SiteLimits,
     /// Transfers whose chunk is in memory; the others wait, with no more than their window.
     moving: Arc<Semaphore>,
 }
 
 impl Service {
-    pub(super) fn new(coordinator: Handle, artifacts: Artifacts) -> Self {
-        Self { coordinator, artifacts, moving: Arc::new(Semaphore::new(CHUNKS_MAX)) }
+    pub(super) fn new(
+        coordinator: Handle,
+        artifacts: Artifacts,
+        metrics: Metrics,
+        drain: Drain,
+        limits: SiteLimits,
+    ) -> Self {
+        Self { coordinator, artifacts, metrics, drain, limits, moving: Arc::new(Semaphore::new(CHUNKS_MAX)) }
     }
 
     async fn permitted(&self, identity: &Identity, permit: Permit) -> Result<(), Status> {
@@ -47,27 +60,37 @@ impl Service {
     }
 
     async fn complete(&self, artifact: ArtifactRef) -> Result<bool, Status> {
-        let size = self.artifacts.size(artifact.digest).await.map_err(wire::storage)?;
+        let size = self.artifacts.refresh(artifact.digest).await.map_err(wire::storage)?;
         Ok(size == Some(artifact.size))
     }
 }
 
-/// Tells the coordinator, now and then, that bytes of a peer are moving.
+/// Counts the bytes of a peer that move, slows them down to its rate, and tells the coordinator of them now and then.
 struct Pulse {
     coordinator: Handle,
-    site: String,
+    metrics: Metrics,
+    limits: SiteLimits,
+    /// One of the streams that the peer may have open.
+    _stream: Option<OwnedSemaphorePermit>,
+    identity: Identity,
+    direction: Direction,
     told: Instant,
 }
 
 impl Pulse {
-    fn new(coordinator: &Handle, identity: &Identity) -> Self {
-        Self { coordinator: coordinator.clone(), site: identity.name.clone(), told: Instant::now() }
+    fn new(service: &Service, identity: Identity, direction: Direction) -> Result<Self, Status> {
+        let Service { coordinator, metrics, limits, .. } = service;
+        let (coordinator, metrics, limits) = (coordinator.clone(), metrics.clone(), limits.clone());
+        let stream = limits.stream(&identity)?;
+        Ok(Self { coordinator, metrics, limits, _stream: stream, identity, direction, told: Instant::now() })
     }
 
-    async fn beat(&mut self) {
+    async fn moved(&mut self, bytes: usize) {
+        self.metrics.moved(&self.identity, self.direction, bytes as u64);
+        self.limits.bytes(&self.identity, bytes).await;
         if self.told.elapsed() > PULSE {
             self.told = Instant::now();
-            self.coordinator.moving(self.site.clone()).await;
+            self.coordinator.moving(self.identity.name.clone()).await;
         }
     }
 }
@@ -92,20 +115,26 @@ impl ArtifactsRpc for Service {
             return Err(Status::out_of_range(format!("offset {offset} is past the {size} bytes of {digest}")));
         }
         let artifacts = self.artifacts.clone();
-        let pulse = Pulse::new(&self.coordinator, &identity);
-        let moving = self.moving.clone();
-        let chunks = stream::try_unfold((offset, pulse), move |(start, mut pulse)| {
-            let (artifacts, moving) = (artifacts.clone(), moving.clone());
+        let pulse = Pulse::new(self, identity, Direction::Down)?;
+        let (moving, drain) = (self.moving.clone(), self.drain.clone());
+        let (entered, call) = (drain.enter()?, Span::current());
+        let chunks = stream::try_unfold((offset, pulse, entered), move |(start, mut pulse, entered)| {
+            let (artifacts, moving, drain) = (artifacts.clone(), moving.clone(), drain.clone());
             async move {
                 if start >= size {
                     return Ok(None);
                 }
-                pulse.beat().await;
-                let _turn = moving.acquire().await.map_err(wire::gone)?;
+                if drain.is_cut() {
+                    return Err(drain::stopping());
+                }
                 let end = size.min(start + CHUNK_BYTES as u64);
+                let turn = moving.acquire().await.map_err(wire::gone)?;
                 let data = artifacts.read(digest, start..end).await.map_err(wire::storage)?;
-                Ok(Some((DownloadChunk { data }, (end, pulse))))
+                drop(turn);
+                pulse.moved(data.len()).await;
+                Ok(Some((DownloadChunk { data }, (end, pulse, entered))))
             }
+            .instrument(call.clone())
         });
         Ok(Response::new(Box::pin(chunks)))
     }
@@ -144,10 +173,13 @@ impl ArtifactsRpc for Service {
                 format!("the upload goes on at byte {}, not {}; ask UploadStatus", staged.size(), header.offset);
             return Err(Status::out_of_range(reason));
         }
-        let mut pulse = Pulse::new(&self.coordinator, &identity);
+        let mut pulse = Pulse::new(self, identity.clone(), Direction::Up)?;
         loop {
-            pulse.beat().await;
-            let data = match parts.message().await {
+            let message = tokio::select! {
+                message = parts.message() => message,
+                () = self.drain.cut() => Err(drain::stopping()),
+            };
+            let data = match message {
                 Ok(Some(v1::UploadRequest { part: Some(Part::Data(data)) })) => data,
                 Ok(Some(_)) => return Err(Status::invalid_argument("expected bytes after the header")),
                 Ok(None) => break,
@@ -167,8 +199,10 @@ impl ArtifactsRpc for Service {
                 staged.discard().await.map_err(wire::storage)?;
                 return Err(Status::invalid_argument(format!("more than the {} bytes announced came", artifact.size)));
             }
-            let _turn = self.moving.acquire().await.map_err(wire::gone)?;
+            let turn = self.moving.acquire().await.map_err(wire::gone)?;
             staged.append(&data).await.map_err(wire::storage)?;
+            drop(turn);
+            pulse.moved(data.len()).await;
         }
         let received = staged.size();
         if received < artifact.size {

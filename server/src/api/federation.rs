@@ -13,12 +13,13 @@ use fedtune_proto::v1::{self, Directive};
 use fedtune_proto::version;
 use futures::{Stream, StreamExt, stream};
 use tokio::sync::Semaphore;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::limits::SiteLimits;
 use super::{identity, wire};
 use crate::aggregate::{Bounds, Rejection, check_state, check_update, decode};
-use crate::coordinator::{About, Expected, Handle, now_ms};
+use crate::coordinator::{self, About, Expected, Handle, now_ms};
+use crate::metrics::{Metrics, Verdict};
 use crate::pki::Role;
 use crate::round::{Event, Fault, SiteShare, Turn, Work};
 use crate::store::Artifacts;
@@ -37,19 +38,21 @@ const RECIPE_MAX: usize = 2 << 20;
 pub(super) struct Service {
     coordinator: Handle,
     artifacts: Artifacts,
+    metrics: Metrics,
+    limits: SiteLimits,
     /// Checks running at once, so that their memory is bounded.
     checks: Semaphore,
 }
 
 impl Service {
-    pub(super) fn new(coordinator: Handle, artifacts: Artifacts) -> Self {
-        Self { coordinator, artifacts, checks: Semaphore::new(CHECKS_MAX) }
+    pub(super) fn new(coordinator: Handle, artifacts: Artifacts, metrics: Metrics, limits: SiteLimits) -> Self {
+        Self { coordinator, artifacts, metrics, limits, checks: Semaphore::new(CHECKS_MAX) }
     }
 
     /// An artifact that a site says it has uploaded; the reason if it is not here.
     async fn uploaded(&self, wire: Option<&v1::Artifact>) -> Result<Result<ArtifactRef, String>, Status> {
         let artifact = wire::artifact(wire)?;
-        let size = self.artifacts.size(artifact.digest).await.map_err(wire::storage)?;
+        let size = self.artifacts.refresh(artifact.digest).await.map_err(wire::storage)?;
         Ok(match size {
             Some(size) if size == artifact.size => Ok(artifact),
             Some(size) => Err(format!("artifact {} has {size} bytes, not {}", artifact.digest, artifact.size)),
@@ -85,30 +88,35 @@ impl Service {
         Ok(())
     }
 
-    /// Checks a result; what is wrong with it becomes an [`Event::Failed`].
+    /// Checks a result; what is wrong with it becomes an [`Event::Failed`]. The verdict is what is to be counted if the
+    /// event is still waited for.
     async fn event(
         &self,
         site: &str,
         turn: Turn,
         expected: (Option<ArtifactRef>, Form, Bounds, Option<Codec>),
         request: v1::ReportResultRequest,
-    ) -> Result<(Event, Option<String>), Status> {
+    ) -> Result<(Event, Option<String>, Verdict), Status> {
         let (state, form, bounds, codec) = expected;
         let site = site.to_owned();
-        let quarantine =
-            |site: String, reason: String| (Event::Failed { site, turn, reason, fault: Fault::Quarantined }, None);
+        let quarantine = |site: String, reason: String, verdict| {
+            (Event::Failed { site, turn, reason, fault: Fault::Quarantined }, None, verdict)
+        };
         let outcome = request.outcome.ok_or_else(|| Status::invalid_argument("the outcome is missing"))?;
         let _turn = self.checks.acquire().await.map_err(wire::gone)?;
         Ok(match (outcome, turn.work, state) {
             (Outcome::Failed(failed), ..) => {
                 let reason = clipped(failed.reason);
-                let fault = if failed.refused { Fault::Refused } else { Fault::Failed };
-                (Event::Failed { site, turn, reason, fault }, None)
+                let (fault, verdict) = match failed.refused {
+                    true => (Fault::Refused, Verdict::Refused),
+                    false => (Fault::Failed, Verdict::Failed),
+                };
+                (Event::Failed { site, turn, reason, fault }, None, verdict)
             }
             (Outcome::Initialized(initialized), Work::Initialize, _) => {
                 let state = match self.uploaded(initialized.state.as_ref()).await? {
                     Ok(state) => state,
-                    Err(reason) => return Ok(quarantine(site, reason)),
+                    Err(reason) => return Ok(quarantine(site, reason, Verdict::Missing)),
                 };
                 let recipe = initialized.recipe_json;
                 let checked = match check_state(&self.artifacts, state).await {
@@ -116,20 +124,20 @@ impl Service {
                     unfit => unfit,
                 };
                 match checked {
-                    Ok(()) => (Event::Initialized { site, turn, state }, Some(recipe)),
-                    Err(Rejection::Unfit(reason)) => quarantine(site, reason),
+                    Ok(()) => (Event::Initialized { site, turn, state }, Some(recipe), Verdict::Accepted),
+                    Err(Rejection::Unfit(reason)) => quarantine(site, reason, Verdict::Unfit),
                     Err(Rejection::Store(e)) => return Err(wire::storage(e)),
                 }
             }
             (Outcome::Trained(trained), Work::Train, Some(state)) => {
                 let uploaded = match self.uploaded(trained.update.as_ref()).await? {
                     Ok(uploaded) => uploaded,
-                    Err(reason) => return Ok(quarantine(site, reason)),
+                    Err(reason) => return Ok(quarantine(site, reason, Verdict::Missing)),
                 };
                 let figures = [trained.train_loss, trained.train_seconds, trained.relative_error];
                 if !figures.iter().all(|figure| figure.is_finite()) {
                     let reason = format!("of training loss, seconds and relative error, {figures:?}, one is no number");
-                    return Ok(quarantine(site, reason));
+                    return Ok(quarantine(site, reason, Verdict::NotFinite));
                 }
                 let (update, sent) = match codec {
                     None => (uploaded, None),
@@ -137,7 +145,7 @@ impl Service {
                         let staging = format!("{site}.decoded");
                         match decode(&self.artifacts, state, uploaded, codec, &staging).await {
                             Ok(update) => (update, Some(uploaded)),
-                            Err(Rejection::Unfit(reason)) => return Ok(quarantine(site, reason)),
+                            Err(Rejection::Unfit(reason)) => return Ok(quarantine(site, reason, Verdict::Unfit)),
                             Err(Rejection::Store(e)) => return Err(wire::storage(e)),
                         }
                     }
@@ -156,16 +164,16 @@ impl Service {
                             bytes_up: request.bytes_up,
                             bytes_down: request.bytes_down,
                         };
-                        (Event::Updated { site, turn, share }, None)
+                        (Event::Updated { site, turn, share }, None, Verdict::Accepted)
                     }
-                    Err(Rejection::Unfit(reason)) => quarantine(site, reason),
+                    Err(Rejection::Unfit(reason)) => quarantine(site, reason, Verdict::Unfit),
                     Err(Rejection::Store(e)) => return Err(wire::storage(e)),
                 }
             }
             (Outcome::Evaluated(evaluated), Work::Evaluate, _) => {
                 match Evaluation::checked(evaluated.evaluation.unwrap_or_default(), form, bounds.examples) {
-                    Ok(sums) => (Event::Evaluated { site, turn, sums }, None),
-                    Err(reason) => quarantine(site, reason),
+                    Ok(sums) => (Event::Evaluated { site, turn, sums }, None, Verdict::Accepted),
+                    Err(reason) => quarantine(site, reason, Verdict::Unfit),
                 }
             }
             _ => return Err(Status::invalid_argument("the outcome does not fit the task's kind")),
@@ -192,6 +200,7 @@ impl Federation for Service {
         request: Request<v1::OpenSessionRequest>,
     ) -> Result<Response<Self::OpenSessionStream>, Status> {
         let identity = identity::require(&request, SITES)?;
+        let place = self.limits.stream(&identity)?;
         let v1::OpenSessionRequest { protocol, program, capabilities } = request.into_inner();
         let program = clipped(program);
         version::check(&program, protocol).map_err(|e| Status::failed_precondition(e.to_string()))?;
@@ -214,7 +223,13 @@ impl Federation for Service {
             heartbeat_millis: opened.heartbeat_millis,
         };
         let welcome = Directive { kind: Some(v1::directive::Kind::Welcome(welcome)) };
-        let directives = ReceiverStream::new(opened.directives).map(wire::directive);
+        // Nothing follows a close.
+        let directives = stream::unfold(Some((opened.directives, place)), |open| async {
+            let (mut receiver, place) = open?;
+            let directive = receiver.recv().await?;
+            let closes = matches!(directive, coordinator::Directive::Close { .. });
+            Some((wire::directive(directive), (!closes).then_some((receiver, place))))
+        });
         Ok(Response::new(Box::pin(stream::once(async { welcome }).chain(directives).map(Ok))))
     }
 
@@ -250,11 +265,21 @@ impl Federation for Service {
         let (job, turn) = wire::turn(request.task.clone())?;
         let expected = self.coordinator.expect(site.clone(), job.clone(), turn).await.map_err(wire::gone)?;
         let answer = match expected.map_err(wire::storage)? {
-            Expected::Answered(answer) => answer,
+            Expected::Answered(answer) => {
+                // One that was accepted before has been counted.
+                if !answer.accepted {
+                    self.metrics.result(turn.work, Verdict::Late);
+                }
+                answer
+            }
             Expected::Open { state, form, bounds, codec } => {
-                let (event, recipe) = self.event(&site, turn, (state, form, bounds, codec), request).await?;
+                let expected = (state, form, bounds, codec);
+                let (event, recipe, verdict) = self.event(&site, turn, expected, request).await?;
                 let report = self.coordinator.report(site, job, turn, event, recipe);
-                report.await.map_err(wire::gone)?.map_err(wire::storage)?
+                let answer = report.await.map_err(wire::gone)?.map_err(wire::storage)?;
+                let late = verdict == Verdict::Accepted && !answer.accepted;
+                self.metrics.result(turn.work, if late { Verdict::Late } else { verdict });
+                answer
             }
         };
         Ok(Response::new(v1::ReportResultResponse { accepted: answer.accepted, reason: answer.reason }))

@@ -1,21 +1,27 @@
 //! Who asks: the identity in the certificate of the connection.
 
+use hyper::http::Extensions;
+use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tonic::{Request, Status};
 
 use crate::pki::{Identity, Role};
 
-/// The caller's identity, if its role is one of these.
+/// Whom the certificate of a connection names, if anybody.
+pub(super) fn of_connection(extensions: &Extensions) -> Option<Identity> {
+    let certificates = extensions.get::<TlsConnectInfo<TcpConnectInfo>>()?.peer_certs()?;
+    Identity::of_certificate(certificates.first()?)
+}
+
+/// The caller's identity, which [`of_connection`] has found, if its role is one of these.
 ///
 /// # Errors
 /// PERMISSION_DENIED, with what was found and what is needed.
 pub(super) fn require<T>(request: &Request<T>, roles: &[Role]) -> Result<Identity, Status> {
-    let certificates = request.peer_certs();
-    let leaf = certificates.as_ref().and_then(|chain| chain.first());
-    let identity = leaf.and_then(|leaf| Identity::of_certificate(leaf)).ok_or_else(|| {
+    let identity = request.extensions().get::<Identity>().ok_or_else(|| {
         Status::unauthenticated("the certificate names no fedtune identity; use a bundle of this federation")
     })?;
     if roles.contains(&identity.role) {
-        return Ok(identity);
+        return Ok(identity.clone());
     }
     let needed: Vec<_> = roles.iter().map(|role| role.as_str()).collect();
     Err(Status::permission_denied(format!(

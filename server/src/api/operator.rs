@@ -18,6 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
+use super::drain::{self, Drain};
 use super::{identity, wire};
 use crate::coordinator::{self, Handle};
 use crate::pki::Role;
@@ -35,11 +36,12 @@ const WATCH_PAUSE: Duration = Duration::from_millis(200);
 pub(super) struct Service {
     coordinator: Handle,
     artifacts: Artifacts,
+    drain: Drain,
 }
 
 impl Service {
-    pub(super) fn new(coordinator: Handle, artifacts: Artifacts) -> Self {
-        Self { coordinator, artifacts }
+    pub(super) fn new(coordinator: Handle, artifacts: Artifacts, drain: Drain) -> Self {
+        Self { coordinator, artifacts, drain }
     }
 
     /// The id that this text begins, if it begins just one.
@@ -124,7 +126,7 @@ impl Operator for Service {
     async fn watch_job(&self, request: Request<v1::WatchJobRequest>) -> Result<Response<Self::WatchJobStream>, Status> {
         identity::require(&request, OPERATOR)?;
         let id = self.resolve(&request.into_inner().job).await?.id;
-        let coordinator = self.coordinator.clone();
+        let (coordinator, drain) = (self.coordinator.clone(), self.drain.clone());
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(async move {
             let mut changes = coordinator.changes();
@@ -140,6 +142,11 @@ impl Operator for Service {
                 }
                 tokio::select! {
                     () = sender.closed() => return,
+                    () = drain.clone().stopped() => {
+                        // Who does not read any more need not be told.
+                        let _ = sender.send(Err(drain::stopping())).await;
+                        return;
+                    }
                     changed = changes.changed() => if changed.is_err() { return },
                 }
                 tokio::time::sleep(WATCH_PAUSE).await;
@@ -207,6 +214,12 @@ impl Operator for Service {
                 snapshot.rounds.len()
             )));
         };
+        if self.artifacts.refresh(round.state.digest).await.map_err(wire::storage)?.is_none() {
+            return Err(Status::failed_precondition(format!(
+                "the state of round {} is not kept any more (storage.retention); the last and the best of a job are",
+                round.round
+            )));
+        }
         Ok(Response::new(v1::PlanExportResponse {
             round: round.round,
             state: Some(round.state.into()),

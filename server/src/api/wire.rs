@@ -12,6 +12,9 @@ use crate::round::{RoundRecord, Turn, Work};
 use crate::store::StoreError;
 use crate::store::records::{BaseFile, JobRecord, JobStatus};
 
+/// Characters of what a site says is a job that go into a log line; an id has 36.
+const JOB_LOGGED_MAX: usize = 64;
+
 pub(super) fn invalid(error: NotADigest) -> Status {
     Status::invalid_argument(error.to_string())
 }
@@ -31,6 +34,7 @@ pub(super) fn gone(error: impl std::error::Error) -> Status {
 pub(super) fn rejected(error: Rejected) -> Status {
     match error {
         Rejected::Refused(reason) => Status::failed_precondition(reason),
+        Rejected::Stopping => Status::unavailable(error.to_string()),
         Rejected::Unknown(_) => Status::not_found(error.to_string()),
         Rejected::Store(e) => storage(e),
     }
@@ -41,6 +45,7 @@ pub(super) fn artifact(wire: Option<&v1::Artifact>) -> Result<ArtifactRef, Statu
     ArtifactRef::try_from(wire).map_err(invalid)
 }
 
+/// The task that a call is about, also told to its log lines.
 pub(super) fn turn(wire: Option<v1::TaskId>) -> Result<(String, Turn), Status> {
     let wire = wire.ok_or_else(|| Status::invalid_argument("the task is missing"))?;
     let work = match wire.kind() {
@@ -49,6 +54,9 @@ pub(super) fn turn(wire: Option<v1::TaskId>) -> Result<(String, Turn), Status> {
         v1::TaskKind::Evaluate => Work::Evaluate,
         v1::TaskKind::Unspecified => return Err(Status::invalid_argument("the task's kind is missing")),
     };
+    let call = tracing::Span::current();
+    call.record("job", wire.job.chars().take(JOB_LOGGED_MAX).collect::<String>());
+    call.record("round", wire.round);
     Ok((wire.job, Turn { work, round: wire.round, attempt: wire.attempt }))
 }
 

@@ -1,20 +1,22 @@
 //! `run`: the aggregator.
 
 use super::output::outln;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::Args;
-use fedtune_config::server::{Log, LogFormat};
 use fedtune_config::{ConfigError, ServerConfig};
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tokio::sync::mpsc;
+use tracing::warn;
 
 use crate::api::Aggregator;
+use crate::log;
 
 /// Run the aggregator until it is told to stop (SIGTERM or Ctrl-C).
 ///
-/// A job that was running when it stopped goes on in the same round.
+/// It then takes no new calls, gives those in progress the time of listen.drain, and ends; told a second time, it ends
+/// at once. A job that was running goes on in the same round.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  fedtune-server run --config federation/server.toml\n\nEvery field of server.toml can be overridden: FEDTUNE_SERVER__LISTEN__ADDRESS=127.0.0.1:7443"
@@ -28,25 +30,37 @@ pub(super) struct Run {
 impl Run {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let config: ServerConfig = fedtune_config::load(&self.config)?;
-        let Log { format, level } = &config.log;
-        let filter = EnvFilter::try_new(level)
-            .map_err(|e| ConfigError::whole(&self.config, format!("log.level: found {level:?}: {e}")))?;
-        let colours = std::io::stderr().is_terminal();
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
-        match format {
-            LogFormat::Text => log.with_target(false).init(),
-            LogFormat::Json => log.json().flatten_event(true).init(),
-        }
+        log::init(&config.log)
+            .map_err(|e| ConfigError::whole(&self.config, format!("log.level: found {:?}: {e}", config.log.level)))?;
         let aggregator = Aggregator::open(config).await?;
-        // For whoever started it: the address, known even when the port was 0.
+        // For whoever started it: the addresses, known even when a port was 0.
         outln!("listening on {}", aggregator.address());
+        if let Some(http) = aggregator.http_address() {
+            outln!("monitoring at http://{http}");
+        }
         let mut terminate = signal(SignalKind::terminate())?;
-        let stop = async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let (told, stop) = mpsc::channel(2);
+        tell_supervisor(NotifyState::Ready);
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+                tell_supervisor(NotifyState::Stopping);
+                if told.send(()).await.is_err() {
+                    return;
+                }
             }
-        };
+        });
         Ok(aggregator.serve(stop).await?)
+    }
+}
+
+/// Tells systemd, where it asks to be told (NOTIFY_SOCKET).
+fn tell_supervisor(state: NotifyState<'_>) {
+    if let Err(e) = sd_notify::notify(std::slice::from_ref(&state)) {
+        warn!("systemd cannot be told that the state is {state:?}: {e}");
     }
 }

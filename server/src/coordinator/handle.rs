@@ -6,7 +6,7 @@ use fedtune_proto::evaluation::Form;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::sessions::{About, Opened};
-use super::snapshot::{Activity, JobSnapshot, SiteSnapshot};
+use super::snapshot::{Activity, JobSnapshot, Overview, SiteSnapshot};
 use crate::aggregate::Bounds;
 use crate::pki::Identity;
 use crate::round::{Event, Turn};
@@ -19,6 +19,9 @@ pub enum Rejected {
     /// It will not.
     #[error("{0}")]
     Refused(String),
+    /// The aggregator takes no new sessions.
+    #[error("the aggregator is stopping; connect again when it is back")]
+    Stopping,
     /// No such job.
     #[error("there is no job {0:?}; `fedtune-server job list` shows them all")]
     Unknown(String),
@@ -140,6 +143,12 @@ pub(super) enum Request {
     Sites {
         reply: Reply<Result<Vec<SiteSnapshot>, StoreError>>,
     },
+    Overview {
+        reply: Reply<Overview>,
+    },
+    Drain {
+        reply: Reply<()>,
+    },
 }
 
 /// A cheap, cloneable way to the coordinator.
@@ -248,6 +257,21 @@ impl Handle {
     /// Every enrolled site.
     pub async fn sites(&self) -> Result<Result<Vec<SiteSnapshot>, StoreError>, Gone> {
         self.ask(|reply| Request::Sites { reply }).await
+    }
+
+    /// Who is online and who works. Needs no storage, so an answer shows that the coordinator runs.
+    pub async fn overview(&self) -> Result<Overview, Gone> {
+        self.ask(|reply| Request::Overview { reply }).await
+    }
+
+    /// Closes every session, opens no new one and begins nothing new. Results that come are still stored.
+    pub async fn drain(&self) -> Result<(), Gone> {
+        self.ask(|reply| Request::Drain { reply }).await
+    }
+
+    /// Whether the coordinator has ended; while there is a handle it does so only by a fault.
+    pub fn is_gone(&self) -> bool {
+        self.requests.is_closed()
     }
 
     /// Changes its value whenever something visible does.

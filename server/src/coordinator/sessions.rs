@@ -165,6 +165,14 @@ impl Sessions {
         }
     }
 
+    /// Closes every session; the sites may come again.
+    pub(super) fn close_all(&mut self, reason: &str) {
+        for (_, session) in std::mem::take(&mut self.open) {
+            // One that lets so much pile up learns of it when its connection ends.
+            let _ = session.sender.try_send(Directive::Close { reason: reason.to_owned(), r#final: false });
+        }
+    }
+
     pub(super) fn online(&self, role: Role) -> BTreeSet<String> {
         self.open.iter().filter(|(_, session)| session.role == role).map(|(site, _)| site.clone()).collect()
     }

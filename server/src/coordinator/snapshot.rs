@@ -1,6 +1,6 @@
 //! What can be seen of jobs and sites.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::sessions::About;
 use crate::pki::Identity;
@@ -48,6 +48,15 @@ pub struct SiteSnapshot {
     pub identity: Identity,
     /// What it said of itself.
     pub about: Option<About>,
+}
+
+/// What monitoring sees of the sessions.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Overview {
+    /// Sites and evaluators with an open session.
+    pub online: BTreeSet<String>,
+    /// Those whose task the running job waits for.
+    pub working: BTreeSet<String>,
 }
 
 impl JobSnapshot {

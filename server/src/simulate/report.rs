@@ -56,6 +56,8 @@ pub struct RoundReport {
     pub site_evaluations: BTreeMap<String, EvaluationReport>,
     /// The round whose state it started from, where that is not the one before it.
     pub from_round: Option<u32>,
+    /// The state's BLAKE3 digest.
+    pub state_digest: String,
     /// Whose updates counted.
     pub sites: Vec<SiteReport>,
     /// Whose answers did not count.
@@ -230,6 +232,7 @@ fn round(round: &v1::RoundSummary) -> RoundReport {
         evaluation,
         site_evaluations,
         from_round: round.from_round,
+        state_digest: round.state_digest.clone(),
         sites: sites.collect(),
         left_out: reasons(&round.problems),
         flags: reasons(&round.flags),

@@ -2,18 +2,20 @@
 //! machine, synced, verified, and renamed; no artifact is ever seen half written.
 
 use std::collections::BTreeSet;
-use std::io;
+use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use fedtune_proto::CHUNK_BYTES;
 use fedtune_proto::digest::{ArtifactRef, Digest, Hasher};
 use fedtune_proto::layout::{HEADER_BYTES_MAX, Layout};
+use futures::TryStreamExt;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
 
@@ -21,6 +23,8 @@ use super::StoreError;
 
 /// Bytes of an artifact that are read in one go to be hashed.
 const HASHED_AT_ONCE: u64 = 1 << 20;
+/// One block, so that a full disk is seen.
+const PROBE_BYTES: usize = 4096;
 
 /// The artifact store.
 #[derive(Debug, Clone)]
@@ -29,6 +33,19 @@ pub struct Artifacts {
     objects: Arc<dyn ObjectStore>,
     /// Staging files that are being written; each has one writer.
     staging: Arc<Mutex<BTreeSet<String>>>,
+    /// Held while one is asked for or removed, so that none goes that somebody was told is here.
+    use_or_remove: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// An artifact that is here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// Its name.
+    pub digest: Digest,
+    /// Its bytes.
+    pub size: u64,
+    /// When it was stored or last asked for, in milliseconds since 1970.
+    pub used_ms: u64,
 }
 
 impl Artifacts {
@@ -42,7 +59,23 @@ impl Artifacts {
             std::fs::create_dir_all(&path).map_err(|source| StoreError::File { path, source })?;
         }
         let objects = Arc::new(LocalFileSystem::new_with_prefix(root)?.with_fsync(true));
-        Ok(Self { root: root.to_path_buf(), objects, staging: Arc::default() })
+        let (staging, use_or_remove) = Default::default();
+        Ok(Self { root: root.to_path_buf(), objects, staging, use_or_remove })
+    }
+
+    /// Writes, syncs and removes a file where uploads are staged. Blocks.
+    ///
+    /// # Errors
+    /// The disk refused.
+    pub fn probe(&self) -> Result<(), StoreError> {
+        let path = self.root.join("staging").join(".probe");
+        let attempt = || {
+            let mut file = std::fs::File::create(&path)?;
+            file.write_all(&[1; PROBE_BYTES])?;
+            file.sync_all()?;
+            std::fs::remove_file(&path)
+        };
+        attempt().map_err(|source| StoreError::File { path: path.clone(), source })
     }
 
     /// The size of an artifact, `None` if it is not here.
@@ -55,6 +88,82 @@ impl Artifacts {
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(e) => Err(e.into()),
         }
+    }
+
+    /// The same for whoever is about to rely on it: the artifact counts as used now, and is not removed for a while.
+    ///
+    /// # Errors
+    /// Storage failed.
+    pub async fn refresh(&self, digest: Digest) -> Result<Option<u64>, StoreError> {
+        let _none_is_removed = self.use_or_remove.lock().await;
+        let size = self.size(digest).await?;
+        if size.is_some() {
+            // An object store has no such call; it is a folder of this machine, as is staging.
+            let path = self.root.join(key(digest).as_ref());
+            let touched = path.clone();
+            let touch = move || std::fs::File::open(touched)?.set_modified(SystemTime::now());
+            let touched = tokio::task::spawn_blocking(touch).await.map_err(io::Error::other).flatten();
+            touched.map_err(|source| StoreError::File { path, source })?;
+        }
+        Ok(size)
+    }
+
+    /// Every artifact.
+    ///
+    /// # Errors
+    /// Storage failed.
+    pub async fn list(&self) -> Result<Vec<Stored>, StoreError> {
+        let mut found = Vec::new();
+        let mut all = self.objects.list(Some(&Key::from("blake3")));
+        while let Some(meta) = all.try_next().await? {
+            // Nothing else is put here; what somebody else has put is not ours to judge.
+            if let Some(digest) = meta.location.filename().and_then(|name| name.parse().ok()) {
+                found.push(Stored { digest, size: meta.size, used_ms: used_ms(&meta) });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes an artifact unless it was stored or asked for at this time or later. Tells whether it is gone by this.
+    ///
+    /// # Errors
+    /// Storage failed.
+    pub async fn remove_unused(&self, digest: Digest, before_ms: u64) -> Result<bool, StoreError> {
+        let _nobody_asks = self.use_or_remove.lock().await;
+        let key = key(digest);
+        match self.objects.head(&key).await {
+            Ok(meta) if used_ms(&meta) < before_ms => {
+                self.objects.delete(&key).await?;
+                Ok(true)
+            }
+            Ok(_) | Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Removes staging files that nobody writes and that got their last bytes before this time. Names them, with their
+    /// sizes.
+    ///
+    /// # Errors
+    /// Storage failed.
+    pub async fn remove_stale_uploads(&self, before_ms: u64) -> Result<Vec<(String, u64)>, StoreError> {
+        let path = self.root.join("staging");
+        let failed = |source| StoreError::File { path: path.clone(), source };
+        let mut removed = Vec::new();
+        let mut files = tokio::fs::read_dir(&path).await.map_err(failed)?;
+        while let Some(file) = files.next_entry().await.map_err(failed)? {
+            let Ok(name) = file.file_name().into_string() else { continue };
+            let Ok(_claim) = Claim::new(&self.staging, &name) else { continue };
+            // One that has just become an artifact is not here any more.
+            let Ok(found) = file.metadata().await else { continue };
+            let since = found.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+            let old = since.is_some_and(|since| since.as_millis() < u128::from(before_ms));
+            if found.is_file() && old {
+                tokio::fs::remove_file(file.path()).await.map_err(failed)?;
+                removed.push((name, found.len()));
+            }
+        }
+        Ok(removed)
     }
 
     /// The digest that the bytes of an artifact have, `None` if it is not here.
@@ -155,6 +264,10 @@ impl Artifacts {
         self.objects.rename(&Key::from_iter(["staging", name]), &key(digest)).await?;
         Ok(ArtifactRef { digest, size: staged.size })
     }
+}
+
+fn used_ms(meta: &ObjectMeta) -> u64 {
+    meta.last_modified.timestamp_millis().try_into().unwrap_or(0)
 }
 
 fn key(digest: Digest) -> Key {

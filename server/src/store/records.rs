@@ -1,10 +1,11 @@
 //! Jobs, rounds and sites in SQLite. A transition of a job is one transaction.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
-use fedtune_proto::digest::ArtifactRef;
+use fedtune_proto::digest::{ArtifactRef, Digest};
 use serde::{Deserialize, Serialize};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{
@@ -15,6 +16,13 @@ use sqlx::{Row, SqlSafeStr};
 use super::StoreError;
 use crate::pki::{Identity, Role};
 use crate::round::{Machine, RoundRecord};
+
+/// The schema's history, oldest first. What has been released is never changed.
+const MIGRATIONS: &[(&str, &str)] = &[
+    ("first", include_str!("migrations/0001_first.sql")),
+    ("probe", include_str!("migrations/0002_probe.sql")),
+    ("ended", include_str!("migrations/0003_ended.sql")),
+];
 
 /// A file of a base model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,6 +102,17 @@ pub struct JobRecord {
     pub recipe: Option<String>,
 }
 
+/// The artifacts of a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobArtifacts {
+    /// When it was first seen to have ended, in milliseconds since 1970; `None` while it has not.
+    pub ended_ms: Option<u64>,
+    /// All that its records name.
+    pub named: BTreeSet<Digest>,
+    /// What its models are exported of: the base model, the last state and the best.
+    pub exported: BTreeSet<Digest>,
+}
+
 /// The records.
 #[derive(Debug, Clone)]
 pub struct Records {
@@ -115,10 +134,21 @@ impl Records {
             .busy_timeout(Duration::from_secs(10));
         // One writer, so that transactions queue here and not inside SQLite.
         let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
-        let first = include_str!("migrations/0001_first.sql");
-        let migration = Migration::new(1, "first".into(), MigrationType::Simple, first.into_sql_str(), false);
-        Migrator::with_migrations(vec![migration]).run(&pool).await?;
+        let migrations = MIGRATIONS.iter().zip(1..).map(|((name, sql), version)| {
+            Migration::new(version, (*name).into(), MigrationType::Simple, (*sql).into_sql_str(), false)
+        });
+        Migrator::with_migrations(migrations.collect()).run(&pool).await?;
         Ok(Self { pool })
+    }
+
+    /// Writes something that means nothing, in a transaction that is synced like any other.
+    ///
+    /// # Errors
+    /// Storage failed.
+    pub async fn probe(&self, now_ms: u64) -> Result<(), StoreError> {
+        let probe = sqlx::query("UPDATE probe SET checked_ms = $1 WHERE id = 1").bind(now_ms.cast_signed());
+        let done = probe.execute(&self.pool).await?;
+        if done.rows_affected() == 1 { Ok(()) } else { Err(sqlx::Error::RowNotFound.into()) }
     }
 
     /// Enrols a site or evaluator. False if one of this name is enrolled already.
@@ -214,6 +244,77 @@ impl Records {
         rows.iter().map(job_of_row).collect()
     }
 
+    /// How many jobs stand where; every status is there.
+    ///
+    /// # Errors
+    /// Storage failed.
+    pub async fn job_counts(&self) -> Result<Vec<(JobStatus, u64)>, StoreError> {
+        let rows =
+            sqlx::query("SELECT status, COUNT(*) AS jobs FROM jobs GROUP BY status").fetch_all(&self.pool).await?;
+        let mut counts: Vec<_> = JobStatus::ALL.into_iter().map(|status| (status, 0)).collect();
+        for row in &rows {
+            let (status, jobs): (String, i64) = (row.try_get("status")?, row.try_get("jobs")?);
+            if let Some((_, count)) = counts.iter_mut().find(|(known, _)| known.as_str() == status) {
+                *count = jobs.cast_unsigned();
+            }
+        }
+        Ok(counts)
+    }
+
+    /// Notes of each job that has ended, where it is not noted yet, that it has.
+    ///
+    /// # Errors
+    /// Storage failed.
+    pub async fn mark_ended(&self, now_ms: u64) -> Result<(), StoreError> {
+        let mut transaction = self.pool.begin().await?;
+        for status in JobStatus::ALL.into_iter().filter(|status| status.is_over()) {
+            sqlx::query("UPDATE jobs SET ended_ms = $1 WHERE ended_ms IS NULL AND status = $2")
+                .bind(now_ms.cast_signed())
+                .bind(status.as_str())
+                .execute(&mut *transaction)
+                .await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// The artifacts of every job.
+    ///
+    /// # Errors
+    /// Storage failed, or a record cannot be read.
+    pub async fn job_artifacts(&self) -> Result<Vec<JobArtifacts>, StoreError> {
+        let rows = sqlx::query("SELECT * FROM jobs").fetch_all(&self.pool).await?;
+        let mut found = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let job = job_of_row(row)?;
+            let ended: Option<i64> = row.try_get("ended_ms")?;
+            // By their form and not by their field: what a later version records is found too.
+            let mut named = BTreeSet::new();
+            for column in ["text", "base_model", "machine", "recipe"] {
+                let text: Option<String> = row.try_get(column)?;
+                named.extend(digests(&text.unwrap_or_default()));
+            }
+            let records = sqlx::query("SELECT record FROM rounds WHERE job = $1 ORDER BY round")
+                .bind(&job.id)
+                .fetch_all(&self.pool)
+                .await?;
+            let mut exported: BTreeSet<Digest> = job.base_model.iter().map(|file| file.artifact.digest).collect();
+            let mut last = None;
+            for row in &records {
+                named.extend(digests(row.try_get("record")?));
+                let round: RoundRecord = parsed("a round", row, "record")?;
+                if job.machine.best.is_some_and(|best| best.round == round.round) {
+                    exported.insert(round.state.digest);
+                }
+                last = Some(round.state.digest);
+            }
+            exported.extend(last);
+            let ended_ms = ended.filter(|_| job.status.is_over()).map(i64::cast_unsigned);
+            found.push(JobArtifacts { ended_ms, named, exported });
+        }
+        Ok(found)
+    }
+
     /// The committed rounds of a job, in order.
     ///
     /// # Errors
@@ -241,6 +342,11 @@ fn job_of_row(row: &SqliteRow) -> Result<JobRecord, StoreError> {
         machine: parsed("a round machine", row, "machine")?,
         recipe: row.try_get("recipe")?,
     })
+}
+
+/// Everything in a text that has the form of a digest.
+fn digests(text: &str) -> impl Iterator<Item = Digest> {
+    text.split(|c: char| !c.is_ascii_hexdigit()).filter_map(|word| word.parse().ok())
 }
 
 fn json(what: &str, value: &impl Serialize) -> Result<String, StoreError> {
