@@ -7,7 +7,7 @@
 //!                     └─────────────┘ (next attempt, or Ended: failed)
 //! ```
 
-mod admission;
+pub mod admission;
 mod plan;
 mod record;
 #[cfg(test)]
