@@ -17,6 +17,8 @@ pub(crate) enum Attack {
     Sign,
     /// `−5 Δ`.
     Sign5,
+    /// `−10²⁵ Δ`: beside it all others vanish in rounding.
+    Huge,
     /// `−2 n` times the mean of the honest updates, so that the mean of all points backwards (model replacement, Bagdasaryan
     /// et al. 2020, 1807.00459).
     Scale,
@@ -73,6 +75,7 @@ impl Attack {
             Self::None | Self::Labelflip => own(1.0),
             Self::Sign => own(-1.0),
             Self::Sign5 => own(-5.0),
+            Self::Huge => own(-1e25),
             Self::Scale => {
                 let mut mean = moments(|mean, _| mean);
                 mean.iter_mut().for_each(|value| *value *= -2.0 * known.sites as f32);
@@ -118,6 +121,7 @@ mod tests {
             (Attack::Labelflip, [3.0, 0.0, -4.0]),
             (Attack::Sign, [-3.0, 0.0, 4.0]),
             (Attack::Sign5, [-15.0, 0.0, 20.0]),
+            (Attack::Huge, [-3e25, 0.0, 4e25]),
             (Attack::Scale, [-16.0, -16.0, 0.0]),
             (Attack::Free, [0.0; 3]),
             (Attack::Replay, [7.0, 8.0, 9.0]),

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, bail};
 use chacha20::ChaCha8Rng;
 use fedtune_config::Job;
-use fedtune_config::job::Rule;
+use fedtune_config::job::{Rule, Weighting};
 use fedtune_proto::digest::ArtifactRef;
 use fedtune_proto::layout::Layout;
 use fedtune_server::aggregate::{
@@ -91,12 +91,16 @@ pub(crate) fn job(quorum: usize, aggregation: &str) -> anyhow::Result<Job> {
 }
 
 /// The job of a federation of `sites`, with as much said to the rule as it takes.
-pub(crate) fn job_by(rule: Rule, sites: usize, malicious: usize) -> anyhow::Result<Job> {
-    let told = match rule {
-        Rule::Krum | Rule::MultiKrum | Rule::Bulyan => format!("malicious = {malicious}"),
-        _ => String::new(),
-    };
-    job(sites, &format!("rule = \"{rule}\"\n{told}"))
+pub(crate) fn job_by(rule: Rule, sites: usize, malicious: usize, weighting: Weighting) -> anyhow::Result<Job> {
+    let mut lines = format!("rule = \"{rule}\"\n");
+    match rule {
+        Rule::Krum | Rule::MultiKrum | Rule::Bulyan => lines += &format!("malicious = {malicious}\n"),
+        _ => {}
+    }
+    if rule.is_weighted() && weighting == Weighting::Uniform {
+        lines += "weighting = \"uniform\"\n";
+    }
+    job(sites, &lines)
 }
 
 /// The sites, their rows and how long they train.

@@ -16,7 +16,7 @@ use std::sync::mpsc;
 
 use anyhow::{Context, bail};
 use clap::{Parser, ValueEnum};
-use fedtune_config::job::Rule;
+use fedtune_config::job::{Rule, Weighting};
 use fedtune_server::simulate::partition::{Partition, Table};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -62,12 +62,26 @@ struct Arguments {
     /// How many of them are malicious
     #[arg(long, default_value_t = 2)]
     malicious: usize,
+    /// The sites with the most examples are malicious, not any
+    #[arg(long)]
+    largest: bool,
+    /// What updates weigh by, under rules with weights. By the same, the strength of an attack does not hang on the split
+    #[arg(long, value_enum, default_value_t = Weigh::Uniform)]
+    weighting: Weigh,
     /// Rounds
     #[arg(long, default_value_t = 25)]
     rounds: u32,
     /// Threads; by default all cores
     #[arg(long)]
     threads: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Weigh {
+    /// All the same
+    Uniform,
+    /// By the number of examples, the default of a job
+    Examples,
 }
 
 fn rule(text: &str) -> Result<Rule, String> {
@@ -119,10 +133,14 @@ fn run(arguments: &Arguments) -> anyhow::Result<Results> {
                 Split::Dirichlet => Partition::Dirichlet(0.5),
             };
             let shards = partition.split(&table, Some(arguments.sites), *seed)?;
+            let mut rows: Vec<Vec<usize>> = shards.into_iter().map(|shard| shard.rows).collect();
+            if arguments.largest {
+                rows.sort_by_key(|rows| std::cmp::Reverse(rows.len()));
+            }
             let federation = Federation {
                 train: &train,
                 test: &test,
-                rows: shards.into_iter().map(|shard| shard.rows).collect(),
+                rows,
                 malicious: arguments.malicious,
                 rounds: arguments.rounds,
                 seed: *seed,
@@ -144,6 +162,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<Results> {
         Some(threads) => threads.max(1),
         None => std::thread::available_parallelism()?.get(),
     };
+    let weighting = match arguments.weighting {
+        Weigh::Uniform => Weighting::Uniform,
+        Weigh::Examples => Weighting::Examples,
+    };
     let next = AtomicUsize::new(0);
     let (sender, receiver) = mpsc::channel();
     std::thread::scope(|scope| {
@@ -151,7 +173,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<Results> {
             let (sender, next, cases) = (sender.clone(), &next, &cases);
             scope.spawn(move || {
                 while let Some((split, federation, rule, attack)) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let done = both(federation, *rule, *attack);
+                    let done = both(federation, *rule, *attack, weighting);
                     let what = || format!("{attack:?} against {rule}, {split:?}, seed {}", federation.seed);
                     let failed = done.is_err();
                     if sender.send(((*split, *rule, *attack), done.with_context(what))).is_err() || failed {
@@ -179,8 +201,8 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 /// A federation without the comparison of updates, and with it.
-fn both(federation: &Federation<'_>, rule: Rule, attack: Attack) -> anyhow::Result<[Outcome; 2]> {
-    let job = job_by(rule, federation.rows.len(), federation.malicious)?;
+fn both(federation: &Federation<'_>, rule: Rule, attack: Attack, weighting: Weighting) -> anyhow::Result<[Outcome; 2]> {
+    let job = job_by(rule, federation.rows.len(), federation.malicious, weighting)?;
     runtime()?.block_on(async {
         let plain = federation.run(&job, attack, false).await?;
         // Where nothing would have been left out, nothing would have been otherwise.

@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use fedtune_config::job::Rule;
 use fedtune_proto::digest::{ArtifactRef, Digest};
 use fedtune_server::aggregate::{
     AggregateError, Before, Bounds, Keep, Rejection, Weighted, aggregate, check_update, weights,
 };
 use fedtune_server::round::admission;
 
-use crate::federation::{Shelf, job, job_by, name, share};
+use crate::federation::{Shelf, job, name, share};
 use crate::network::{PARAMETERS, TENSORS};
 use crate::thresholds::Check;
 
@@ -63,7 +62,7 @@ async fn not_finite(shelf: &Shelf, state: ArtifactRef) -> anyhow::Result<Check> 
             }
             let before = Before { state, moments: Vec::new(), step: 1 };
             let updates = [(name(0), Weighted { update, weight: 1 })].into();
-            let mean = job_by(Rule::Mean, 1, 0)?.aggregation;
+            let mean = job(1, "")?.aggregation;
             let made = aggregate(&shelf.artifacts, &mean, &before, &updates, Keep::Nothing).await;
             if !matches!(made, Err(AggregateError::Store(_))) {
                 missed.push(format!("{value} at {place} makes a state"));
@@ -75,7 +74,7 @@ async fn not_finite(shelf: &Shelf, state: ArtifactRef) -> anyhow::Result<Check> 
 
 /// (vii): who sends almost nothing is flagged, who sends nothing, a copy, or what is far too large is left out.
 fn remarkable() -> anyhow::Result<Check> {
-    let admission = job_by(Rule::Mean, 1, 0)?.admission;
+    let admission = job(1, "")?.admission;
     let update = |content: &str, norm| share(ArtifactRef { digest: Digest::of(content.as_bytes()), size: 1 }, 1, norm);
     let of = |last: &str, norm| {
         let mut updates: BTreeMap<_, _> = (0..8).map(|site| (name(site), update(&site.to_string(), 1.0))).collect();

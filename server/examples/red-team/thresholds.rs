@@ -24,7 +24,7 @@ impl fmt::Display for Check {
 }
 
 /// Attacks that destroy what an undefended mean has learnt.
-const DESTRUCTIVE: [Attack; 3] = [Attack::Sign5, Attack::Scale, Attack::Ipm];
+const DESTRUCTIVE: [Attack; 4] = [Attack::Sign5, Attack::Huge, Attack::Scale, Attack::Ipm];
 
 /// Attacks in which malicious sites send the same, so that all but one are left out.
 const COPIES: [Attack; 3] = [Attack::Scale, Attack::Alie, Attack::Ipm];
@@ -105,7 +105,7 @@ fn kept(
 
 /// (iv), (vii): who does not count.
 fn counted(results: &Results) -> [Check; 4] {
-    let (mut forged, mut refused, mut lost) = (0, 0, 0);
+    let (mut forged, mut refused, mut lost, mut short) = (0, 0, 0, 0);
     let (mut idle, mut idle_out) = (0, 0);
     let (mut copied, mut copied_out) = (0, 0);
     let mut honest_out = Vec::new();
@@ -115,6 +115,7 @@ fn counted(results: &Results) -> [Check; 4] {
                 forged += outcome.forged;
                 refused += outcome.forged_refused;
                 lost += outcome.lost;
+                short += outcome.short;
             }
             // What an undefended mean makes of an attack may be anything.
             let defended = key.rule != Rule::Mean.to_string();
@@ -136,9 +137,12 @@ fn counted(results: &Results) -> [Check; 4] {
     let check = |name: &str, passed, found| Check { name: name.into(), passed, found };
     [
         check(
-            "(iv) every update with NaN is refused, and every round committed",
+            "(iv) every update with NaN is refused, and no round lost",
             forged > 0 && refused == forged && lost == 0,
-            format!("{refused} of {forged} refused, {lost} rounds lost"),
+            format!(
+                "{refused} of {forged} refused, {lost} rounds lost; in {short}, fewer malicious were assumed than a job would, \
+                 which would have waited for more updates"
+            ),
         ),
         check("(vii) every update of zero is left out", idle > 0 && idle_out == idle, format!("{idle_out} of {idle}")),
         check(
