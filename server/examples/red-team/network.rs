@@ -179,14 +179,14 @@ mod tests {
         network.add_gradient(&pixels, label, &mut gradient);
         let step = 1e-2_f32;
         let mut largest = 0.0_f64;
-        for place in 0..PARAMETERS {
+        for (place, found) in gradient.iter().enumerate() {
             let moved = |by: f32| {
                 let mut moved = network.clone();
                 moved.0[place] += by;
                 moved.loss(&pixels, label)
             };
             let slope = (moved(step) - moved(-step)) / f64::from(2.0 * step);
-            let found = f64::from(gradient[place]);
+            let found = f64::from(*found);
             assert!((slope - found).abs() < 2e-3 + 2e-2 * slope.abs(), "{place}: {found} is not {slope}");
             largest = largest.max(found.abs());
         }

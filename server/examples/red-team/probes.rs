@@ -123,7 +123,7 @@ async fn scaled(shelf: &Shelf, state: ArtifactRef) -> anyhow::Result<Check> {
         let after = aggregate(&shelf.artifacts, &by, &before, &updates, Keep::All("next")).await?;
         let moved = f64::from(shelf.values(after.state).await?[0]);
         let allowed = examples[0] as f64 / examples.iter().sum::<u64>() as f64 * bound.unwrap_or(1.0);
-        if !(moved <= allowed * (1.0 + 1e-6)) {
+        if moved.is_nan() || moved > allowed * (1.0 + 1e-6) {
             missed.push(format!("moves the state by {moved:.4}, expected at most {allowed:.4}"));
         }
     }
