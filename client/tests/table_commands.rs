@@ -292,7 +292,12 @@ fn what_does_not_go_with_a_model_is_refused() {
     finetune(4, "model", &["--train", "list.jsonl"], &["\"age\" is an array, expected a number"]);
     write("key.jsonl", "{\"age\": 1, \"dose\": 1, \"smoker\": true, \"label\": \"low\"}\n");
     // What is missing may be left out, but not of every row.
-    finetune(4, "model", &["--train", "key.jsonl"], &["no column \"ward\", which the model takes", "found \"age\", \"dose\""]);
+    finetune(
+        4,
+        "model",
+        &["--train", "key.jsonl"],
+        &["no column \"ward\", which the model takes", "found \"age\", \"dose\""],
+    );
     finetune(
         4,
         "model",

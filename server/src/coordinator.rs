@@ -571,7 +571,7 @@ impl Coordinator {
             let rounds: Vec<RoundRecord> = effects
                 .iter()
                 .filter_map(|effect| match effect {
-                    Effect::Record(round) => Some(round.clone()),
+                    Effect::Record(round) => Some((**round).clone()),
                     _ => None,
                 })
                 .collect();

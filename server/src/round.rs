@@ -7,7 +7,7 @@
 //!                     └─────────────┘ (next attempt, or Ended: failed)
 //! ```
 
-mod admission;
+pub mod admission;
 mod collapse;
 mod plan;
 mod record;
@@ -128,7 +128,7 @@ pub enum Phase {
     /// The new state is scored.
     Evaluating {
         /// The round, already committed.
-        record: RoundRecord,
+        record: Box<RoundRecord>,
         /// Who scores, with what they said. Empty while no evaluator is online.
         sites: BTreeMap<String, Judge>,
         /// When the round was committed.
@@ -299,7 +299,7 @@ pub enum Effect {
     /// Run the strategy's pass over these updates, on top of the machine's state.
     Aggregate,
     /// Store a round, or store it again with its evaluation.
-    Record(RoundRecord),
+    Record(Box<RoundRecord>),
     /// The job is over.
     End(Outcome),
 }
@@ -500,7 +500,7 @@ impl Machine {
     /// Tries a round again from the same state; after all attempts the job fails for this reason, or is paused.
     fn again(&mut self, round: u32, attempt: u32, reason: String, effects: &mut Vec<Effect>) {
         // A job that was resumed has its attempts anew.
-        let exhausted = attempt % self.plan.attempts == 0;
+        let exhausted = attempt.is_multiple_of(self.plan.attempts);
         if exhausted && self.plan.below_quorum == BelowQuorum::Fail {
             return self.end(Outcome::Failed(reason), "", effects);
         }
@@ -693,7 +693,7 @@ impl Machine {
             return;
         }
         let After { state, moments, shares } = after;
-        let record = RoundRecord {
+        let record = Box::new(RoundRecord {
             round: *round,
             attempt: *attempt,
             opened_ms: *opened_ms,
@@ -708,7 +708,7 @@ impl Machine {
             evaluations: BTreeMap::new(),
             aggregate_seconds: seconds,
             wall_seconds: seconds_between(*opened_ms, world.now_ms),
-        };
+        });
         self.state = Some(state);
         self.moments = moments;
         let turn = Turn { work: Work::Evaluate, round: record.round, attempt: record.attempt };

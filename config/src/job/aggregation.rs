@@ -182,7 +182,8 @@ impl Aggregation {
             _ => self.tau.unwrap_or_default(),
         };
         self.learning_rate.get_or_insert(rate);
-        let weighting = if self.rule.is_weighted() { Weighting::Examples } else { Weighting::Uniform };
+        // A rule for sites that may be hostile does not go by the numbers that they claim, unless told.
+        let weighting = if self.rule == Rule::Mean { Weighting::Examples } else { Weighting::Uniform };
         self.weighting.get_or_insert(weighting);
         if self.rule.assumes_malicious() {
             self.malicious.get_or_insert(1);

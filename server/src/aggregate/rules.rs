@@ -16,6 +16,11 @@ const MEDIAN_STEPS: usize = 1000;
 /// The distance below which an update counts as this far from the geometric median (ν of Pillutla et al. 2022).
 const NEAREST: f64 = 1e-6;
 
+/// An update so many times as long as the median has no part in centered clipping and the geometric median, by whose formulas
+/// it has next to none. What [`squares_from`] adds and takes away again for it is as long as itself, and would leave nothing but
+/// rounding of the distances of all others, by which it could then move the state as far as it likes.
+const REACH: f64 = 1e6;
+
 /// The integer weight of each site's update, by its examples.
 pub fn weights(aggregation: &Aggregation, examples: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
     let cap = match aggregation.weighting {
@@ -100,7 +105,14 @@ fn shrink(limit: f64, norm: f64) -> f64 {
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     let middle = values.len() / 2;
-    if values.len() % 2 == 0 { (values[middle - 1] + values[middle]) / 2.0 } else { values[middle] }
+    if values.len().is_multiple_of(2) { (values[middle - 1] + values[middle]) / 2.0 } else { values[middle] }
+}
+
+/// Whether each update is within [`REACH`].
+fn in_reach(distances: &Distances) -> Vec<bool> {
+    let norms: Vec<f64> = (1..=distances.updates()).map(|update| distances.between(ZERO, update)).collect();
+    let most = REACH * median(norms.clone());
+    norms.into_iter().map(|norm| norm <= most).collect()
 }
 
 /// The squared distance of every update from `sum(share_j * point_j)`, whose shares add up to 1, by
@@ -116,12 +128,14 @@ fn squares_from(distances: &Distances, shares: &[f64]) -> Vec<f64> {
 /// of the distances at each step.
 fn centered(distances: &Distances, norm: Option<f64>, steps: usize) -> Vec<f64> {
     let count = distances.updates();
+    let in_reach = in_reach(distances);
     let mut shares = vec![0.0; count + 1];
     shares[ZERO] = 1.0;
     for _ in 0..steps {
         let far: Vec<f64> = squares_from(distances, &shares).into_iter().map(f64::sqrt).collect();
         let limit = norm.unwrap_or_else(|| median(far.clone()));
-        let pulls: Vec<f64> = far.iter().map(|far| shrink(limit, *far) / count as f64).collect();
+        let pull = |(far, in_reach): (&f64, &bool)| if *in_reach { shrink(limit, *far) / count as f64 } else { 0.0 };
+        let pulls: Vec<f64> = far.iter().zip(&in_reach).map(pull).collect();
         let kept = 1.0 - pulls.iter().sum::<f64>();
         shares.iter_mut().for_each(|share| *share *= kept);
         shares.iter_mut().skip(1).zip(&pulls).for_each(|(share, pull)| *share += pull);
@@ -132,6 +146,9 @@ fn centered(distances: &Distances, norm: Option<f64>, steps: usize) -> Vec<f64> 
 /// Weiszfeld's steps from the median of each value on, `z = sum(b_k Δ_k) / sum(b_k)`, `b_k = p_k / max(ν, |Δ_k − z|)`.
 fn geometric_median(distances: &Distances, weights: &[f64]) -> Vec<f64> {
     let count = distances.updates();
+    let reach = in_reach(distances);
+    let weights: Vec<f64> =
+        weights.iter().zip(reach).map(|(weight, in_reach)| if in_reach { *weight } else { 0.0 }).collect();
     let mut far: Vec<f64> = (1..=count).map(|update| distances.between(distances.median(), update)).collect();
     let mut shares = vec![0.0; count + 1];
     for _ in 0..MEDIAN_STEPS {
@@ -217,7 +234,7 @@ mod tests {
     #[test]
     fn krum_scores_are_the_reference_values() {
         let found = scores(&distances(), &[0, 1, 2, 3, 4, 5, 6], 1);
-        for ((_, found), expected) in found.iter().zip([0.1525, 0.1925, 0.3025, 0.27, 0.2925, 0.5025, 28_796.1525]) {
+        for ((_, found), expected) in found.iter().zip([0.1525, 0.1925, 0.3025, 0.27, 0.2925, 0.5025, 28_796.152_5]) {
             assert!((found - expected).abs() < 1e-5 * expected, "{found} is not {expected}");
         }
         assert_eq!(nearest(&distances(), 1)[..4], [0, 1, 3, 4]);
@@ -229,6 +246,31 @@ mod tests {
             let found = sum(&centered(&distances(), Some(1.0), steps));
             for (found, expected) in found.iter().zip(expected) {
                 assert!((found - expected).abs() < 2e-6, "{steps} steps: {found} is not {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_update_of_any_length_moves_robust_rules_no_further() {
+        // Two of seven; of the others, what is farthest from zero has the norm 2.4.
+        for length in [1e2_f32, 1e5, 1e7, 1e12, 1e20, 1e30] {
+            let mut rows: Vec<Vec<f32>> = ROWS[..5].iter().map(|row| row.to_vec()).collect();
+            rows.push(vec![-length, length, -length]);
+            rows.push(vec![-length, length, 0.5 * length]);
+            let mut distances = Distances::new(rows.len(), true);
+            distances.see(&rows);
+            for rule in [Rule::NormClipping, Rule::CenteredClipping, Rule::GeometricMedian] {
+                let aggregation = Aggregation { rule, ..Aggregation::default() };
+                let Combination::Linear { coefficients, divisor } =
+                    combination(&aggregation, &[1; 7], Some(&distances)).unwrap()
+                else {
+                    panic!("{rule} is linear")
+                };
+                let share =
+                    |i: usize| coefficients.iter().zip(&rows).map(move |(c, row)| c / divisor * f64::from(row[i]));
+                let combined: Vec<f64> = (0..3).map(|i| share(i).sum()).collect();
+                let far = combined.iter().zip(ROWS[0]).map(|(x, row)| (x - f64::from(row)).powi(2)).sum::<f64>().sqrt();
+                assert!(far < 2.4, "{rule}, {length:e}: {combined:?}");
             }
         }
     }

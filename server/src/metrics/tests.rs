@@ -59,7 +59,7 @@ fn a_round_is_counted_when_it_is_committed_and_not_again_with_its_scores() {
     let (after, effects) = before.clone().step(event, &world);
     metrics.transition(&before, &after, &effects);
     assert!(matches!(after.phase, Phase::Evaluating { .. }), "{after:?}");
-    let again: Vec<RoundRecord> = effects
+    let again: Vec<Box<RoundRecord>> = effects
         .into_iter()
         .filter_map(|effect| if let Effect::Record(record) = effect { Some(record) } else { None })
         .collect();

@@ -15,15 +15,15 @@ const COMPARABLE: usize = 3;
 
 /// What a comparison of a round's updates shows.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Verdict {
+pub struct Verdict {
     /// Sites whose updates are left out, with the reason.
-    pub(super) left_out: BTreeMap<String, String>,
+    pub left_out: BTreeMap<String, String>,
     /// Sites whose updates count, but are remarkable.
-    pub(super) flags: BTreeMap<String, String>,
+    pub flags: BTreeMap<String, String>,
 }
 
-/// Compares the updates of a round.
-pub(super) fn compare(admission: &Admission, updates: &BTreeMap<String, SiteShare>) -> Verdict {
+/// Compares the updates of a round, keyed by site, by what the job's `[admission]` says.
+pub fn compare(admission: &Admission, updates: &BTreeMap<String, SiteShare>) -> Verdict {
     let mut verdict = Verdict::default();
     // Where nothing moved anywhere, as in a first step of a warm-up, nobody hides.
     if updates.values().any(|share| share.norm > 0.0) {
