@@ -58,6 +58,8 @@ pub struct RoundReport {
     pub left_out: Vec<SiteReason>,
     /// Whose updates count, but are remarkable.
     pub flags: Vec<SiteReason>,
+    /// Digest of the state it made.
+    pub state_digest: String,
     /// Time of the strategy's pass.
     pub aggregate_seconds: f64,
     /// From opening to evaluation.
@@ -223,6 +225,7 @@ fn round(round: &v1::RoundSummary) -> RoundReport {
         sites: sites.collect(),
         left_out: reasons(&round.problems),
         flags: reasons(&round.flags),
+        state_digest: round.state_digest.clone(),
         aggregate_seconds: round.aggregate_seconds,
         wall_seconds: round.wall_seconds,
     }
