@@ -59,6 +59,8 @@ pub struct Aggregator {
     tls: ServerTlsConfig,
     artifacts: Artifacts,
     handle: coordinator::Handle,
+    /// How long a link may be silent.
+    silence: Duration,
 }
 
 /// The data folder's parts.
@@ -82,9 +84,10 @@ impl Aggregator {
         let listener = TcpListener::bind(listen.address).await.map_err(refused)?;
         let address = listener.local_addr().map_err(refused)?;
         let (records, artifacts) = open_storage(&storage.data).await?;
+        let silence = sessions.timeout.0;
         let handle = coordinator::start(records, artifacts.clone(), limits, sessions).await?;
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        Ok(Self { incoming, address, tls, artifacts, handle })
+        Ok(Self { incoming, address, tls, artifacts, handle, silence })
     }
 
     /// The address it listens on.
@@ -97,7 +100,8 @@ impl Aggregator {
     /// # Errors
     /// The transport failed.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
-        let Self { incoming, address, tls, artifacts, handle } = self;
+        let Self { incoming, address, tls, artifacts, handle, silence } = self;
+        let (ask, wait) = fedtune_proto::channel::keep_alive(silence);
         let transport = |e: tonic::transport::Error| ServeError::Transport(fedtune_proto::channel::chain(&e));
         let (reporter, health) = tonic_health::server::health_reporter();
         reporter.set_serving::<FederationServer<federation::Service>>().await;
@@ -121,8 +125,8 @@ impl Aggregator {
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_concurrent_streams(Some(64))
-            .http2_keepalive_interval(Some(Duration::from_secs(20)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(40)))
+            .http2_keepalive_interval(Some(ask))
+            .http2_keepalive_timeout(Some(wait))
             .add_service(health)
             .add_service(reflection)
             .add_service(federation)
