@@ -76,7 +76,7 @@ async fn live(site: Arc<work::Site>) -> Result<(), SessionError> {
     loop {
         let (link, tasks) = match &mut connected {
             Some(connected) => connected,
-            None => match credentials.connect(&aggregator.address).await {
+            None => match credentials.connect_within(&aggregator.address, aggregator.timeout.0).await {
                 // The channel dials again by itself from here on.
                 Ok(channel) => {
                     let tasks = Tasks::new(site.clone(), channel.clone(), sessions.clone());

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Problems;
 use crate::load::Document;
+use crate::units::Span;
 
 /// Most times a row is repeated; above it a model learns the few rows by heart.
 pub const OVERSAMPLE_MAX: f64 = 100.0;
@@ -38,6 +39,16 @@ pub struct Aggregator {
     pub address: String,
     /// The folder that `fedtune-server site add` wrote: ca.pem, site.pem, site-key.pem.
     pub bundle: PathBuf,
+    /// A link on which the aggregator gives no sign for so long, though it is asked for one, counts as broken.
+    #[serde(default = "Aggregator::default_timeout")]
+    pub timeout: Span,
+}
+
+impl Aggregator {
+    /// Long enough for a link that is slow and full.
+    pub fn default_timeout() -> Span {
+        Span::seconds(60)
+    }
 }
 
 /// The labelled files of a site. A training site has `train`, an evaluator has `test`.
@@ -181,6 +192,10 @@ impl Document for SiteConfig {
         let address = &self.aggregator.address;
         p.check(address.starts_with("https://") && address.len() > 8, "aggregator.address", || {
             format!("found {address:?}; expected \"https://host:port\" (there is no plaintext mode)")
+        });
+        let timeout = self.aggregator.timeout;
+        p.check(timeout.0.as_secs() >= 1, "aggregator.timeout", || {
+            format!("found {timeout}; expected at least \"1s\"")
         });
         p.check(self.data.train.is_some() || self.data.test.is_some(), "data", || {
             "names neither `train` nor `test`; a training site needs `train`, an evaluator needs `test`".into()

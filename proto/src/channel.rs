@@ -9,6 +9,19 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 
 use crate::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 
+/// How long a link may be silent unless something else is said. A ping waits behind what is in flight, at most
+/// [`CONNECTION_WINDOW_BYTES`]: on a link of less than 13 kB/s it would come too late.
+pub const SILENCE: Duration = Duration::from_secs(60);
+
+/// Longest wait for a connection, and for its handshake.
+const DIAL_MAX: Duration = Duration::from_secs(20);
+
+/// After how long without a sign the other end is asked for one, and how long the answer may take, so that both together
+/// are `silence`.
+pub fn keep_alive(silence: Duration) -> (Duration, Duration) {
+    (silence / 3, silence - silence / 3)
+}
+
 /// What one side needs to prove who it is: the authority, its own certificate and key, all PEM.
 #[derive(Clone)]
 pub struct Credentials {
@@ -94,25 +107,37 @@ impl Credentials {
         })
     }
 
-    /// Connects to `https://host:port`.
+    /// Connects to `https://host:port`. See [`Self::connect_within`], with [`SILENCE`].
     ///
     /// # Errors
     /// The address or the PEM files are malformed, nobody answers, or the other side is not of this authority.
     pub async fn connect(&self, address: &str) -> Result<Channel, ChannelError> {
+        self.connect_within(address, SILENCE).await
+    }
+
+    /// Connects to `https://host:port`. A link whose other end gives no sign for so long counts as broken: calls end, and
+    /// the next one dials anew.
+    ///
+    /// # Errors
+    /// The address or the PEM files are malformed, nobody answers, or the other side is not of this authority.
+    pub async fn connect_within(&self, address: &str, silence: Duration) -> Result<Channel, ChannelError> {
+        let (ask, wait) = keep_alive(silence);
         let malformed =
             |e: tonic::transport::Error| ChannelError::Malformed { address: address.to_owned(), reason: chain(&e) };
+        let dial = wait.min(DIAL_MAX);
         let tls = ClientTlsConfig::new()
+            .timeout(dial)
             .ca_certificate(Certificate::from_pem(&self.authority))
             .identity(Identity::from_pem(&self.certificate, &self.key));
         Endpoint::from_shared(address.to_owned())
             .and_then(|endpoint| endpoint.tls_config(tls))
             .map_err(malformed)?
-            .connect_timeout(Duration::from_secs(20))
+            .connect_timeout(dial)
             .tcp_nodelay(true)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .http2_keep_alive_interval(Duration::from_secs(20))
-            .keep_alive_timeout(Duration::from_secs(40))
+            .http2_keep_alive_interval(ask)
+            .keep_alive_timeout(wait)
             .keep_alive_while_idle(true)
             .connect()
             .await

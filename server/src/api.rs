@@ -91,6 +91,8 @@ pub struct Aggregator {
     health: Health,
     metrics: Metrics,
     retention: Option<Retention>,
+    /// How long a link may be silent.
+    silence: Duration,
 }
 
 /// The data folder's parts.
@@ -117,6 +119,7 @@ impl Aggregator {
         };
         let (records, artifacts) = open_storage(&storage.data).await?;
         let (metrics, site_limits) = (Metrics::new(), SiteLimits::new(&limits));
+        let silence = sessions.timeout.0;
         let handle = coordinator::start(records.clone(), artifacts.clone(), limits, sessions, metrics.clone());
         let handle = handle.await?;
         let retention = match storage.retention {
@@ -140,6 +143,7 @@ impl Aggregator {
             health,
             metrics,
             retention,
+            silence,
         })
     }
 
@@ -171,7 +175,9 @@ impl Aggregator {
             health: readiness,
             metrics,
             retention,
+            silence,
         } = self;
+        let (ask, wait) = fedtune_proto::channel::keep_alive(silence);
         let transport = |e: tonic::transport::Error| ServeError::Transport(fedtune_proto::channel::chain(&e));
         let (reporter, health) = tonic_health::server::health_reporter();
         // All of it ends with this call.
@@ -210,8 +216,8 @@ impl Aggregator {
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_concurrent_streams(Some(64))
-            .http2_keepalive_interval(Some(Duration::from_secs(20)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(40)))
+            .http2_keepalive_interval(Some(ask))
+            .http2_keepalive_timeout(Some(wait))
             .layer(tower::layer::layer_fn(move |inner| {
                 let (metrics, drain, limits) = around.clone();
                 Calls { inner, metrics, drain, limits }

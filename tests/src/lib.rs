@@ -2,15 +2,20 @@
 //! the product.
 //!
 //! [`Federation`] is an aggregator with its folder; [`SyntheticSite`] speaks a site's protocol with made-up tensors, for
-//! what would be slow or impossible with the real client (large states, hostile answers).
+//! what would be slow or impossible with the real client (large states, hostile answers); [`Proxy`] is a bad link between
+//! them, and [`Watch`] looks at a job.
 
 mod federation;
+mod proxy;
 mod synthetic;
+mod watch;
 
 use std::path::PathBuf;
 
 pub use federation::{Federation, Ran, run, text};
+pub use proxy::{Break, Link, Outage, Proxy, Way};
 pub use synthetic::{SyntheticSite, delta_file, model_folder, state_file};
+pub use watch::Watch;
 
 /// The folder of the repository.
 pub fn repository() -> PathBuf {

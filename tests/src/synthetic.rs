@@ -42,7 +42,14 @@ impl SyntheticSite {
     /// # Errors
     /// The aggregator is away, or refuses.
     pub async fn connect_as(address: &str, bundle: &Path, protocol: v1::ProtocolVersion) -> anyhow::Result<Self> {
-        let channel = Credentials::read(bundle, "site")?.connect(address).await?;
+        Self::open(Credentials::read(bundle, "site")?.connect(address).await?, protocol).await
+    }
+
+    /// Opens a session on a connection.
+    ///
+    /// # Errors
+    /// The aggregator refuses.
+    pub async fn open(channel: Channel, protocol: v1::ProtocolVersion) -> anyhow::Result<Self> {
         let request =
             OpenSessionRequest { protocol: Some(protocol), program: "synthetic-site 9.9".into(), capabilities: None };
         let mut directives = FederationClient::new(channel.clone()).open_session(request).await?.into_inner();

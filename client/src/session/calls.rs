@@ -51,7 +51,13 @@ impl Transient for Status {
     fn is_transient(&self) -> bool {
         matches!(
             self.code(),
-            Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal | Code::DeadlineExceeded
+            Code::Unavailable
+                | Code::Unknown
+                | Code::Cancelled
+                | Code::Internal
+                | Code::DeadlineExceeded
+                // An earlier call of ours, whose link broke, has not ended yet.
+                | Code::Aborted
         )
     }
 }
@@ -74,5 +80,20 @@ where
             }
             ended => return ended,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[tokio::test]
+    async fn calls_are_repeated_while_an_earlier_one_has_not_ended_and_not_when_they_are_refused() {
+        let mut answers = vec![Err(Status::permission_denied("no")), Ok(()), Err(Status::aborted("busy"))];
+        repeat("trying", || std::future::ready(answers.pop().unwrap())).await.unwrap();
+        assert_eq!(answers.len(), 1);
+        let mut left = || std::future::ready(answers.pop().unwrap());
+        assert_eq!(repeat("trying", &mut left).await.unwrap_err().code(), Code::PermissionDenied);
     }
 }

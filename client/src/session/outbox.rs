@@ -217,7 +217,9 @@ impl Outbox {
     /// the job was taken back.
     fn residual(&self, id: &TaskId) -> io::Result<Option<PathBuf>> {
         let recent = |round: u32| round < id.round && id.round - round <= RESIDUAL_ROUNDS;
-        Ok(self.residuals(&id.job)?.into_iter().find(|(_, round)| recent(*round)).map(|(path, _)| path))
+        let found = self.residuals(&id.job)?.into_iter().filter(|(_, round)| recent(*round));
+        // More than one is there when this program was killed between keeping one and removing the one before.
+        Ok(found.max_by_key(|(_, round)| *round).map(|(path, _)| path))
     }
 }
 
@@ -310,6 +312,14 @@ mod tests {
         assert_eq!(std::fs::read(residual(4).unwrap()).unwrap(), [3]);
         assert_eq!(std::fs::read(residual(8).unwrap()).unwrap(), [3]);
         assert_eq!((residual(9), residual(3)), (None, None), "too long ago, and of the same round");
+        // What a kill left, in whatever order the folder lists it.
+        let kept = residual(4).unwrap().with_file_name(format!("{}-ROUND.safetensors", job_name(&id(1, 1).job)));
+        for round in [1, 2, 4, 5] {
+            std::fs::write(kept.to_str().unwrap().replace("ROUND", &round.to_string()), [round]).unwrap();
+        }
+        for round in 2..=6 {
+            assert_eq!(std::fs::read(residual(round).unwrap()).unwrap(), [round as u8 - 1]);
+        }
         let other = TaskId { job: "other".into(), ..id(4, 1) };
         assert_eq!(outbox.begin(&other).unwrap().residual, None);
     }

@@ -39,6 +39,8 @@ pub(super) struct Tasks {
 struct Current {
     id: TaskId,
     cancelled: Arc<AtomicBool>,
+    /// Whether the aggregator has said what becomes of its result.
+    answered: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
 
@@ -47,25 +49,28 @@ impl Tasks {
         Self { site, channel, session, current: None, computing: Arc::default() }
     }
 
-    /// Begins a task, unless it is in progress already; another one in progress is given up.
+    /// Begins a task, unless it is in progress already, or was answered: an offer that crossed the answer is stale, and what
+    /// compression lost of the task's update counts as kept. Another task in progress is given up.
     pub(super) fn begin(&mut self, task: Task) {
         let Some(id) = task.id.clone() else { return };
-        if self.current.as_ref().is_some_and(|current| current.id == id && !current.task.is_finished()) {
+        let over = |current: &Current| current.task.is_finished() && !current.answered.load(Ordering::Acquire);
+        if self.current.as_ref().is_some_and(|current| current.id == id && !over(current)) {
             return;
         }
         self.stop();
         info!(job = id.job, round = id.round, attempt = id.attempt, kind = id.kind().as_str_name(), "task begun");
-        let cancelled = Arc::new(AtomicBool::new(false));
+        let (cancelled, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let running = Running {
             site: self.site.clone(),
             channel: self.channel.clone(),
             session: self.session.clone(),
             outbox: Outbox::new(&self.site.config.storage.work),
             cancelled: cancelled.clone(),
+            answered: answered.clone(),
             id: id.clone(),
             computing: self.computing.clone(),
         };
-        self.current = Some(Current { id, cancelled, task: tokio::spawn(running.run(task)) });
+        self.current = Some(Current { id, cancelled, answered, task: tokio::spawn(running.run(task)) });
     }
 
     /// Gives up the task in progress if it is the one that is not wanted any more, or none is.
@@ -91,6 +96,7 @@ struct Running {
     session: watch::Receiver<String>,
     outbox: Outbox,
     cancelled: Arc<AtomicBool>,
+    answered: Arc<AtomicBool>,
     id: TaskId,
     computing: Arc<Mutex<()>>,
 }
@@ -144,6 +150,7 @@ impl Running {
         let request = ReportResultRequest { task: Some(self.id.clone()), outcome: Some(outcome), bytes_down, bytes_up };
         match self.ask(request).await {
             Ok(answer) => {
+                self.answered.store(true, Ordering::Release);
                 if answer.accepted {
                     info!(round = self.id.round, "result accepted");
                 } else {
@@ -349,4 +356,33 @@ async fn digest(path: &Path) -> Result<ArtifactRef, WorkError> {
     let digest = tokio::task::spawn_blocking(move || Digest::of_file(&hashed)).await;
     let (digest, size) = digest.map_err(std::io::Error::other).and_then(|d| d).map_err(file(path))?;
     Ok(ArtifactRef { digest, size })
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[tokio::test]
+    async fn an_offer_that_crossed_the_answer_is_stale() {
+        let text = "[aggregator]\naddress = \"https://localhost:1\"\nbundle = \"b\"\n[data]\ntrain = \"t.csv\"\n";
+        let config = fedtune_config::parse("site.toml".as_ref(), text, std::iter::empty()).unwrap();
+        let site = Arc::new(Site { config, device: candle_core::Device::Cpu });
+        let channel = tonic::transport::Endpoint::from_static("http://localhost:1").connect_lazy();
+        let mut tasks = Tasks::new(site, channel, watch::channel(String::new()).1);
+        let id = TaskId { job: "job".into(), round: 1, attempt: 1, kind: TaskKind::Train.into() };
+        let task = Task { id: Some(id.clone()), ..Task::default() };
+        let done = tokio::spawn(async {});
+        while !done.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        let answered = Arc::new(AtomicBool::new(true));
+        tasks.current = Some(Current { id, cancelled: Arc::default(), answered: answered.clone(), task: done });
+        tasks.begin(task.clone());
+        assert!(tasks.current.as_ref().unwrap().task.is_finished(), "not begun");
+        // Its answer never came: it is sent again.
+        answered.store(false, Ordering::Release);
+        tasks.begin(task);
+        assert!(!tasks.current.as_ref().unwrap().task.is_finished());
+    }
 }

@@ -91,7 +91,11 @@ impl Federation {
         let by_sites = job.evaluation.by == fedtune_config::job::Evaluator::Sites;
         let config = SiteConfig {
             // The port is known once the aggregator runs; the environment tells it.
-            aggregator: Aggregator { address: "https://localhost:7443".into(), bundle: "bundle".into() },
+            aggregator: Aggregator {
+                address: "https://localhost:7443".into(),
+                bundle: "bundle".into(),
+                timeout: Aggregator::default_timeout(),
+            },
             data: Data {
                 train,
                 test: if evaluates { test.map(absolute).transpose()? } else { None },

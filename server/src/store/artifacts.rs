@@ -212,8 +212,9 @@ impl Artifacts {
     /// Bytes of an upload that have arrived.
     ///
     /// # Errors
-    /// The staging file cannot be looked at.
+    /// The staging file cannot be looked at, or is being written: whoever asks would send what is refused.
     pub async fn staged_size(&self, name: &str) -> Result<u64, StoreError> {
+        let _claim = Claim::new(&self.staging, name)?;
         let path = self.root.join("staging").join(name);
         match tokio::fs::metadata(&path).await {
             Ok(found) => Ok(found.len()),

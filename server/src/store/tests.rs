@@ -70,7 +70,9 @@ async fn artifacts_appear_only_whole_and_under_their_own_digest() {
     let mut staged = artifacts.stage("upload").await.unwrap();
     staged.append(b"hello ").await.unwrap();
     staged.sync().await.unwrap();
+    assert!(matches!(artifacts.staged_size("upload").await, Err(StoreError::Busy)), "it is being written");
     drop(staged);
+    assert_eq!(artifacts.staged_size("upload").await.unwrap(), 6);
     assert_eq!(artifacts.size(digest).await.unwrap(), None);
     // Goes on after a restart.
     let artifacts = Artifacts::open(folder.path()).unwrap();
