@@ -61,7 +61,7 @@ fn main() -> anyhow::Result<()> {
         proxy.set(Link { up: Some(rate as u64), ..Link::default() });
         let lasts = Duration::from_secs_f64(outage / times);
         let after = |i: u64| (i + 1) * megabytes * 1_000_000 / (outages + 1);
-        let how = |i: u64| if i % 2 == 0 { Break::Cut } else { Break::BlackHole };
+        let how = |i: u64| if i.is_multiple_of(2) { Break::Cut } else { Break::BlackHole };
         proxy.plan((0..outages).map(|i| Outage { after: after(i), way: Way::Up, how: how(i), lasts }));
         let (digest, size) = Digest::of_file(&update)?;
         let artifact = v1::Artifact::from(ArtifactRef { digest, size });
