@@ -159,6 +159,7 @@ async fn uploads_that_nobody_finished_go_and_one_in_progress_does_not() {
     drop(left);
     assert_eq!(rig.retention.pass(now_ms()).await.unwrap(), Deleted::default());
     assert_eq!(rig.retention.pass(now_ms() + 31 * DAY).await.unwrap(), Deleted { files: 1, bytes: 4 });
+    drop(open);
     assert_eq!(artifacts.staged_size("open.part").await.unwrap(), 4);
     assert_eq!(artifacts.staged_size("left.part").await.unwrap(), 0);
 }
