@@ -9,12 +9,14 @@
 
 pub mod admission;
 mod collapse;
+mod event;
+mod phase;
 mod plan;
 mod record;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use collapse::Sign;
 use fedtune_config::job::{BelowQuorum, Evaluator, OnCollapse};
@@ -23,6 +25,8 @@ use fedtune_proto::evaluation::Evaluation;
 use serde::{Deserialize, Serialize};
 
 use admission::Verdict;
+pub use event::{Effect, Event, Fault, Turn, Work, World};
+pub use phase::{Course, Judge, Outcome, Phase, Trainee};
 pub use plan::Plan;
 pub use record::{After, Best, RoundRecord, SiteShare};
 
@@ -53,255 +57,6 @@ pub struct Machine {
     pub paused: Option<String>,
     /// The site that made the first state.
     pub initializer: Option<String>,
-}
-
-/// How the scores of a job have gone.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Course {
-    /// The best round's state with its moments, if a round was scored.
-    pub best: Option<(u32, ArtifactRef, Vec<ArtifactRef>)>,
-    /// Whether a round knew more than which label is most frequent.
-    pub learnt: bool,
-    /// Rounds in a row since then that did not.
-    pub idle: u32,
-    /// How often the state was taken back.
-    pub rolled_back: u32,
-    /// The round that the state is of, where it was taken back.
-    pub from: Option<u32>,
-}
-
-impl Course {
-    /// What the learning rate is multiplied by.
-    pub fn learning_rate_factor(&self) -> f64 {
-        0.5_f64.powi(self.rolled_back.cast_signed())
-    }
-}
-
-/// What a job waits for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum Phase {
-    /// One site makes the first state from the base model.
-    Initializing {
-        /// How often it has failed before.
-        attempt: u32,
-        /// The site that was asked, `None` while nobody is online.
-        site: Option<String>,
-        /// When it last gave a sign.
-        heard_ms: u64,
-        /// Why the sites before it could not.
-        problems: BTreeMap<String, String>,
-    },
-    /// Fewer training sites than the quorum are online.
-    Gathering {
-        /// The round that waits.
-        round: u32,
-        /// Its attempt.
-        attempt: u32,
-    },
-    /// Sites fine-tune.
-    Training {
-        /// The round.
-        round: u32,
-        /// Its attempt.
-        attempt: u32,
-        /// When it opened.
-        opened_ms: u64,
-        /// The cohort.
-        sites: BTreeMap<String, Trainee>,
-    },
-    /// The strategy's pass runs.
-    Aggregating {
-        /// The round.
-        round: u32,
-        /// Its attempt.
-        attempt: u32,
-        /// When it opened.
-        opened_ms: u64,
-        /// What counts.
-        updates: BTreeMap<String, SiteShare>,
-        /// What does not, with the reason.
-        problems: BTreeMap<String, String>,
-        /// What counts, but is remarkable.
-        #[serde(default)]
-        flags: BTreeMap<String, String>,
-    },
-    /// The new state is scored.
-    Evaluating {
-        /// The round, already committed.
-        record: Box<RoundRecord>,
-        /// Who scores, with what they said. Empty while no evaluator is online.
-        sites: BTreeMap<String, Judge>,
-        /// When the round was committed.
-        since_ms: u64,
-    },
-    /// It is over.
-    Ended(Outcome),
-}
-
-/// A site of the cohort.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum Trainee {
-    /// Still at it; last heard of at this time.
-    Working(u64),
-    /// Its update was checked and stored.
-    Done(SiteShare),
-    /// Its answer does not count.
-    Out(String),
-}
-
-/// A site that scores a state.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum Judge {
-    /// Still at it; last heard of at this time.
-    Working(u64),
-    /// What it found.
-    Done(Evaluation),
-    /// It could not.
-    Out(String),
-}
-
-/// How a job ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Outcome {
-    /// All rounds, or early because nothing improved.
-    Completed(String),
-    /// The reason.
-    Failed(String),
-    /// The operator's wish.
-    Cancelled,
-}
-
-/// A unit of work at a site.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Work {
-    /// Make the first state.
-    Initialize,
-    /// Fine-tune.
-    Train,
-    /// Score.
-    Evaluate,
-}
-
-/// One turn of work: with the job it names everything a site sends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Turn {
-    /// Which work.
-    pub work: Work,
-    /// The round; 0 for the first state.
-    pub round: u32,
-    /// The attempt.
-    pub attempt: u32,
-}
-
-/// What a failure says of the site.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// It could not, this time.
-    Failed,
-    /// It will not; asking again is useless.
-    Refused,
-    /// What it sent is not what it should be.
-    Quarantined,
-}
-
-/// What the machine sees of the world at an event.
-#[derive(Debug, Clone, Default)]
-pub struct World {
-    /// Milliseconds since 1970.
-    pub now_ms: u64,
-    /// Training sites with an open session.
-    pub trainers: BTreeSet<String>,
-    /// Evaluators with an open session.
-    pub evaluators: BTreeSet<String>,
-    /// Whether any evaluator is enrolled at all.
-    pub evaluator_enrolled: bool,
-}
-
-/// What happened.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    /// Time passed, or the sites online changed.
-    Tick,
-    /// The aggregator started again: sites get their time anew, an interrupted pass runs again.
-    Resumed,
-    /// A site opened a session; it is told again what it has to do.
-    Joined(String),
-    /// A site gave a sign of progress.
-    Progress(String, Turn),
-    /// A site could not do its work, or its result was quarantined.
-    Failed {
-        /// The site.
-        site: String,
-        /// The work.
-        turn: Turn,
-        /// Why.
-        reason: String,
-        /// Whose fault it is.
-        fault: Fault,
-    },
-    /// The first state is stored.
-    Initialized {
-        /// The site.
-        site: String,
-        /// The work.
-        turn: Turn,
-        /// The state.
-        state: ArtifactRef,
-    },
-    /// An update was checked and stored.
-    Updated {
-        /// The site.
-        site: String,
-        /// The work.
-        turn: Turn,
-        /// The update.
-        share: SiteShare,
-    },
-    /// The pass is done.
-    Aggregated {
-        /// The round.
-        round: u32,
-        /// Its attempt.
-        attempt: u32,
-        /// What came of it.
-        after: After,
-        /// How long the pass took.
-        seconds: f64,
-    },
-    /// The pass failed; the state is as it was, and the round is tried again.
-    AggregationFailed(String),
-    /// A site scored the state.
-    Evaluated {
-        /// The site.
-        site: String,
-        /// The work.
-        turn: Turn,
-        /// What it found.
-        sums: Evaluation,
-    },
-    /// The operator wants it to wait.
-    Pause,
-    /// The operator wants it to go on.
-    Resume,
-    /// The operator wants no more of it.
-    Cancel,
-}
-
-/// What the driver has to do, after it has stored the new state.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Effect {
-    /// Give a site its work.
-    Offer(String, Turn),
-    /// Tell a site that its work is not wanted any more.
-    Withdraw(String, Turn, String),
-    /// Tell a site why what it did does not count.
-    Notify(String, Turn, String),
-    /// Run the strategy's pass over these updates, on top of the machine's state.
-    Aggregate,
-    /// Store a round, or store it again with its evaluation.
-    Record(Box<RoundRecord>),
-    /// The job is over.
-    End(Outcome),
 }
 
 impl Machine {

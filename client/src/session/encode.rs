@@ -32,7 +32,7 @@ pub(super) fn encode(updates: &Updates, attempt: &Attempt) -> Result<Encoded, Wo
     };
     let open = |path: &Path| File::open(path).map(BufReader::new).map_err(failed(path));
     let create = |path: &Path| File::create(path).map(BufWriter::new).map_err(failed(path));
-    let layout = Layout::read(&update).map_err(|e| WorkError::Malformed(e.to_string()))?;
+    let layout = Layout::read(&update)?;
     // Of the values themselves, so that no two sites and no two rounds round alike, and the same values always do.
     let (seed, _) = Digest::of_file(&update).map_err(failed(&update))?;
     let mut encoder = Encoder::new(&layout, codec, Rounding::Stochastic { seed: *seed.bytes() });

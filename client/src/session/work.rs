@@ -35,6 +35,8 @@ pub(super) enum WorkError {
     Model(#[from] ModelError),
     #[error("{0}")]
     Finetune(#[from] FinetuneError),
+    #[error("the update that was just written cannot be read: {0}")]
+    Update(#[from] fedtune_proto::layout::LayoutError),
     #[error("the update cannot be encoded: {0}")]
     Encode(#[from] fedtune_proto::delta::DeltaError),
     #[error("this site has no {0} in its site.toml, which the task needs")]

@@ -155,7 +155,7 @@ impl Federation<'_> {
                 let examples = self.rows[*site].len() as u64;
                 let bounds = Bounds { examples, norm: job.admission.norm_max.unwrap_or(f64::INFINITY) };
                 match check_update(&shelf.artifacts, state, update, examples, bounds).await {
-                    Ok(norm) => drop(shares.insert(name(*site), share(update, examples, norm))),
+                    Ok(norm) => drop(shares.insert(name(*site), SiteShare::new(update, examples, norm))),
                     Err(Rejection::Unfit(_)) => {
                         strikes[*site] += 1;
                         *self.which(*site, &mut outcome.forged_refused, &mut outcome.honest_refused) += 1;
@@ -253,20 +253,4 @@ impl Federation<'_> {
 /// A site's name.
 pub(crate) fn name(site: usize) -> String {
     format!("site-{:02}", site + 1)
-}
-
-/// What is known of an update that was checked.
-pub(crate) fn share(update: ArtifactRef, examples: u64, norm: f64) -> SiteShare {
-    SiteShare {
-        update,
-        examples,
-        norm,
-        sent: None,
-        relative_error: 0.0,
-        received_ms: 0,
-        train_loss: 0.0,
-        train_seconds: 0.0,
-        bytes_up: 0,
-        bytes_down: 0,
-    }
 }

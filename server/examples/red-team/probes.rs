@@ -6,9 +6,10 @@ use fedtune_proto::digest::{ArtifactRef, Digest};
 use fedtune_server::aggregate::{
     AggregateError, Before, Bounds, Keep, Rejection, Weighted, aggregate, check_update, weights,
 };
+use fedtune_server::round::SiteShare;
 use fedtune_server::round::admission;
 
-use crate::federation::{Shelf, job, name, share};
+use crate::federation::{Shelf, job, name};
 use crate::network::{PARAMETERS, TENSORS};
 use crate::thresholds::Check;
 
@@ -75,7 +76,8 @@ async fn not_finite(shelf: &Shelf, state: ArtifactRef) -> anyhow::Result<Check> 
 /// (vii): who sends almost nothing is flagged, who sends nothing, a copy, or what is far too large is left out.
 fn remarkable() -> anyhow::Result<Check> {
     let admission = job(1, "")?.admission;
-    let update = |content: &str, norm| share(ArtifactRef { digest: Digest::of(content.as_bytes()), size: 1 }, 1, norm);
+    let update =
+        |content: &str, norm| SiteShare::new(ArtifactRef { digest: Digest::of(content.as_bytes()), size: 1 }, 1, norm);
     let of = |last: &str, norm| {
         let mut updates: BTreeMap<_, _> = (0..8).map(|site| (name(site), update(&site.to_string(), 1.0))).collect();
         updates.insert(name(8), update(last, norm));

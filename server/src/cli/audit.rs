@@ -18,7 +18,7 @@ use crate::exit::Unsound;
 pub(super) enum Audit {
     /// Recompute each state of a job from the state before it and the updates of its round
     ///
-    /// Run this on the aggregator's machine; it reads the data folder and changes nothing. Every artifact that a round names
+    /// Run this on the aggregator's machine; it reads the data folder and stores nothing. Every artifact that a round names
     /// is read and its digest compared, the strategy's pass runs again, and its result must be the recorded state, bit for
     /// bit. Exit code 11 if a round does not hold, or cannot be recomputed because updates were deleted.
     #[command(after_help = "Example:\n  fedtune-server audit verify 01997c5e --config federation/server.toml")]
@@ -38,6 +38,9 @@ impl Audit {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let Self::Verify { job, config, output } = self;
         let config: ServerConfig = fedtune_config::load(&config)?;
+        if !config.storage.data.is_dir() {
+            bail!("there is no data folder {}; storage.data names it", config.storage.data.display());
+        }
         let (records, artifacts) = open_storage(&config.storage.data).await?;
         let mut found: Vec<_> =
             records.jobs().await?.into_iter().filter(|record| record.id.starts_with(&job)).collect();

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::time::Duration;
 
+use fedtune_config::job::Metric;
 use fedtune_proto::v1::{Measure, RoundSummary, Scores, ShowJobResponse, SiteActivity};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tonic::{Code, Status};
@@ -240,7 +241,8 @@ fn site_table(rounds: &[RoundSummary], measure: &str) -> String {
 }
 
 fn smaller_is_better(measure: &str) -> bool {
-    matches!(measure, "loss" | "mse" | "mae" | "perplexity")
+    let metric: Option<Metric> = serde_json::from_value(measure.into()).ok();
+    metric.is_some_and(|metric| metric.score(1.0) < 0.0)
 }
 
 /// What a measure is called for people.

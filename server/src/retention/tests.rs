@@ -43,18 +43,7 @@ impl Rig {
         let base = self.store("base model").await;
         let mut machine = Machine::new(Plan::of(&job));
         let update = self.store(&format!("{id} update")).await;
-        let share = SiteShare {
-            update,
-            examples: 1,
-            norm: 1.0,
-            sent: None,
-            relative_error: 0.0,
-            received_ms: 0,
-            train_loss: 0.0,
-            train_seconds: 0.0,
-            bytes_up: 0,
-            bytes_down: 0,
-        };
+        let share = SiteShare::new(update, 1, 1.0);
         let sites = BTreeMap::from([("north".to_owned(), share)]);
         let mut rounds = Vec::new();
         let mut state = self.store(&format!("{id} state 0")).await;

@@ -80,18 +80,8 @@ mod tests {
     use super::*;
 
     fn updates(norms: &[(&str, &str, f64)]) -> BTreeMap<String, SiteShare> {
-        let share = |name: &str, norm| SiteShare {
-            update: ArtifactRef { digest: Digest::of(name.as_bytes()), size: 1 },
-            examples: 1,
-            norm,
-            sent: None,
-            relative_error: 0.0,
-            received_ms: 0,
-            train_loss: 0.0,
-            train_seconds: 0.0,
-            bytes_up: 0,
-            bytes_down: 0,
-        };
+        let share =
+            |name: &str, norm| SiteShare::new(ArtifactRef { digest: Digest::of(name.as_bytes()), size: 1 }, 1, norm);
         norms.iter().map(|(site, update, norm)| ((*site).to_owned(), share(update, *norm))).collect()
     }
 

@@ -35,6 +35,24 @@ pub struct SiteShare {
     pub bytes_down: u64,
 }
 
+impl SiteShare {
+    /// An update that was checked, of which nothing else is known.
+    pub fn new(update: ArtifactRef, examples: u64, norm: f64) -> Self {
+        Self {
+            update,
+            examples,
+            norm,
+            sent: None,
+            relative_error: 0.0,
+            received_ms: 0,
+            train_loss: 0.0,
+            train_seconds: 0.0,
+            bytes_up: 0,
+            bytes_down: 0,
+        }
+    }
+}
+
 /// What came of the updates of a round.
 #[derive(Debug, Clone, PartialEq)]
 pub struct After {

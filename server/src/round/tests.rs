@@ -37,18 +37,7 @@ fn artifact(name: &str) -> ArtifactRef {
 }
 
 fn share(name: &str) -> SiteShare {
-    SiteShare {
-        update: artifact(name),
-        examples: 10,
-        norm: 1.0,
-        sent: None,
-        relative_error: 0.0,
-        received_ms: 0,
-        train_loss: 0.5,
-        train_seconds: 1.0,
-        bytes_up: 1,
-        bytes_down: 2,
-    }
+    SiteShare { train_loss: 0.5, train_seconds: 1.0, bytes_up: 1, ..SiteShare::new(artifact(name), 10, 1.0) }
 }
 
 fn sums(right: u64) -> Evaluation {
