@@ -10,6 +10,7 @@ mod merge;
 mod model_folder;
 mod new_table_model;
 mod output;
+mod personalize;
 mod picture;
 mod predict;
 mod progress;
@@ -43,6 +44,7 @@ enum Command {
     Evaluate(evaluate::Arguments),
     Merge(merge::Arguments),
     NewTableModel(new_table_model::Arguments),
+    Personalize(personalize::Arguments),
     Predict(predict::Arguments),
     Run(run::Arguments),
     Tune(tune::Arguments),
@@ -61,6 +63,7 @@ impl Cli {
             Command::Evaluate(arguments) => arguments.run(),
             Command::Merge(arguments) => arguments.run(),
             Command::NewTableModel(arguments) => arguments.run(),
+            Command::Personalize(arguments) => arguments.run(),
             Command::Predict(arguments) => arguments.run(),
             Command::Run(arguments) => arguments.run(),
             Command::Tune(arguments) => arguments.run(),

@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use fedtune_config::Job;
-use fedtune_config::job::{Lora, Precision, TaskKind, Trainable};
+use fedtune_config::job::{Lora, Patterns, Precision, TaskKind, Trainable};
 use serde_json::{Map, Value};
 
 use crate::data::image::Preparation;
@@ -287,7 +287,31 @@ impl Classifier {
     ///
     /// # Errors
     /// `state_before` does not fit, a difference is not finite, or the file cannot be written.
-    pub fn write_delta(&self, state_before: &Path, out: &Path) -> Result<(), ModelError> {
-        self.network.write_delta(state_before, out)
+    pub fn write_delta(&self, state_before: &Path, excluded: &Patterns, out: &Path) -> Result<(), ModelError> {
+        self.network.write_delta(state_before, excluded, out)
+    }
+
+    /// Checks what is not averaged; see [`Network::check_excluded`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check_excluded(&self, excluded: &Patterns) -> Result<(), ModelError> {
+        self.network.check_excluded(excluded)
+    }
+
+    /// Writes what is not averaged; see [`Network::write_own`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write_own(&self, excluded: &Patterns, path: &Path) -> Result<(), ModelError> {
+        self.network.write_own(excluded, path)
+    }
+
+    /// Replaces what is not averaged; see [`Network::load_own`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_own(&mut self, path: &Path) -> Result<(), ModelError> {
+        self.network.load_own(path)
     }
 }

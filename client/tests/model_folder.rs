@@ -7,7 +7,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use fedtune_client::model::{Classifier, ModelSpec};
-use fedtune_config::job::{Lora, Trainable};
+use fedtune_config::job::{Lora, Patterns, Trainable};
 use fedtune_proto::recipe::TensorSource;
 use serde_json::json;
 use tiny_model::{edit_config, edit_tensors, folder, folder_of, spec};
@@ -324,7 +324,7 @@ fn a_state_round_trips_and_holds_exactly_what_is_trained() {
         classifier.write_state(&before).unwrap();
         classifier.load_state(&after).unwrap();
         assert_ne!(logits(&classifier), expected);
-        classifier.write_delta(&before, &delta).unwrap();
+        classifier.write_delta(&before, &Patterns::default(), &delta).unwrap();
         let delta = candle_core::safetensors::load(&delta, &Device::Cpu).unwrap();
         assert_eq!(delta.len(), count);
         for tensor in delta.values() {
@@ -334,6 +334,54 @@ fn a_state_round_trips_and_holds_exactly_what_is_trained() {
         classifier.load_state(&before).unwrap();
         assert_eq!(logits(&classifier), expected);
     }
+}
+
+fn excluding(pattern: &str) -> Patterns {
+    Patterns::new([pattern]).unwrap()
+}
+
+#[test]
+fn what_is_not_averaged_stays_here_and_is_zero_in_the_update() {
+    let (model, out) = (folder(), tempfile::tempdir().unwrap());
+    let mut classifier = Classifier::load(model.path(), &spec(), &Device::Cpu).unwrap();
+    let (before, after) = (out.path().join("before"), out.path().join("after"));
+    let (own, delta) = (out.path().join("own"), out.path().join("delta"));
+    let excluded = excluding("classifier.*");
+    classifier.check_excluded(&excluded).unwrap();
+    classifier.write_state(&before).unwrap();
+    std::fs::copy(&before, &after).unwrap();
+    edit_tensors(&after, |tensors| tensors.values_mut().for_each(|tensor| *tensor = (&*tensor + 0.25).unwrap()));
+    classifier.load_state(&after).unwrap();
+    let personal = logits(&classifier);
+    classifier.write_own(&excluded, &own).unwrap();
+    classifier.write_delta(&before, &excluded, &delta).unwrap();
+    let names = |path| {
+        let mut names: Vec<_> = candle_core::safetensors::load(path, &Device::Cpu).unwrap().into_keys().collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&own), ["classifier.bias", "classifier.weight"]);
+    assert_eq!(names(&delta).len(), 41);
+    for (name, tensor) in candle_core::safetensors::load(&delta, &Device::Cpu).unwrap() {
+        let expected = if name.starts_with("classifier.") { 0.0 } else { 0.25 };
+        let values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+        assert!(values.iter().all(|x| (x - expected).abs() < 1e-6), "{name}");
+    }
+    // The others as they were averaged, and its own.
+    edit_tensors(&after, |tensors| {
+        for (_, tensor) in tensors.iter_mut().filter(|(name, _)| name.starts_with("classifier.")) {
+            *tensor = (&*tensor - 7.0).unwrap();
+        }
+    });
+    classifier.load_state(&after).unwrap();
+    assert_ne!(logits(&classifier), personal);
+    classifier.load_own(&own).unwrap();
+    assert_eq!(logits(&classifier), personal);
+    let idle = classifier.check_excluded(&excluding("classifer.*")).unwrap_err().to_string();
+    assert!(idle.contains("classifer.*") && idle.contains("bert."), "{idle}");
+    assert!(classifier.check_excluded(&excluding("*")).unwrap_err().to_string().contains("nothing is left"));
+    edit_tensors(&own, |tensors| drop(tensors.insert("x".into(), Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap())));
+    assert!(classifier.load_own(&own).unwrap_err().to_string().contains("\"x\""), "of another model");
 }
 
 #[test]
@@ -364,7 +412,7 @@ fn an_unfitting_state_changes_nothing() {
         edit_tensors(&path, change);
         for error in [
             classifier.load_state(&path).unwrap_err().to_string(),
-            classifier.write_delta(&path, &out.path().join("delta")).unwrap_err().to_string(),
+            classifier.write_delta(&path, &Patterns::default(), &out.path().join("delta")).unwrap_err().to_string(),
         ] {
             assert!(error.contains(words) || error.contains(bias), "{error}");
         }

@@ -11,7 +11,8 @@ use crate::load::Document;
 pub use admission::{Admission, Copies};
 pub use aggregation::{Aggregation, Rule, Strategy, Weighting};
 pub use evaluation::{Evaluation, Evaluator, Metric, OnCollapse};
-pub use rounds::{BelowQuorum, Cohort, Rounds};
+pub use patterns::Patterns;
+pub use rounds::{BelowQuorum, Cohort, Late, Rounds};
 pub use suggested::{TABLE_MODEL, suggested_kind, suggested_learning_rate};
 pub use task::{PROMPT, RESPONSE, Reads, Task, TaskKind};
 pub use training::{
@@ -22,6 +23,7 @@ pub use updates::{Compression, Updates};
 mod admission;
 mod aggregation;
 mod evaluation;
+mod patterns;
 mod rounds;
 mod suggested;
 mod task;
@@ -118,6 +120,7 @@ impl Job {
         self.evaluation.metric = Some(self.metric());
         self.updates.complete();
         self.aggregation.complete();
+        self.rounds.complete(self.aggregation.strategy);
     }
 
     /// The canonical text: every field written out. [`crate::parse`] of it gives the same job.
@@ -143,11 +146,11 @@ impl Document for Job {
         });
         self.task.validate(p);
         self.training.validate(p, &self.task);
-        self.rounds.validate(p);
+        self.rounds.validate(p, self.aggregation.strategy);
         self.updates.validate(p, self.aggregation.rule);
         self.admission.validate(p);
         self.aggregation.validate(p, &self.rounds);
-        self.evaluation.validate(p, &self.task);
+        self.evaluation.validate(p, &self.task, &self.aggregation);
     }
 
     fn resolve(&mut self, folder: &Path) {

@@ -133,6 +133,8 @@ pub struct Limits {
     pub bytes_per_second: u64,
     /// Calls a second of one site; 0 is no limit.
     pub calls_per_second: u32,
+    /// Jobs that run at once; the others wait in the order they came.
+    pub running_jobs: u32,
 }
 
 impl Default for Limits {
@@ -143,6 +145,7 @@ impl Default for Limits {
             streams_per_site: 16,
             bytes_per_second: 0,
             calls_per_second: 50,
+            running_jobs: 4,
         }
     }
 }
@@ -194,8 +197,17 @@ impl Document for ServerConfig {
                 format!("found {span}; expected at least \"1d\", or \"forever\"")
             });
         }
-        let Limits { artifact_bytes, examples_per_update, streams_per_site, bytes_per_second, calls_per_second: _ } =
-            &self.limits;
+        let Limits {
+            artifact_bytes,
+            examples_per_update,
+            streams_per_site,
+            bytes_per_second,
+            calls_per_second: _,
+            running_jobs,
+        } = &self.limits;
+        p.check((1..=64).contains(running_jobs), "limits.running_jobs", || {
+            format!("found {running_jobs}; expected 1 to 64")
+        });
         p.check(*artifact_bytes >= 1 << 20, "limits.artifact_bytes", || {
             format!("found {artifact_bytes}; expected at least 1048576")
         });

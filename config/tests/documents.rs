@@ -68,6 +68,8 @@ fn examples_parse_and_state_the_true_defaults() {
                 "top_k",
                 "error_feedback",
                 "limit",
+                "staleness_max",
+                "exclude",
                 "momentum = 0.9",
                 "second_momentum",
                 "tau",
@@ -375,6 +377,11 @@ fn every_fault_of_a_job_names_line_field_found_and_allowed() {
         ("aggregation", "malicious = 1", 10, vec!["aggregation.malicious", "rule = \"mean\""]),
         ("aggregation", "examples_cap = 5", 10, vec!["aggregation.examples_cap", "\"capped\""]),
         ("aggregation", "rule = \"norm-clipping\"\nnorm_bound = 0.0", 11, vec!["aggregation.norm_bound"]),
+        ("rounds", "staleness_max = 2", 9, vec!["rounds.staleness_max", "rounds.late = \"keep\""]),
+        ("rounds", "late = \"keep\"", 9, vec!["rounds.late", "rounds.target or rounds.limit"]),
+        ("rounds", "target = 3\nlate = \"keep\"\nstaleness_max = 0", 11, vec!["rounds.staleness_max", "from 1"]),
+        ("aggregation", "exclude = [\"\"]", 10, vec!["aggregation.exclude", "which is empty"]),
+        ("aggregation", "strategy = \"fedbuff\"\nmomentum = 0.9", 11, vec!["aggregation.momentum", "\"fedbuff\""]),
         ("evaluation", "by = \"me\"", 11, vec!["evaluation.by", "evaluator"]),
         ("evaluation", "on_collapse = \"stop\"", 11, vec!["evaluation.on_collapse", "roll-back"]),
         ("evaluation", "metric = \"f1\"", 11, vec!["evaluation.metric", "macro_f1"]),
@@ -396,6 +403,8 @@ fn a_job_says_in_full_how_it_aggregates_and_its_quorum_fits_the_rule() {
         ("strategy = \"fedadam\"\nlearning_rate = 0.1\nmax_amplification = 100.0", 2),
         ("strategy = \"fedyogi\"\nbias_correction = false", 2),
         ("strategy = \"fedadagrad\"\nweighting = \"capped\"\nexamples_cap = 100", 2),
+        ("strategy = \"fedbuff\"", 2),
+        ("strategy = \"fedbuff\"\nrule = \"median\"", 2),
         ("rule = \"krum\"", 5),
         ("rule = \"bulyan\"\nmalicious = 2", 11),
         ("rule = \"trimmed-mean\"", 2),
@@ -413,6 +422,20 @@ fn a_job_says_in_full_how_it_aggregates_and_its_quorum_fits_the_rule() {
     }
     let error = read::<Job>(&job_with("aggregation", "rule = \"krum\"")).unwrap_err().to_string();
     assert!(error.contains("rounds.quorum: found 2; expected at least 5"), "{error}");
+}
+
+#[test]
+fn what_does_not_go_together_is_refused_with_a_reason() {
+    for (section, line, aggregation, expected) in [
+        ("rounds", "late = \"drop\"", "strategy = \"fedbuff\"", "rounds.late: found \"drop\""),
+        ("evaluation", "by = \"sites\"", "strategy = \"fedbuff\"", "whose sites are always training"),
+        ("evaluation", "by = \"evaluator\"", "exclude = [\"classifier.*\"]", "has none of the tensors that sites keep"),
+    ] {
+        let fits = job_with("aggregation", aggregation);
+        let text = fits.replace(&format!("[{section}]\n"), &format!("[{section}]\n{line}\n"));
+        let error = read::<Job>(&text).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error:?} lacks {expected:?}");
+    }
 }
 
 #[test]
@@ -473,6 +496,7 @@ fn every_fault_of_a_server_is_named() {
         ("retention = \"some days\"", "or \"forever\""),
         ("[limits]\nstreams_per_site = 1", "at least 4"),
         ("[limits]\nbytes_per_second = 10", "at least 65536"),
+        ("[limits]\nrunning_jobs = 0", "1 to 64"),
         ("[limits]\ncalls_per_second = -1", "limits.calls_per_second"),
         ("[log]\nformat = \"xml\"", "allowed: text, json"),
         ("[log]\nlevel = \"\"", "log.level"),

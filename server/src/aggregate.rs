@@ -48,12 +48,21 @@ const WINDOW_BYTES_MAX: u64 = 512 << 10;
 const WINDOWS_MAX: usize = 8;
 
 /// An update that passed [`check_update`], with its weight.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Weighted {
     /// The update.
     pub update: ArtifactRef,
     /// A positive integer, see [`weights`].
     pub weight: u64,
+    /// What the update is multiplied by before anything else; 1 unless it is late.
+    pub scale: f64,
+}
+
+impl Weighted {
+    /// One that is not late.
+    pub fn new(update: ArtifactRef, weight: u64) -> Self {
+        Self { update, weight, scale: 1.0 }
+    }
 }
 
 /// What a round's updates are applied to.
@@ -109,7 +118,9 @@ pub async fn aggregate(
         None => None,
     };
     let combination = rules::combination(aggregation, &weights, distances.as_ref()).map_err(AggregateError::Rule)?;
-    let shares = updates.keys().cloned().zip(combination.shares(updates.len())).collect();
+    let scaled = |(share, weighted): (Option<f64>, &Weighted)| share.map(|share| share * weighted.scale);
+    let shares = combination.shares(updates.len()).into_iter().zip(updates.values()).map(scaled);
+    let shares = updates.keys().cloned().zip(shares).collect();
     let step = Step::new(aggregation, before.step);
     let (state, moments) = pass.apply(combination, step, &before.moments, keep).await?;
     Ok(After { state, moments, shares })
@@ -121,8 +132,8 @@ struct Pass {
     artifacts: Artifacts,
     state: ArtifactRef,
     layout: Arc<Layout>,
-    /// Every update, in site order, and where its data starts.
-    sources: Arc<[(ArtifactRef, u64)]>,
+    /// Every update, in site order, where its data starts, and its scale.
+    sources: Arc<[(ArtifactRef, u64, f64)]>,
 }
 
 impl Pass {
@@ -134,7 +145,8 @@ impl Pass {
         let layout = Arc::new(artifacts.layout(before.state).await?);
         let mut sources = Vec::with_capacity(updates.len());
         for weighted in updates.values() {
-            sources.push((weighted.update, artifacts.layout(weighted.update).await?.data_start));
+            let start = artifacts.layout(weighted.update).await?.data_start;
+            sources.push((weighted.update, start, weighted.scale));
         }
         Ok(Self { artifacts: artifacts.clone(), state: before.state, layout, sources: sources.into() })
     }
@@ -165,9 +177,13 @@ impl Pass {
         let offset = window.start - self.layout.data_start;
         let length = window.end - window.start;
         let mut updates = Vec::with_capacity(self.sources.len());
-        for (update, start) in self.sources.iter() {
+        for (update, start, scale) in self.sources.iter() {
             let from = start + offset;
-            updates.push(floats(&self.artifacts.read(update.digest, from..from + length).await?));
+            let mut values = floats(&self.artifacts.read(update.digest, from..from + length).await?);
+            if *scale != 1.0 {
+                values.iter_mut().for_each(|value| *value = (f64::from(*value) * scale) as f32);
+            }
+            updates.push(values);
         }
         Ok(updates)
     }

@@ -91,7 +91,9 @@ async fn audit(
         .sites
         .iter()
         .zip(weights.values())
-        .map(|((site, share), weight)| (site.clone(), Weighted { update: share.update, weight: *weight }))
+        .map(|((site, share), weight)| {
+            (site.clone(), Weighted { update: share.update, weight: *weight, scale: share.staleness_weight() })
+        })
         .collect();
     let before = Before { state: base, moments: moments.to_vec(), step: round.round };
     let after = match aggregate::aggregate(artifacts, &job.aggregation, &before, &weighted, Keep::Nothing).await {

@@ -1,13 +1,14 @@
 //! The driver of the round machine: one task that owns the sessions and the jobs. Every event goes through the machine,
 //! the new state is stored, and only then do its effects run and its callers get an answer.
 //!
-//! Jobs run one at a time, in the order they came.
+//! Jobs run side by side, up to a number, and take turns at the sites they share: who has waited longest goes first.
 
 mod handle;
 mod sessions;
 mod snapshot;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fedtune_config::job::{self, Copies, Job, TaskKind};
@@ -15,7 +16,7 @@ use fedtune_config::server::{Limits, Sessions as SessionTimes};
 use fedtune_proto::delta::{self, Codec};
 use fedtune_proto::digest::{ArtifactRef, Digest};
 use fedtune_proto::evaluation::Form;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{error, info, warn};
 
 pub use handle::{Answer, Expected, Handle, Permit, Rejected};
@@ -25,7 +26,7 @@ pub use snapshot::{Activity, JobSnapshot, Overview, SiteSnapshot};
 use crate::aggregate::{self, Before, Bounds, Keep, Weighted};
 use crate::metrics::Metrics;
 use crate::pki::{Identity, Role};
-use crate::round::{Effect, Event, Fault, Machine, Outcome, Phase, RoundRecord, Trainee, Turn, Work, World};
+use crate::round::{Effect, Event, Fault, Machine, Outcome, Phase, RoundRecord, Turn, Work, World};
 use crate::store::records::{JobRecord, JobStatus};
 use crate::store::{Artifacts, Records, StoreError};
 use handle::Request;
@@ -39,8 +40,12 @@ struct Coordinator {
     artifacts: Artifacts,
     limits: Limits,
     sessions: Sessions,
-    /// The job that runs, and what its sites are doing.
-    active: Option<Active>,
+    /// The jobs that run, by id, and what their sites are doing.
+    active: BTreeMap<String, Active>,
+    /// How often a job was given sites; a job's own number tells whose turn it is.
+    turns: u64,
+    /// One pass at a time, so that memory does not grow with the number of jobs.
+    passes: Arc<Semaphore>,
     metrics: Metrics,
     /// The aggregator is about to stop. The job stays where it is: that its sites are away now says nothing.
     draining: bool,
@@ -49,16 +54,18 @@ struct Coordinator {
     /// For events of its own making.
     own: mpsc::WeakSender<Request>,
     /// Events whose transition could not be stored yet, and nobody else repeats.
-    unstored: VecDeque<Event>,
+    unstored: VecDeque<(String, Event)>,
 }
 
 struct Active {
     record: JobRecord,
     job: Job,
+    /// When it was last given sites, on the coordinator's count.
+    served: u64,
     activity: BTreeMap<String, Activity>,
 }
 
-/// Opens the records, resumes the running job, and starts the coordinator.
+/// Opens the records, resumes the running jobs, and starts the coordinator.
 ///
 /// # Errors
 /// Storage failed.
@@ -77,14 +84,16 @@ pub async fn start(
         artifacts,
         limits,
         sessions: Sessions::new(times),
-        active: None,
+        active: BTreeMap::new(),
+        turns: 0,
+        passes: Arc::new(Semaphore::new(1)),
         metrics,
         draining: false,
         changes,
         own: sender.downgrade(),
         unstored: VecDeque::new(),
     };
-    coordinator.next_job().await?;
+    coordinator.next_jobs().await?;
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval(tick);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -112,7 +121,7 @@ impl Coordinator {
             Request::CloseSession { site, session } => {
                 if self.sessions.close(&site, session) {
                     info!(site, "session closed");
-                    self.apply_logged(Event::Tick).await;
+                    self.take_turns().await;
                 }
             }
             Request::Heartbeat { site, session, reply } => {
@@ -120,20 +129,19 @@ impl Coordinator {
             }
             Request::Progress { site, session, job, turn, activity, reply } => {
                 let known = self.sessions.heard(&site, &session);
-                if known && self.is_active(&job) {
-                    let before = self.active.as_mut().and_then(|active| active.activity.insert(site.clone(), activity));
+                if let Some(active) = self.active.get_mut(&job).filter(|_| known) {
+                    let before = active.activity.insert(site.clone(), activity);
                     // Only a step is a sign of progress; saying the same again is not.
                     if before.is_none_or(|before| before.turn != turn || activity.done > before.done) {
-                        self.apply_logged(Event::Progress(site, turn)).await;
+                        self.apply_logged(&job, Event::Progress(site, turn)).await;
                     }
                     self.changed();
                 }
                 let _ = reply.send(known);
             }
             Request::Moving { site } => {
-                let turn = self.active.as_ref().and_then(|active| active.record.machine.work_of(&site));
-                if let Some(turn) = turn {
-                    self.apply_logged(Event::Progress(site, turn)).await;
+                if let Some((job, turn)) = self.work_of(&site) {
+                    self.apply_logged(&job, Event::Progress(site, turn)).await;
                 }
             }
             Request::Expect { site, job, turn, reply } => {
@@ -147,17 +155,18 @@ impl Coordinator {
             }
             Request::Aggregated { job, event } => {
                 // The pass is repeated after a start; a round committed now would find nobody to score it.
-                if self.is_active(&job) && !self.draining {
+                if !self.draining {
                     if let Event::AggregationFailed(reason) = &event {
-                        warn!(job, round = self.turn().1, reason, "the pass failed");
+                        warn!(job, round = self.round(&job), reason, "the pass failed");
                     }
-                    self.apply_logged(event).await;
+                    self.apply_logged(&job, event).await;
+                    self.pass_on().await;
                 }
             }
             Request::Submit { record, reply } => {
                 let mut stored = self.records.add_job(&record).await;
-                if stored.is_ok() && self.active.is_none() && !self.draining {
-                    stored = self.next_job().await;
+                if stored.is_ok() && !self.draining {
+                    stored = self.next_jobs().await;
                 }
                 self.changed();
                 let _ = reply.send(stored);
@@ -196,23 +205,42 @@ impl Coordinator {
         for site in self.sessions.expire() {
             warn!(site, "session closed: the site was silent too long");
         }
-        if self.active.is_none()
-            && !self.draining
-            && let Err(e) = self.next_job().await
+        if !self.draining
+            && let Err(e) = self.next_jobs().await
         {
             error!("the next job cannot start: {e}");
         }
-        while let Some(event) = self.unstored.pop_front() {
-            if let Err(e) = self.apply(event.clone()).await {
-                let (job, round) = self.turn();
-                error!(job, round, "a transition still cannot be stored: {e}");
-                self.unstored.push_front(event);
+        while let Some((job, event)) = self.unstored.pop_front() {
+            if let Err(e) = self.apply(&job, event.clone()).await {
+                error!(job, round = self.round(&job), "a transition still cannot be stored: {e}");
+                self.unstored.push_front((job, event));
                 return;
             }
         }
         if !self.draining {
-            self.apply_logged(Event::Tick).await;
+            self.take_turns().await;
         }
+    }
+
+    /// Lets every job see the world as it is now, the one that has waited longest first.
+    async fn take_turns(&mut self) {
+        for job in self.in_turn() {
+            self.apply_logged(&job, Event::Tick).await;
+        }
+    }
+
+    /// What one job has let go of, another may be waiting for.
+    async fn pass_on(&mut self) {
+        if self.active.len() > 1 {
+            self.take_turns().await;
+        }
+    }
+
+    /// The jobs that run, by when they were last given sites.
+    fn in_turn(&self) -> Vec<String> {
+        let mut jobs: Vec<(&u64, &String)> = self.active.iter().map(|(id, active)| (&active.served, id)).collect();
+        jobs.sort();
+        jobs.into_iter().map(|(_, id)| id.clone()).collect()
     }
 
     async fn open_session(&mut self, identity: Identity, about: About) -> Result<sessions::Opened, Rejected> {
@@ -238,38 +266,51 @@ impl Coordinator {
                 let _ = own.send(Request::CloseSession { site: name, session }).await;
             }
         });
-        self.apply_logged(Event::Joined(site.clone())).await;
-        let works = self.active.as_ref().is_some_and(|active| active.record.machine.work_of(&site).is_some());
-        if !works {
+        for job in self.in_turn() {
+            self.apply_logged(&job, Event::Joined(site.clone())).await;
+        }
+        if self.work_of(&site).is_none() {
             // What it may have begun before the link broke is not wanted any more.
             self.sessions.send(&site, Directive::WithdrawAll);
         }
         Ok(opened)
     }
 
-    /// The running job and the round it is in, for log lines.
-    fn turn(&self) -> (Option<&str>, Option<u32>) {
-        let Some(active) = &self.active else { return (None, None) };
-        (Some(&active.record.id), round_of(&active.record.machine.phase))
+    /// The round a job is in, for log lines.
+    fn round(&self, job: &str) -> Option<u32> {
+        self.active.get(job).and_then(|active| round_of(&active.record.machine.phase))
     }
 
-    fn is_active(&self, job: &str) -> bool {
-        self.active.as_ref().is_some_and(|active| active.record.id == job)
+    /// What a site has to do, and for which job. It is at work for one at a time.
+    fn work_of(&self, site: &str) -> Option<(String, Turn)> {
+        self.active.iter().find_map(|(id, active)| Some((id.clone(), active.record.machine.work_of(site)?)))
     }
 
-    async fn world(&self) -> Result<World, StoreError> {
-        Ok(World {
+    /// The world as a job may see it.
+    async fn world(&self, job: &str) -> Result<World, StoreError> {
+        let mut world = World {
             now_ms: now_ms(),
             trainers: self.sessions.online(Role::Site),
             evaluators: self.sessions.online(Role::Evaluator),
             evaluator_enrolled: self.records.sites().await?.iter().any(|site| site.role == Role::Evaluator),
-        })
+            busy: BTreeSet::new(),
+        };
+        let mut busy = BTreeSet::new();
+        let served = self.active.get(job).map_or(u64::MAX, |active| active.served);
+        for (id, other) in self.active.iter().filter(|(id, _)| *id != job) {
+            busy.extend(other.record.machine.working());
+            if (other.served, id.as_str()) < (served, job) {
+                busy.extend(other.record.machine.waits_for(&world));
+            }
+        }
+        world.busy = busy;
+        Ok(world)
     }
 
     /// What a result of this turn would be checked against, or the answer it has had already.
     async fn expect(&self, site: &str, job: &str, turn: Turn) -> Result<handle::Expected, StoreError> {
         let stale = |reason: String| handle::Expected::Answered(Answer { accepted: false, reason });
-        let active = self.active.as_ref().filter(|active| active.record.id == job);
+        let active = self.active.get(job);
         let stored;
         let machine = match active {
             Some(active) => &active.record.machine,
@@ -284,49 +325,29 @@ impl Coordinator {
         };
         if let Some(active) = active.filter(|_| machine.work_of(site) == Some(turn)) {
             return Ok(handle::Expected::Open {
-                state: machine.state,
+                state: machine.state_for(site),
                 form: form(&active.job.task),
                 bounds: Bounds {
                     examples: self.limits.examples_per_update.min(self.sessions.examples(site).unwrap_or(u64::MAX)),
                     norm: active.job.admission.norm_max.unwrap_or(f64::INFINITY),
+                    excluded: active.job.aggregation.exclude.clone(),
                 },
                 codec: codec(&active.job),
             });
         }
         let accepted = handle::Expected::Answered(Answer { accepted: true, reason: "it is stored already".into() });
-        if turn.work == Work::Initialize {
-            let own = machine.initializer.as_deref() == Some(site);
-            return Ok(if own { accepted } else { stale("the first state was made by another site".into()) });
-        }
-        if let Phase::Evaluating { record, sites, .. } = &machine.phase
-            && turn.work == Work::Evaluate
-            && (record.round, record.attempt) == (turn.round, turn.attempt)
-            && matches!(sites.get(site), Some(crate::round::Judge::Done(_)))
-        {
-            return Ok(accepted);
-        }
-        if let Phase::Training { round, attempt, sites, .. } = &machine.phase
-            && (*round, *attempt) == (turn.round, turn.attempt)
-        {
-            return Ok(match sites.get(site) {
-                Some(Trainee::Done(_)) => accepted,
-                Some(Trainee::Out(reason)) => stale(reason.clone()),
-                _ => stale(format!("{site} is not in the cohort of round {round}")),
-            });
-        }
-        if let Phase::Aggregating { round, attempt, updates, .. } = &machine.phase
-            && (*round, *attempt) == (turn.round, turn.attempt)
-            && updates.contains_key(site)
-        {
-            return Ok(accepted);
+        match machine.answer_to(site, turn) {
+            Some(Ok(())) => return Ok(accepted),
+            Some(Err(reason)) => return Ok(stale(reason)),
+            None => {}
         }
         let rounds = self.records.rounds(job).await?;
         let counted = rounds.iter().any(|record| {
-            (record.round, record.attempt) == (turn.round, turn.attempt)
-                && match turn.work {
-                    Work::Evaluate => record.evaluations.contains_key(site),
-                    _ => record.sites.contains_key(site),
-                }
+            let made = (turn.round, turn.attempt);
+            match turn.work {
+                Work::Evaluate => (record.round, record.attempt) == made && record.evaluations.contains_key(site),
+                _ => record.sites.get(site).is_some_and(|share| share.made_for(record.round, record.attempt) == made),
+            }
         });
         Ok(if counted {
             accepted
@@ -355,10 +376,11 @@ impl Coordinator {
             Event::Failed { reason, .. } => Some(reason.clone()),
             _ => None,
         };
-        if let (Some(recipe), Some(active)) = (recipe, &mut self.active) {
+        if let (Some(recipe), Some(active)) = (recipe, self.active.get_mut(job)) {
             active.record.recipe = Some(recipe);
         }
-        self.apply(event).await?;
+        self.apply(job, event).await?;
+        self.pass_on().await;
         match quarantined {
             Some(reason) => {
                 warn!(site, job, round = turn.round, reason, "a result does not count");
@@ -370,7 +392,7 @@ impl Coordinator {
 
     /// Why an update is none of this round: it counted in an earlier one.
     async fn replay(&self, job: &str, event: &Event) -> Result<Option<String>, StoreError> {
-        let counts_copies = self.active.as_ref().is_none_or(|active| active.job.admission.copies == Copies::Count);
+        let counts_copies = self.active.get(job).is_none_or(|active| active.job.admission.copies == Copies::Count);
         let Event::Updated { share, .. } = event else { return Ok(None) };
         if counts_copies || share.norm == 0.0 {
             return Ok(None);
@@ -397,22 +419,23 @@ impl Coordinator {
         if !self.records.sites().await.map_err(|e| e.to_string())?.contains(identity) {
             return Err(format!("{} is not enrolled here", identity.name));
         }
-        let Some(active) = &self.active else { return Err("no job is running".into()) };
-        let machine = &active.record.machine;
         match permit {
             Permit::Read(digest) => {
-                let of_base = active.record.base_model.iter().any(|file| file.artifact.digest == digest);
-                let of_state = machine.state.is_some_and(|state| state.digest == digest);
-                if of_base || of_state {
+                if self.active.values().any(|active| active.record.gives(&identity.name, digest)) {
                     Ok(())
                 } else {
-                    Err(format!("artifact {digest} is not part of the running job"))
+                    Err(format!("artifact {digest} is not part of a running job"))
                 }
             }
             Permit::Write(size) => {
-                let most = match machine.work_of(&identity.name).map(|turn| turn.work) {
-                    Some(Work::Initialize) => self.limits.artifact_bytes,
-                    Some(Work::Train) => match (machine.state, codec(&active.job)) {
+                let work = self.work_of(&identity.name);
+                let active = work.as_ref().and_then(|(job, _)| self.active.get(job));
+                let (Some((_, turn)), Some(active)) = (work, active) else {
+                    return Err("no task of this site asks for an upload".into());
+                };
+                let most = match turn.work {
+                    Work::Initialize => self.limits.artifact_bytes,
+                    Work::Train => match (active.record.machine.state, codec(&active.job)) {
                         (Some(state), Some(codec)) => {
                             let layout = self.artifacts.layout(state).await.map_err(|e| e.to_string())?;
                             delta::wire_bytes_max(&layout, codec)
@@ -421,7 +444,7 @@ impl Coordinator {
                         (Some(state), None) => state.size + (1 << 16),
                         (None, _) => 0,
                     },
-                    Some(Work::Evaluate) | None => return Err("no task of this site asks for an upload".into()),
+                    Work::Evaluate => return Err("no task of this site asks for an upload".into()),
                 };
                 within(size, most)
             }
@@ -429,8 +452,10 @@ impl Coordinator {
     }
 
     async fn pause(&mut self, job: &str) -> Result<(), Rejected> {
-        if self.is_active(job) {
-            return Ok(self.apply(Event::Pause).await?);
+        if self.active.contains_key(job) {
+            self.apply(job, Event::Pause).await?;
+            self.pass_on().await;
+            return Ok(());
         }
         let mut record = self.find(job).await?;
         match record.status {
@@ -448,8 +473,10 @@ impl Coordinator {
     }
 
     async fn resume(&mut self, job: &str) -> Result<(), Rejected> {
-        if self.is_active(job) {
-            return Ok(self.apply(Event::Resume).await?);
+        if self.active.contains_key(job) {
+            self.apply(job, Event::Resume).await?;
+            self.pass_on().await;
+            return Ok(());
         }
         let mut record = self.find(job).await?;
         if record.status != JobStatus::Paused {
@@ -460,16 +487,15 @@ impl Coordinator {
         record.status = JobStatus::Queued;
         record.reason = String::new();
         self.records.save(&record, &[]).await?;
-        if self.active.is_none() {
-            self.next_job().await?;
-        }
+        self.next_jobs().await?;
         self.changed();
         Ok(())
     }
 
     async fn cancel(&mut self, job: &str) -> Result<(), Rejected> {
-        if self.is_active(job) {
-            self.apply(Event::Cancel).await?;
+        if self.active.contains_key(job) {
+            self.apply(job, Event::Cancel).await?;
+            self.pass_on().await;
             return Ok(());
         }
         let mut record = self.find(job).await?;
@@ -489,7 +515,7 @@ impl Coordinator {
     }
 
     async fn show(&self, job: &str) -> Result<JobSnapshot, Rejected> {
-        let active = self.active.as_ref().filter(|active| active.record.id == job);
+        let active = self.active.get(job);
         let record = match active {
             Some(active) => active.record.clone(),
             None => self.find(job).await?,
@@ -502,26 +528,35 @@ impl Coordinator {
     fn overview(&self) -> Overview {
         let online: BTreeSet<String> =
             [Role::Site, Role::Evaluator].into_iter().flat_map(|role| self.sessions.online(role)).collect();
-        let machine = self.active.as_ref().map(|active| &active.record.machine);
-        let works = |site: &&String| machine.is_some_and(|machine| machine.work_of(site).is_some());
-        Overview { working: online.iter().filter(works).cloned().collect(), online }
+        let working = online.iter().filter(|site| self.work_of(site).is_some()).cloned().collect();
+        Overview { working, online }
     }
 
-    /// Takes up the job that was running, or the first in the queue.
-    async fn next_job(&mut self) -> Result<(), StoreError> {
-        loop {
-            let jobs = self.records.jobs().await?;
-            let running = jobs.iter().find(|job| job.status == JobStatus::Running);
-            let Some(record) = running.or_else(|| jobs.iter().find(|job| job.status == JobStatus::Queued)) else {
-                return Ok(());
-            };
+    /// Takes up the jobs that were running, and the first in the queue while there is room.
+    async fn next_jobs(&mut self) -> Result<(), StoreError> {
+        let room = self.limits.running_jobs as usize;
+        if self.active.len() >= room {
+            return Ok(());
+        }
+        let jobs = self.records.jobs().await?;
+        let of = |status: JobStatus| jobs.iter().filter(move |job| job.status == status);
+        for record in of(JobStatus::Running).chain(of(JobStatus::Queued)) {
+            if self.active.contains_key(&record.id) {
+                continue;
+            }
+            // What ran when the limit was higher goes on.
+            if record.status == JobStatus::Queued && self.active.len() >= room {
+                break;
+            }
             let mut record = record.clone();
             match fedtune_config::parse::<Job>(record.id.as_ref(), &record.text, std::iter::empty()) {
                 Ok(job) => {
                     info!(job = record.id, name = record.name, "job running");
                     record.status = JobStatus::Running;
-                    self.active = Some(Active { record, job, activity: BTreeMap::new() });
-                    return self.apply(Event::Resumed).await;
+                    let id = record.id.clone();
+                    self.active
+                        .insert(id.clone(), Active { record, job, served: self.turns, activity: BTreeMap::new() });
+                    self.apply(&id, Event::Resumed).await?;
                 }
                 Err(e) => {
                     record.status = JobStatus::Failed;
@@ -531,24 +566,24 @@ impl Coordinator {
                 }
             }
         }
+        Ok(())
     }
 
     /// An event whose failure nobody waits to hear of; it is applied again with the next tick.
-    async fn apply_logged(&mut self, event: Event) {
-        if let Err(e) = self.apply(event.clone()).await {
-            let (job, round) = self.turn();
-            error!(job, round, "a transition could not be stored, it is tried again: {e}");
+    async fn apply_logged(&mut self, job: &str, event: Event) {
+        if let Err(e) = self.apply(job, event.clone()).await {
+            error!(job, round = self.round(job), "a transition could not be stored, it is tried again: {e}");
             // Signs of life come again by themselves.
             if !matches!(event, Event::Tick | Event::Progress(..)) && self.unstored.len() < REQUESTS_MAX {
-                self.unstored.push_back(event);
+                self.unstored.push_back((job.to_owned(), event));
             }
         }
     }
 
-    /// Steps the machine, stores what it became, then carries out the effects.
-    async fn apply(&mut self, event: Event) -> Result<(), StoreError> {
-        let world = self.world().await?;
-        let Some(active) = &mut self.active else { return Ok(()) };
+    /// Steps the machine of a job, stores what it became, then carries out the effects.
+    async fn apply(&mut self, job: &str, event: Event) -> Result<(), StoreError> {
+        let world = self.world(job).await?;
+        let Some(active) = self.active.get_mut(job) else { return Ok(()) };
         // Signs of progress only move a deadline; after a restart sites get their time anew.
         let volatile = matches!(event, Event::Progress(..));
         let before = &active.record.machine;
@@ -579,20 +614,26 @@ impl Coordinator {
         }
         self.metrics.transition(&active.record.machine, &record.machine, &effects);
         active.record = record;
+        if effects.iter().any(|effect| matches!(effect, Effect::Offer(_, turn) if turn.work == Work::Train)) {
+            self.turns += 1;
+            active.served = self.turns;
+        }
         for effect in effects {
-            self.perform(effect);
+            self.perform(job, effect);
         }
         // The next tick takes up another job.
-        if let Some(paused) = self.active.take_if(|active| active.record.status == JobStatus::Paused) {
-            warn!(job = paused.record.id, reason = paused.record.reason, "job paused");
+        if self.active.get(job).is_some_and(|active| active.record.status == JobStatus::Paused)
+            && let Some(paused) = self.active.remove(job)
+        {
+            warn!(job, reason = paused.record.reason, "job paused");
         }
         self.changed();
         Ok(())
     }
 
-    fn perform(&mut self, effect: Effect) {
-        let Some(active) = &mut self.active else { return };
-        let job = active.record.id.clone();
+    fn perform(&mut self, job: &str, effect: Effect) {
+        let Some(active) = self.active.get_mut(job) else { return };
+        let job = job.to_owned();
         match effect {
             Effect::Offer(site, turn) => {
                 info!(job, site, round = turn.round, attempt = turn.attempt, work = ?turn.work, "task offered");
@@ -602,7 +643,7 @@ impl Coordinator {
                     turn,
                     job_text: active.record.text.clone(),
                     base_model: active.record.base_model.clone(),
-                    state: if turn.work == Work::Initialize { None } else { active.record.machine.state },
+                    state: active.record.machine.state_for(&site).filter(|_| turn.work != Work::Initialize),
                     learning_rate_factor: active.record.machine.course.learning_rate_factor(),
                 };
                 self.sessions.send(&site, Directive::Task(task));
@@ -619,16 +660,16 @@ impl Coordinator {
                 Some(sums) => info!(job, round = round.round, measures = ?sums.measures(), "round evaluated"),
                 None => info!(job, round = round.round, sites = round.sites.len(), "round committed"),
             },
-            Effect::Aggregate => self.aggregate(),
+            Effect::Aggregate => self.aggregate(&job),
             Effect::End(outcome) => {
                 info!(job, ?outcome, "job ended");
-                self.active = None;
+                self.active.remove(&job);
             }
         }
     }
 
-    fn aggregate(&self) {
-        let Some(active) = &self.active else { return };
+    fn aggregate(&self, job: &str) {
+        let Some(active) = self.active.get(job) else { return };
         let Machine { phase: Phase::Aggregating { round, attempt, updates, .. }, state: Some(state), moments, .. } =
             &active.record.machine
         else {
@@ -641,13 +682,14 @@ impl Coordinator {
             .iter()
             .map(|(site, share)| {
                 let weight = weights.get(site).copied().unwrap_or(share.examples);
-                (site.clone(), Weighted { update: share.update, weight })
+                (site.clone(), Weighted { update: share.update, weight, scale: share.staleness_weight() })
             })
             .collect();
-        let (round, attempt, job) = (*round, *attempt, active.record.id.clone());
+        let (round, attempt, job) = (*round, *attempt, job.to_owned());
         let before = Before { state: *state, moments: moments.clone(), step: round };
-        let (artifacts, own) = (self.artifacts.clone(), self.own.clone());
+        let (artifacts, own, passes) = (self.artifacts.clone(), self.own.clone(), self.passes.clone());
         tokio::spawn(async move {
+            let _turn = passes.acquire_owned().await;
             let began = std::time::Instant::now();
             let staging = format!("{job}-{round}-{attempt}");
             // A task of its own, so that even a panic of the pass is an event.

@@ -10,13 +10,14 @@
 pub mod admission;
 mod collapse;
 mod event;
+mod late;
 mod phase;
 mod plan;
 mod record;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use collapse::Sign;
 use fedtune_config::job::{BelowQuorum, Evaluator, OnCollapse};
@@ -26,9 +27,10 @@ use serde::{Deserialize, Serialize};
 
 use admission::Verdict;
 pub use event::{Effect, Event, Fault, Turn, Work, World};
+pub use late::Late;
 pub use phase::{Course, Judge, Outcome, Phase, Trainee};
 pub use plan::Plan;
-pub use record::{After, Best, RoundRecord, SiteShare};
+pub use record::{After, Best, RoundRecord, SiteShare, Stale};
 
 /// A job in progress.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -49,6 +51,9 @@ pub struct Machine {
     pub course: Course,
     /// Sites that refused this job, with their reason; they are not asked again.
     pub refused: BTreeMap<String, String>,
+    /// Who works outside the open round.
+    #[serde(default)]
+    pub late: BTreeMap<String, Late>,
     /// How many updates of each site were refused or left out.
     #[serde(default)]
     pub strikes: BTreeMap<String, u32>,
@@ -71,6 +76,7 @@ impl Machine {
             best: None,
             course: Course::default(),
             refused: BTreeMap::new(),
+            late: BTreeMap::new(),
             strikes: BTreeMap::new(),
             paused: None,
             initializer: None,
@@ -112,6 +118,11 @@ impl Machine {
 
     /// Whether it is paused, and all that was begun is done.
     pub fn rests(&self) -> bool {
+        self.is_held() && !self.any_late()
+    }
+
+    /// Whether it opens nothing because it is paused.
+    fn is_held(&self) -> bool {
         let begins = matches!(self.phase, Phase::Gathering { .. } | Phase::Initializing { site: None, .. });
         self.paused.is_some() && begins
     }
@@ -128,15 +139,90 @@ impl Machine {
             Phase::Evaluating { record, sites, .. } if matches!(sites.get(site), Some(Judge::Working(_))) => {
                 Some(Turn { work: Work::Evaluate, round: record.round, attempt: record.attempt })
             }
+            _ => self.late.get(site).filter(|_| self.is_late(site)).map(|late| late.turn),
+        }
+    }
+
+    /// The state that a site's work starts from.
+    pub fn state_for(&self, site: &str) -> Option<ArtifactRef> {
+        match self.late.get(site).filter(|_| self.is_late(site)) {
+            Some(late) => Some(late.state),
+            None => self.state,
+        }
+    }
+
+    /// Every site that has something to do.
+    pub fn working(&self) -> BTreeSet<String> {
+        let of_phase: Vec<&String> = match &self.phase {
+            Phase::Initializing { site, .. } => site.iter().collect(),
+            Phase::Training { sites, .. } => sites.keys().collect(),
+            Phase::Evaluating { sites, .. } => sites.keys().collect(),
+            _ => Vec::new(),
+        };
+        let all = of_phase.into_iter().chain(self.late.keys());
+        all.filter(|site| self.work_of(site).is_some()).cloned().collect()
+    }
+
+    /// Sites that it is waiting to have; while they are busy for another job, no third one gets them.
+    pub fn waits_for(&self, world: &World) -> BTreeSet<String> {
+        match &self.phase {
+            Phase::Evaluating { sites, .. } => {
+                let waiting = sites.iter().filter(|(_, judge)| matches!(judge, Judge::Waiting));
+                waiting.map(|(site, _)| site.clone()).collect()
+            }
+            Phase::Gathering { .. } if !self.is_held() => {
+                let willing = self.willing(world);
+                if willing.len() < self.plan.needed() { BTreeSet::new() } else { willing }
+            }
+            _ => BTreeSet::new(),
+        }
+    }
+
+    /// Training sites that are online and have not refused this job.
+    fn willing(&self, world: &World) -> BTreeSet<String> {
+        world.trainers.iter().filter(|site| !self.refused.contains_key(*site)).cloned().collect()
+    }
+
+    /// What has become of a result that was accepted or is not waited for; `None` where the rounds before have to be asked.
+    pub fn answer_to(&self, from: &str, turn: Turn) -> Option<Result<(), String>> {
+        if turn.work == Work::Initialize {
+            let own = self.initializer.as_deref() == Some(from);
+            return Some(if own { Ok(()) } else { Err("the first state was made by another site".into()) });
+        }
+        let made = (turn.round, turn.attempt);
+        if turn.work == Work::Train && self.late.get(from).is_some_and(|late| late.turn == turn) {
+            return Some(match &self.late[from].answer {
+                Trainee::Out(reason) => Err(reason.clone()),
+                _ => Ok(()),
+            });
+        }
+        match (&self.phase, turn.work) {
+            (Phase::Evaluating { record, sites, .. }, Work::Evaluate) => {
+                let done = (record.round, record.attempt) == made && matches!(sites.get(from), Some(Judge::Done(_)));
+                done.then_some(Ok(()))
+            }
+            (Phase::Training { round, attempt, sites, .. }, Work::Train) => match sites.get(from) {
+                Some(Trainee::Done(share)) if share.made_for(*round, *attempt) == made => Some(Ok(())),
+                Some(Trainee::Out(reason)) if (*round, *attempt) == made => Some(Err(reason.clone())),
+                None if (*round, *attempt) == made => {
+                    Some(Err(format!("{from} is not in the cohort of round {round}")))
+                }
+                _ => None,
+            },
+            (Phase::Aggregating { round, attempt, updates, .. }, Work::Train) => {
+                let counts = updates.get(from).is_some_and(|share| share.made_for(*round, *attempt) == made);
+                counts.then_some(Ok(()))
+            }
             _ => None,
         }
     }
 
     /// Everything that follows by itself from where the machine stands, until it has to wait.
     fn settle(&mut self, world: &World, effects: &mut Vec<Effect>) {
+        self.settle_late(world, effects);
         loop {
             let before = self.phase.clone();
-            if self.rests() {
+            if self.is_held() {
                 return;
             }
             match &self.phase {
@@ -168,8 +254,10 @@ impl Machine {
         // An evaluator is the operator's own and idle; it goes first. A site that failed goes last.
         let online = || world.evaluators.iter().chain(&world.trainers);
         let willing = || online().filter(|name| !self.refused.contains_key(*name));
-        let candidate = willing().find(|name| !problems.contains_key(*name)).or_else(|| willing().next());
-        if *attempt >= self.plan.attempts || (candidate.is_none() && online().next().is_some()) {
+        let free = || willing().filter(|name| !world.busy.contains(*name));
+        let untried = willing().find(|name| !problems.contains_key(*name)).is_some();
+        let candidate = free().find(|name| !untried || !problems.contains_key(*name));
+        if *attempt >= self.plan.attempts || (willing().next().is_none() && online().next().is_some()) {
             let reason = format!("no site could make the first state: {}", told(problems));
             return self.end(Outcome::Failed(reason), "", effects);
         }
@@ -183,8 +271,7 @@ impl Machine {
 
     fn settle_gathering(&mut self, world: &World, effects: &mut Vec<Effect>) {
         let Phase::Gathering { round, attempt } = self.phase else { return };
-        let willing: Vec<&String> = world.trainers.iter().filter(|site| !self.refused.contains_key(*site)).collect();
-        let needed = self.plan.quorum.max(self.plan.cohort.unwrap_or(0));
+        let (willing, needed) = (self.willing(world), self.plan.needed());
         if willing.len() < needed {
             // Those who are missing are not away: they will not.
             if world.trainers.len() >= needed {
@@ -193,16 +280,31 @@ impl Machine {
             }
             return;
         }
-        let cohort = self.plan.draw_cohort(&willing, round, attempt);
+        // All means all: who works for another job is waited for. A number of sites is drawn from those who are free.
+        let everybody = self.plan.cohort.is_none() && self.plan.share.is_none();
+        let busy = willing.intersection(&world.busy).count();
+        if (everybody && busy > 0) || willing.len() - busy < needed {
+            return;
+        }
+        let updates = self.late_updates(round, effects);
+        let joins = |site: &String| updates.iter().any(|(late, _)| late == site);
+        let free = willing.difference(&world.busy).filter(|site| !joins(site) && !self.is_late(site));
+        let cohort = self.plan.draw_cohort(&free.collect::<Vec<_>>(), round, attempt);
         let turn = Turn { work: Work::Train, round, attempt };
         effects.extend(cohort.iter().map(|site| Effect::Offer(site.clone(), turn)));
-        let sites = cohort.into_iter().map(|site| (site, Trainee::Working(world.now_ms))).collect();
+        let asked = cohort.into_iter().map(|site| (site, Trainee::Working(world.now_ms)));
+        let sites = asked.chain(updates.into_iter().map(|(site, share)| (site, Trainee::Done(share)))).collect();
         self.phase = Phase::Training { round, attempt, opened_ms: world.now_ms, sites };
     }
 
     fn settle_training(&mut self, world: &World, effects: &mut Vec<Effect>) {
+        if self.plan.asynchronous {
+            self.go_ahead(world, effects);
+        }
         let deadline = self.plan.deadline_ms;
+        let late: Vec<String> = self.late.keys().filter(|site| self.is_late(site)).cloned().collect();
         let Phase::Training { round, attempt, opened_ms, sites } = &mut self.phase else { return };
+        let late = late.iter().filter(|site| !sites.contains_key(*site)).count();
         let turn = Turn { work: Work::Train, round: *round, attempt: *attempt };
         for (name, site) in sites.iter_mut() {
             if matches!(site, Trainee::Working(heard) if world.now_ms.saturating_sub(*heard) > deadline) {
@@ -212,33 +314,47 @@ impl Machine {
         }
         let done = sites.values().filter(|site| matches!(site, Trainee::Done(_))).count();
         let over = self.plan.limit_ms.is_some_and(|limit| world.now_ms.saturating_sub(*opened_ms) >= limit);
-        if self.plan.target.is_some_and(|target| done >= target) || (over && done >= self.plan.quorum) {
-            for (name, site) in sites.iter_mut().filter(|(_, site)| matches!(site, Trainee::Working(_))) {
-                effects.push(Effect::Withdraw(name.clone(), turn, NOT_NEEDED.into()));
-                *site = Trainee::Out(NOT_NEEDED.into());
-            }
-        }
-        if sites.values().any(|site| matches!(site, Trainee::Working(_))) {
+        let target = self.plan.closes_with(sites.len() + late);
+        let closes = target.is_some_and(|target| done >= target) || (over && done >= self.plan.quorum);
+        let working: BTreeMap<String, u64> = sites
+            .iter()
+            .filter_map(|(name, site)| match site {
+                Trainee::Working(heard) => Some((name.clone(), *heard)),
+                _ => None,
+            })
+            .collect();
+        // What is late may yet make it whole.
+        let waits = !working.is_empty() || (late > 0 && done < target.unwrap_or(self.plan.quorum));
+        if waits && !closes {
             return;
+        }
+        let mut taken = std::mem::take(sites);
+        let (round, attempt, opened_ms) = (*round, *attempt, *opened_ms);
+        for (name, heard) in working {
+            let why = self.keep_or_withdraw(&name, turn, heard, effects);
+            taken.insert(name, Trainee::Out(why.into()));
         }
         let mut updates = BTreeMap::new();
         let mut problems = BTreeMap::new();
-        for (name, site) in std::mem::take(sites) {
+        for (name, site) in taken {
             match site {
                 Trainee::Done(share) => drop(updates.insert(name, share)),
                 Trainee::Out(reason) => drop(problems.insert(name, reason)),
                 Trainee::Working(_) => {}
             }
         }
-        let (round, attempt, opened_ms) = (*round, *attempt, *opened_ms);
         let Verdict { left_out, flags } = admission::compare(&self.plan.admission, &updates);
         for (site, reason) in left_out {
-            updates.remove(&site);
+            let share = updates.remove(&site);
+            let (round, attempt) = share.map_or((round, attempt), |share| share.made_for(round, attempt));
             self.strike(&site, &reason);
-            effects.push(Effect::Notify(site.clone(), turn, reason.clone()));
+            effects.push(Effect::Notify(site.clone(), Turn { round, attempt, ..turn }, reason.clone()));
             problems.insert(site, reason);
         }
         if updates.len() >= self.plan.quorum {
+            if round >= self.plan.rounds {
+                self.forget_late(late::NO_ROUND, effects);
+            }
             effects.push(Effect::Aggregate);
             self.phase = Phase::Aggregating { round, attempt, opened_ms, updates, problems, flags };
         } else {
@@ -270,9 +386,7 @@ impl Machine {
         let Phase::Evaluating { record, sites, since_ms } = &mut self.phase else { return };
         let turn = Turn { work: Work::Evaluate, round: record.round, attempt: record.attempt };
         if sites.is_empty() && self.plan.by == Evaluator::Evaluator {
-            let judges = self.plan.judges(record, world);
-            effects.extend(judges.iter().map(|site| Effect::Offer(site.clone(), turn)));
-            *sites = judges.into_iter().map(|site| (site, Judge::Working(world.now_ms))).collect();
+            *sites = self.plan.judges(record, world).into_iter().map(|site| (site, Judge::Waiting)).collect();
             if sites.is_empty() {
                 // One that is enrolled may be on its way back, as after a restart.
                 if world.evaluator_enrolled && world.now_ms.saturating_sub(*since_ms) <= deadline {
@@ -282,12 +396,16 @@ impl Machine {
             }
         }
         for (name, site) in sites.iter_mut() {
+            if *site == Judge::Waiting && !world.busy.contains(name) {
+                effects.push(Effect::Offer(name.clone(), turn));
+                *site = Judge::Working(world.now_ms);
+            }
             if matches!(site, Judge::Working(heard) if world.now_ms.saturating_sub(*heard) > deadline) {
                 effects.push(Effect::Withdraw(name.clone(), turn, SILENT.into()));
                 *site = Judge::Out(SILENT.into());
             }
         }
-        if sites.values().any(|site| matches!(site, Judge::Working(_))) {
+        if sites.values().any(|site| matches!(site, Judge::Working(_) | Judge::Waiting)) {
             return;
         }
         let mut record = record.clone();
@@ -295,7 +413,7 @@ impl Machine {
             match judge {
                 Judge::Done(sums) => drop(record.evaluations.insert(name, sums)),
                 Judge::Out(reason) => drop(record.problems.insert(name, reason)),
-                Judge::Working(_) => {}
+                Judge::Working(_) | Judge::Waiting => {}
             }
         }
         record.wall_seconds = seconds_between(record.opened_ms, world.now_ms);
@@ -318,7 +436,7 @@ impl Machine {
             self.end(Outcome::Completed(reason), "", effects);
         } else {
             if collapsed {
-                self.take_back(round);
+                self.take_back(round, effects);
             }
             self.phase = Phase::Gathering { round: round + 1, attempt: 1 };
         }
@@ -334,10 +452,11 @@ impl Machine {
         self.course.idle >= COLLAPSE_ROUNDS
     }
 
-    fn take_back(&mut self, round: u32) {
+    fn take_back(&mut self, round: u32, effects: &mut Vec<Effect>) {
         let Some((best, state, moments)) = self.course.best.clone() else { return };
         match self.plan.on_collapse {
             OnCollapse::RollBack => {
+                self.forget_late(late::NO_ROUND, effects);
                 (self.state, self.moments) = (Some(state), moments);
                 self.course.from = Some(best);
                 self.course.rolled_back += 1;
@@ -353,6 +472,9 @@ impl Machine {
     }
 
     fn resumed(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        for late in self.late.values_mut().filter(|late| matches!(late.answer, Trainee::Working(_))) {
+            late.answer = Trainee::Working(now_ms);
+        }
         match &mut self.phase {
             Phase::Initializing { heard_ms, .. } => *heard_ms = now_ms,
             Phase::Training { sites, .. } => {
@@ -374,6 +496,10 @@ impl Machine {
         if self.work_of(from) != Some(turn) {
             return;
         }
+        if let Some(late) = self.late.get_mut(from).filter(|late| late.turn == turn) {
+            late.answer = Trainee::Working(now_ms);
+            return;
+        }
         match &mut self.phase {
             Phase::Initializing { heard_ms, .. } => *heard_ms = now_ms,
             Phase::Training { sites, .. } => drop(sites.insert(from.into(), Trainee::Working(now_ms))),
@@ -391,6 +517,10 @@ impl Machine {
             Fault::Refused if turn.work != Work::Evaluate => drop(self.refused.insert(from.to_owned(), reason.clone())),
             Fault::Quarantined if turn.work == Work::Train => self.strike(from, &reason),
             _ => {}
+        }
+        if let Some(late) = self.late.get_mut(from).filter(|late| late.turn == turn) {
+            late.answer = Trainee::Out(reason);
+            return;
         }
         match &mut self.phase {
             Phase::Initializing { site, problems, attempt, .. } => {
@@ -427,7 +557,9 @@ impl Machine {
         if self.work_of(from) != Some(turn) {
             return;
         }
-        if let Phase::Training { sites, .. } = &mut self.phase {
+        if self.is_late(from) {
+            self.late_updated(from, share);
+        } else if let Phase::Training { sites, .. } = &mut self.phase {
             sites.insert(from.to_owned(), Trainee::Done(share));
         }
     }
@@ -466,11 +598,10 @@ impl Machine {
         });
         self.state = Some(state);
         self.moments = moments;
-        let turn = Turn { work: Work::Evaluate, round: record.round, attempt: record.attempt };
         let judges = self.plan.judges(&record, world);
         effects.push(Effect::Record(record.clone()));
-        effects.extend(judges.iter().map(|site| Effect::Offer(site.clone(), turn)));
-        let sites = judges.into_iter().map(|site| (site, Judge::Working(world.now_ms))).collect();
+        // Those that are free are asked when this settles.
+        let sites = judges.into_iter().map(|site| (site, Judge::Waiting)).collect();
         self.phase = Phase::Evaluating { record, sites, since_ms: world.now_ms };
     }
 
@@ -492,13 +623,8 @@ impl Machine {
         if self.is_over() {
             return;
         }
-        let working: Vec<String> = match &self.phase {
-            Phase::Initializing { site, .. } => site.iter().cloned().collect(),
-            Phase::Training { sites, .. } => sites.keys().cloned().collect(),
-            Phase::Evaluating { sites, .. } => sites.keys().cloned().collect(),
-            _ => Vec::new(),
-        };
-        for site in working {
+        self.forget_late(if withdraw_reason.is_empty() { late::NO_ROUND } else { withdraw_reason }, effects);
+        for site in self.working() {
             if let Some(turn) = self.work_of(&site) {
                 effects.push(Effect::Withdraw(site, turn, withdraw_reason.to_owned()));
             }

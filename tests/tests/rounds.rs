@@ -2,13 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use fedtune_proto::CHUNK_BYTES;
+use fedtune_proto::layout::Layout;
 use fedtune_proto::transfer::{self, TransferError};
 use fedtune_proto::v1::report_result_request::Outcome;
 use fedtune_proto::v1::{self, TaskKind};
 use fedtune_tests::{Federation, SyntheticSite, delta_file, model_folder, run, state_file, text};
+
+/// Jobs run one after the other.
+const ONE_JOB: (&str, &str) = ("LIMITS__RUNNING_JOBS", "1");
 
 /// Splits the demo's rows by their site into files, and makes the three sites and the evaluator.
 fn demo_sites(federation: &Federation) -> Vec<String> {
@@ -68,7 +72,7 @@ fn real_sites_train_a_model_that_the_client_then_uses() {
 /// Sites that score on their own validation split, `head` only, and a cancelled job before it in the queue.
 #[test]
 fn sites_evaluate_themselves_and_jobs_queue() {
-    let mut federation = Federation::start();
+    let mut federation = Federation::start_with(&[ONE_JOB]);
     let names = demo_sites(&federation);
     let sites = [
         ("[evaluation]", "[evaluation]"),
@@ -92,6 +96,50 @@ fn sites_evaluate_themselves_and_jobs_queue() {
     // The head is a small part of the model.
     assert!(shown["rounds"][0]["sites"][0]["bytes_up"].as_u64().unwrap() < 200_000);
     federation.operator(&["job", "show", "no-such-job"]).failed(8, &["no job"]);
+}
+
+/// Heads that are not averaged stay at their sites, are what sites score with, and make a site's own model in the end.
+#[test]
+fn heads_that_are_not_averaged_stay_at_their_sites() {
+    let mut federation = Federation::start();
+    let names = demo_sites(&federation);
+    names.iter().for_each(|name| federation.start_client(name));
+    let job = federation.submit(&[(
+        "[rounds]\ncount = 6",
+        "[evaluation]\nby = \"sites\"\n[aggregation]\nexclude = [\"classifier.*\"]\n[rounds]\ncount = 2",
+    )]);
+    let shown = federation.ended(&job, "completed");
+    let export = |round: u32| {
+        let model = federation.path(&format!("model-{round}"));
+        federation.operator(&["model", "export", &format!("{job}@{round}"), "--to", text(&model)]).ok();
+        let bytes = std::fs::read(model.join("model.safetensors")).unwrap();
+        let layout = Layout::read(&model.join("model.safetensors")).unwrap();
+        let of = |name: &str| {
+            let tensor = layout.tensors.iter().find(|tensor| tensor.name == name).unwrap();
+            bytes[tensor.start as usize..tensor.end as usize].to_vec()
+        };
+        (model.clone(), of("classifier.weight"), of("bert.pooler.dense.weight"))
+    };
+    let ((_, first_head, first_body), (model, head, body)) = (export(1), export(2));
+    assert_eq!(head, first_head);
+    assert_ne!(body, first_body);
+    let train = federation.path(&format!("{}.csv", names[0]));
+    let accuracy = |model: &Path| {
+        let words = ["evaluate", "--model", text(model), "--data", text(&train), "--output", "json"];
+        let scored = run("fedtune-client", words).ok();
+        let scored: serde_json::Value = serde_json::from_str(scored.stdout.lines().last().unwrap()).unwrap();
+        scored["evaluation"]["accuracy"].as_f64().unwrap()
+    };
+    let own: Vec<PathBuf> = std::fs::read_dir(federation.path(&format!("{}-work/own", names[0])))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    assert_eq!(own.len(), 1);
+    assert!(federation.log_text(&names[0]).contains(text(&own[0])));
+    let personal = federation.path("personal");
+    let words = ["personalize", "--model", text(&model), "--own", text(&own[0]), "--out", text(&personal)];
+    run("fedtune-client", words).ok();
+    assert!(accuracy(&personal) > accuracy(&model) + 0.05, "{shown}");
 }
 
 /// What a site's own settings leave of its rows is what it reports and is weighed by.
@@ -165,7 +213,7 @@ const ELEMENTS: u64 = 1_000_000;
 impl Synthetic {
     /// A job of one round for so many sites that speak the protocol by hand.
     fn new(sites: usize, quorum: usize) -> Self {
-        let federation = Federation::start();
+        let federation = Federation::start_with(&[ONE_JOB]);
         let work = federation.path("synthetic");
         let job = model_folder(&work, 1, quorum).unwrap();
         let state = state_file(&work.join("state"), ELEMENTS).unwrap();

@@ -255,6 +255,20 @@ pub enum ModelError {
         /// Names that there are.
         near: Vec<String>,
     },
+    /// A pattern of what is not averaged that no tensor fits.
+    #[error(
+        "aggregation.exclude holds the pattern {pattern:?}, which the name of no trained tensor fits; they are {names}, …. `*` \
+         stands for any characters"
+    )]
+    ExcludedNothing {
+        /// The pattern.
+        pattern: String,
+        /// The first names that there are.
+        names: String,
+    },
+    /// Nothing is averaged.
+    #[error("aggregation.exclude fits every trained tensor, so nothing is left to average; leave some out")]
+    ExcludedAll,
     /// A new tensor that is to stay as it is.
     #[error(
         "the tensor {name} is not in the base model, so it begins at random, but no pattern of training.trainable fits it; \

@@ -4,11 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use candle_core::Tensor;
+use fedtune_config::job::Patterns;
 
 use super::adapters::PREFIX;
 use super::error::ModelError;
 use super::network::{Network, Parameter};
 use super::tensor_file::{self, Named, TensorFile, check_finite};
+
+/// So many names of tensors are told where none of a job's was found.
+const NAMED: usize = 8;
 
 impl Network {
     /// Names and shapes of the trained tensors, sorted by name.
@@ -73,15 +77,67 @@ impl Network {
         }
     }
 
-    /// Writes `trained tensors − state_before` in the layout of a state.
+    /// Checks that each pattern of what is not averaged fits a trained tensor, and that something is left to average.
+    ///
+    /// # Errors
+    /// One fits none, or all are excluded.
+    pub fn check_excluded(&self, excluded: &Patterns) -> Result<(), ModelError> {
+        let tensors = self.state_tensors();
+        let names = tensors.iter().map(|(name, _)| name.as_str());
+        if let Some(pattern) = excluded.idle(names.clone()) {
+            let names = names.take(NAMED).collect::<Vec<_>>().join(", ");
+            return Err(ModelError::ExcludedNothing { pattern: pattern.to_owned(), names });
+        }
+        if names.clone().all(|name| excluded.matches(name)) {
+            return Err(ModelError::ExcludedAll);
+        }
+        Ok(())
+    }
+
+    /// Writes those of the trained tensors that are not averaged, in the layout of a state.
+    ///
+    /// # Errors
+    /// A value is not finite, or the file cannot be written.
+    pub fn write_own(&self, excluded: &Patterns, path: &Path) -> Result<(), ModelError> {
+        let own = self.values(|name, parameter| parameter.trained && excluded.matches(name))?;
+        tensor_file::write(path, &own, &[])
+    }
+
+    /// Replaces tensors by those of a file of [`Self::write_own`]. On an error nothing has changed.
+    ///
+    /// # Errors
+    /// Damaged file, tensors that the model does not have, other shapes, or a value that is not finite.
+    pub fn load_own(&mut self, path: &Path) -> Result<(), ModelError> {
+        let mut file = TensorFile::open(path)?;
+        let mut own = Vec::new();
+        for name in file.names() {
+            let Some(parameter) = self.parameters().get(&name) else {
+                return Err(ModelError::TensorUnexpected { path: path.to_path_buf(), name });
+            };
+            let shape = parameter.var.dims().to_vec();
+            own.push((name.clone(), Tensor::from_vec(file.read(&name, &shape)?, shape, self.device())?));
+        }
+        for (name, tensor) in own {
+            if let Some(parameter) = self.parameters().get(&name) {
+                parameter.var.set(&tensor)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `trained tensors − state_before` in the layout of a state; zeros for what is not averaged.
     ///
     /// # Errors
     /// As [`Self::load_state`] for `state_before`; also when a difference is not finite or cannot be written.
-    pub fn write_delta(&self, state_before: &Path, out: &Path) -> Result<(), ModelError> {
+    pub fn write_delta(&self, state_before: &Path, excluded: &Patterns, out: &Path) -> Result<(), ModelError> {
         let mut before = self.read_state(state_before)?;
         let mut delta = self.state()?;
         for tensor in &mut delta {
             let Some(before) = before.remove(&tensor.name) else { continue };
+            if excluded.matches(&tensor.name) {
+                tensor.values.fill(0.0);
+                continue;
+            }
             for (after, before) in tensor.values.iter_mut().zip(before.values) {
                 *after -= before;
             }
@@ -92,18 +148,18 @@ impl Network {
 
     /// The trained tensors.
     pub(crate) fn state(&self) -> Result<Vec<Named>, ModelError> {
-        self.values(|parameter| parameter.trained)
+        self.values(|_, parameter| parameter.trained)
     }
 
     /// Every tensor.
     pub(super) fn tensors(&self) -> Result<Vec<Named>, ModelError> {
-        self.values(|_| true)
+        self.values(|_, _| true)
     }
 
-    fn values(&self, wanted: impl Fn(&Parameter) -> bool) -> Result<Vec<Named>, ModelError> {
+    fn values(&self, wanted: impl Fn(&str, &Parameter) -> bool) -> Result<Vec<Named>, ModelError> {
         self.parameters()
             .iter()
-            .filter(|(_, parameter)| wanted(parameter))
+            .filter(|(name, parameter)| wanted(name, parameter))
             .map(|(name, parameter)| {
                 let values = parameter.var.as_detached_tensor().flatten_all()?.to_vec1::<f32>()?;
                 check_finite("the trained model", name, &values)?;

@@ -4,6 +4,7 @@
 //! work/models/DIGEST/…                    a base model's folder; the last few
 //! work/states/DIGEST                      a state
 //! work/residuals/JOB-ROUND.safetensors    what compression lost of the last update that counts
+//! work/own/JOB.safetensors                the tensors of a job that stay at this site
 //! work/outbox/JOB-KIND-ROUND-ATTEMPT/     checkpoints while it is computed; update, residual, and result.json once it is whole
 //! ```
 
@@ -54,6 +55,8 @@ pub(super) struct Attempt {
     folder: PathBuf,
     /// What compression lost of the last update that counts.
     pub(super) residual: Option<PathBuf>,
+    /// The tensors that stay here, as they were after the last update that counts.
+    pub(super) own: Option<PathBuf>,
 }
 
 impl Attempt {
@@ -72,6 +75,11 @@ impl Attempt {
         self.folder.join(RESIDUAL)
     }
 
+    /// Where the tensors that stay here are written.
+    pub(super) fn new_own(&self) -> PathBuf {
+        self.folder.join(OWN)
+    }
+
     /// Where the checkpoint of its training is.
     pub(super) fn checkpoint(&self) -> PathBuf {
         self.folder.join("checkpoint")
@@ -79,6 +87,7 @@ impl Attempt {
 }
 
 const RESIDUAL: &str = "residual.safetensors";
+const OWN: &str = "own.safetensors";
 const RESULT: &str = "result.json";
 
 /// The site's folder.
@@ -139,7 +148,7 @@ impl Outbox {
                 std::fs::remove_dir_all(path)?;
             }
         }
-        Ok(Attempt { folder, residual: self.residual(id)? })
+        Ok(Attempt { folder, residual: self.residual(id)?, own: self.own(&id.job) })
     }
 
     /// Notes that a task's result is whole. From here on it is sent, never computed again.
@@ -147,8 +156,10 @@ impl Outbox {
         let folder = self.task(id);
         let part = folder.join("result.part");
         File::open(folder.join(&finished.file))?.sync_all()?;
-        if let Ok(residual) = File::open(folder.join(RESIDUAL)) {
-            residual.sync_all()?;
+        for beside in [RESIDUAL, OWN] {
+            if let Ok(beside) = File::open(folder.join(beside)) {
+                beside.sync_all()?;
+            }
         }
         std::fs::write(&part, serde_json::to_vec(finished).map_err(io::Error::other)?)?;
         File::open(&part)?.sync_all()?;
@@ -175,14 +186,35 @@ impl Outbox {
         Ok(found)
     }
 
-    /// Forgets a task that has been answered. What was lost of an update that counts is kept for the next one.
+    /// Forgets a task that has been answered. What was lost of an update that counts, and what stays here, is kept for the
+    /// next one.
     pub(super) fn answered(&self, id: &TaskId, accepted: bool) {
         let folder = self.task(id);
         let residual = folder.join(RESIDUAL);
         let kept = if accepted && residual.exists() { self.keep_residual(id, &residual) } else { Ok(()) };
-        if let Err(e) = kept.and_then(|()| std::fs::remove_dir_all(folder)) {
+        let own = folder.join(OWN);
+        let kept_own = if accepted && own.exists() { self.keep_own(&id.job, &own) } else { Ok(()) };
+        if let Err(e) = kept.and(kept_own).and_then(|()| std::fs::remove_dir_all(folder)) {
             tracing::warn!("an answered update could not be removed from the outbox: {e}");
         }
+    }
+
+    /// The tensors of a job that stay here. They are this site's model, and are never removed.
+    pub(super) fn own(&self, job: &str) -> Option<PathBuf> {
+        Some(self.own_file(job)).filter(|path| path.exists())
+    }
+
+    fn own_file(&self, job: &str) -> PathBuf {
+        self.root.join("own").join(format!("{}.safetensors", job_name(job)))
+    }
+
+    fn keep_own(&self, job: &str, own: &Path) -> io::Result<()> {
+        let folder = self.root.join("own");
+        std::fs::create_dir_all(&folder)?;
+        let kept = self.own_file(job);
+        std::fs::rename(own, &kept)?;
+        tracing::info!(job, path = %kept.display(), "kept what stays at this site");
+        File::open(&folder)?.sync_all()
     }
 
     fn keep_residual(&self, id: &TaskId, residual: &Path) -> io::Result<()> {
@@ -322,6 +354,21 @@ mod tests {
         }
         let other = TaskId { job: "other".into(), ..id(4, 1) };
         assert_eq!(outbox.begin(&other).unwrap().residual, None);
+    }
+
+    #[test]
+    fn what_stays_here_is_that_of_the_last_update_that_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let outbox = Outbox::new(folder.path());
+        let answer = |round, accepted| {
+            let attempt = outbox.begin(&id(round, 1)).unwrap();
+            std::fs::write(attempt.new_own(), [round as u8]).unwrap();
+            outbox.answered(&id(round, 1), accepted);
+            outbox.begin(&id(round + 1, 1)).unwrap().own.map(|own| std::fs::read(own).unwrap())
+        };
+        assert_eq!((answer(1, false), answer(1, true), answer(2, false)), (None, Some(vec![1]), Some(vec![1])));
+        assert_eq!(answer(9, true), Some(vec![9]));
+        assert_eq!(outbox.own("other"), None);
     }
 
     #[test]

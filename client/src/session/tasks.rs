@@ -20,7 +20,7 @@ use tracing::{info, warn};
 use super::calls::repeat;
 use super::outbox::{Finished, Outbox};
 use super::work::{Site, WorkError};
-use crate::finetune::Progress;
+use crate::finetune::{Observer, Progress};
 
 /// Least time between two reports of progress, and between two lines of the log about it.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
@@ -224,7 +224,10 @@ impl Running {
                 self.send_update(finished, &out).await
             }
             TaskKind::Evaluate => {
-                let sums = self.compute(turn, move |observer| site.evaluate(&job, &model, &state, observer)).await?;
+                let own = attempt.own.clone();
+                let evaluate =
+                    move |observer: &mut dyn Observer| site.evaluate(&job, &model, &state, own.as_deref(), observer);
+                let sums = self.compute(turn, evaluate).await?;
                 info!(round = self.id.round, examples = sums.examples, measures = ?sums.measures(), "state scored");
                 let outcome = Outcome::Evaluated(v1::EvaluatedState { evaluation: Some(sums.into()) });
                 Ok(Report { outcome, bytes_down, bytes_up: 0 })
@@ -290,7 +293,7 @@ impl Running {
     async fn compute<T: Send + 'static>(
         &self,
         turn: OwnedMutexGuard<()>,
-        work: impl FnOnce(&mut dyn crate::finetune::Observer) -> Result<T, WorkError> + Send + 'static,
+        work: impl FnOnce(&mut dyn Observer) -> Result<T, WorkError> + Send + 'static,
     ) -> Result<T, WorkError> {
         let (sender, mut progress) = watch::channel(None::<Progress>);
         let cancelled = self.cancelled.clone();

@@ -91,6 +91,7 @@ impl Site {
     /// Writes the first state of a job. Returns its export recipe as JSON.
     pub(super) fn initialize(&self, job: &Job, model: &Path, state: &Path) -> Result<String, WorkError> {
         let classifier = Classifier::load(model, &ModelSpec::from(job), &self.device)?;
+        classifier.check_excluded(&job.aggregation.exclude)?;
         classifier.write_state(state)?;
         serde_json::to_string(&classifier.export_recipe()).map_err(|e| WorkError::Malformed(e.to_string()))
     }
@@ -110,7 +111,12 @@ impl Site {
         let sampling = Sampling { per_label: data.per_label, oversample: data.oversample };
         let rows = sampling.apply(self.rows(job, model)?.0, job.training.seed)?;
         let mut classifier = Classifier::load(model, &ModelSpec::from(job), &self.device)?;
-        classifier.load_state(state)?;
+        let start = |classifier: &mut Classifier| -> Result<(), WorkError> {
+            classifier.load_state(state)?;
+            attempt.own.iter().try_for_each(|own| classifier.load_own(own))?;
+            Ok(())
+        };
+        start(&mut classifier)?;
         let steps = job.training.steps_per_round(rows.len());
         let plan = Plan {
             first_step: (round.max(1) as usize - 1) * steps,
@@ -131,7 +137,7 @@ impl Site {
                     std::fs::remove_dir_all(&folder)
                         .and_then(|()| std::fs::create_dir(&folder))
                         .map_err(|source| WorkError::File { path: folder.clone(), source })?;
-                    classifier.load_state(state)?;
+                    start(&mut classifier)?;
                     fit(&mut classifier)?
                 }
                 fitted => fitted?,
@@ -142,16 +148,22 @@ impl Site {
         if report.resumed_steps > 0 {
             tracing::info!(step = report.resumed_steps, of = steps, "went on from the checkpoint");
         }
-        classifier.write_delta(state, &attempt.update())?;
+        let excluded = &job.aggregation.exclude;
+        if !excluded.is_empty() {
+            classifier.write_own(excluded, &attempt.new_own())?;
+        }
+        classifier.write_delta(state, excluded, &attempt.update())?;
         Ok((report, encode(&job.updates, attempt)?))
     }
 
-    /// Scores a state: an evaluator on its test file, a training site on its validation split.
+    /// Scores a state, with what stays here in its place: an evaluator on its test file, a training site on its validation
+    /// split.
     pub(super) fn evaluate(
         &self,
         job: &Job,
         model: &Path,
         state: &Path,
+        own: Option<&Path>,
         observer: &mut dyn Observer,
     ) -> Result<finetune::Evaluation, WorkError> {
         let rows = match &self.config.data.test {
@@ -163,6 +175,9 @@ impl Site {
         }
         let mut classifier = Classifier::load(model, &ModelSpec::from(job), &self.device)?;
         classifier.load_state(state)?;
+        if let Some(own) = own {
+            classifier.load_own(own)?;
+        }
         Ok(finetune::evaluate(&classifier, &rows, EVALUATION_BATCH, observer)?)
     }
 

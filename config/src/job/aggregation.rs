@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Rounds, range};
+use super::{Patterns, Rounds, range};
 use crate::error::Problems;
 
 /// How the state moves by the combined update Δ (the server optimisers of Reddi et al. 2021, 2003.00295).
@@ -13,6 +13,9 @@ use crate::error::Problems;
 pub enum Strategy {
     /// `x += η Δ` (McMahan et al. 2017, 1602.05629).
     Fedavg,
+    /// FedAvg without waiting (Nguyen et al. 2022, 2106.06639): a round closes with the first updates, sites are always at work,
+    /// and the update of one that began `τ` rounds ago counts `1 / √(1 + τ)`.
+    Fedbuff,
     /// `m = β m + Δ; x += η m` (Hsu et al. 2019, 1909.06335).
     Fedavgm,
     /// `m = β m + (1 − β) Δ; v = β₂ v + (1 − β₂) Δ²; x += η m / (√v + τ)`.
@@ -27,6 +30,11 @@ impl Strategy {
     /// Whether steps are divided by the root of a second moment.
     pub fn is_adaptive(self) -> bool {
         matches!(self, Self::Fedadam | Self::Fedyogi | Self::Fedadagrad)
+    }
+
+    /// Whether it goes by more than the update of this round.
+    fn remembers(self) -> bool {
+        !matches!(self, Self::Fedavg | Self::Fedbuff)
     }
 
     /// Whether the second moment forgets, so that it has a start to be corrected for.
@@ -135,6 +143,9 @@ pub struct Aggregation {
     /// The norm that updates are clipped to; without it, the median of the round's norms.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub norm_bound: Option<f64>,
+    /// Tensors whose names fit are not averaged: each site keeps its own, and the aggregator those of the first state. Batch norms (FedBN, Li et al. 2021, 2102.07623), or heads of one's own.
+    #[serde(skip_serializing_if = "Patterns::is_empty")]
+    pub exclude: Patterns,
 }
 
 impl Default for Aggregation {
@@ -153,6 +164,7 @@ impl Default for Aggregation {
             malicious: None,
             trim: None,
             norm_bound: None,
+            exclude: Patterns::default(),
         }
     }
 }
@@ -161,7 +173,7 @@ impl Aggregation {
     /// Writes the defaults of what is made use of.
     pub(super) fn complete(&mut self) {
         let strategy = self.strategy;
-        if strategy != Strategy::Fedavg {
+        if strategy.remembers() {
             // Adagrad's step remembers every round as it is.
             let momentum = if strategy == Strategy::Fedadagrad { 0.0 } else { 0.9 };
             self.momentum.get_or_insert(momentum);
@@ -175,15 +187,16 @@ impl Aggregation {
         }
         // So that a small change that stays the same is applied as it is.
         let rate = match strategy {
-            Strategy::Fedavg => 1.0,
+            Strategy::Fedavg | Strategy::Fedbuff => 1.0,
             Strategy::Fedavgm => {
                 1.0 - self.momentum.filter(|momentum| (0.0..1.0).contains(momentum)).unwrap_or_default()
             }
             _ => self.tau.unwrap_or_default(),
         };
         self.learning_rate.get_or_insert(rate);
-        // A rule for sites that may be hostile does not go by the numbers that they claim, unless told.
-        let weighting = if self.rule == Rule::Mean { Weighting::Examples } else { Weighting::Uniform };
+        // A rule for sites that may be hostile does not go by the numbers that they claim, unless told; a buffer counts updates.
+        let by_examples = self.rule == Rule::Mean && strategy != Strategy::Fedbuff;
+        let weighting = if by_examples { Weighting::Examples } else { Weighting::Uniform };
         self.weighting.get_or_insert(weighting);
         if self.rule.assumes_malicious() {
             self.malicious.get_or_insert(1);
@@ -201,7 +214,7 @@ impl Aggregation {
     /// How much larger than a small change the strategy's step is in the end.
     fn amplification(&self) -> f64 {
         match self.strategy {
-            Strategy::Fedavg => self.rate(),
+            Strategy::Fedavg | Strategy::Fedbuff => self.rate(),
             Strategy::Fedavgm => self.rate() / (1.0 - self.momentum.unwrap_or_default()),
             _ => self.rate() / self.tau.unwrap_or(1.0),
         }
@@ -209,6 +222,7 @@ impl Aggregation {
 
     pub(super) fn validate(&self, p: &mut Problems, rounds: &Rounds) {
         self.refuse_unused(p);
+        self.exclude.validate(p, "aggregation.exclude");
         let rate = self.rate();
         p.check(rate.is_finite() && rate > 0.0, "aggregation.learning_rate", || {
             format!("found {rate}; expected more than 0")
@@ -262,7 +276,7 @@ impl Aggregation {
         let by_strategy = format!("aggregation.strategy = \"{strategy}\"");
         let by_rule = format!("aggregation.rule = \"{rule}\"");
         for (field, given, used, by) in [
-            ("momentum", self.momentum.is_some(), strategy != Strategy::Fedavg, &by_strategy),
+            ("momentum", self.momentum.is_some(), strategy.remembers(), &by_strategy),
             ("second_momentum", self.second_momentum.is_some(), strategy.forgets(), &by_strategy),
             ("tau", self.tau.is_some(), strategy.is_adaptive(), &by_strategy),
             ("bias_correction", self.bias_correction.is_some(), strategy.forgets(), &by_strategy),

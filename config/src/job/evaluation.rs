@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::aggregation::{Aggregation, Strategy};
 use super::task::Task;
 use crate::error::Problems;
 
@@ -117,8 +118,18 @@ impl Default for Evaluation {
 }
 
 impl Evaluation {
-    pub(super) fn validate(&self, p: &mut Problems, task: &Task) {
+    pub(super) fn validate(&self, p: &mut Problems, task: &Task, aggregation: &Aggregation) {
         let kind = task.kind;
+        p.check(self.by != Evaluator::Evaluator || aggregation.exclude.is_empty(), "evaluation.by", || {
+            "found \"evaluator\" beside aggregation.exclude: an evaluator has none of the tensors that sites keep; choose \
+             \"sites\" or \"none\""
+                .into()
+        });
+        p.check(self.by != Evaluator::Sites || aggregation.strategy != Strategy::Fedbuff, "evaluation.by", || {
+            "found \"sites\" beside aggregation.strategy = \"fedbuff\", whose sites are always training; choose \"evaluator\" \
+             or \"none\""
+                .into()
+        });
         if let Some(metric) = self.metric {
             let field = "evaluation.metric";
             p.check(kind.metrics().contains(&metric), field, || {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::range;
+use super::{Strategy, range};
 use crate::error::Problems;
 use crate::units::Span;
 
@@ -74,6 +74,16 @@ pub enum BelowQuorum {
     Pause,
 }
 
+/// What becomes of a site that is still at work when its round closes without it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Late {
+    /// It is told to stop.
+    Drop,
+    /// It goes on, and its update counts in a later round, the less the older the state is that it started from.
+    Keep,
+}
+
 /// How many rounds, with whom, how long.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -95,6 +105,13 @@ pub struct Rounds {
     /// A round that has its quorum closes when it has been open for so long, whoever is still at work.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<Span>,
+    /// What becomes of sites that are still at work when a round closes. After reading it is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub late: Option<Late>,
+    /// An update that started from the state of more rounds before the one it would count in does not count. Goes with
+    /// [`Late::Keep`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub staleness_max: Option<u32>,
     /// How often a round below quorum is tried.
     pub attempts: u32,
     /// What becomes of the job after these attempts.
@@ -110,6 +127,8 @@ impl Default for Rounds {
             target: None,
             deadline: Span::seconds(2 * 3600),
             limit: None,
+            late: None,
+            staleness_max: None,
             attempts: 3,
             below_quorum: BelowQuorum::Fail,
         }
@@ -117,8 +136,39 @@ impl Default for Rounds {
 }
 
 impl Rounds {
-    pub(super) fn validate(&self, p: &mut Problems) {
-        let Self { count, cohort, quorum, target, deadline, limit, attempts, below_quorum: _ } = self;
+    /// Writes the defaults of what is made use of.
+    pub(super) fn complete(&mut self, strategy: Strategy) {
+        let late = if strategy == Strategy::Fedbuff { Late::Keep } else { Late::Drop };
+        if *self.late.get_or_insert(late) == Late::Keep {
+            self.staleness_max.get_or_insert(10);
+        }
+    }
+
+    /// Whether sites that are still at work when a round closes go on.
+    pub fn keeps_late(&self) -> bool {
+        self.late == Some(Late::Keep)
+    }
+
+    pub(super) fn validate(&self, p: &mut Problems, strategy: Strategy) {
+        let Self { count, cohort, quorum, target, deadline, limit, late: _, staleness_max, attempts, below_quorum: _ } =
+            self;
+        let asynchronous = strategy == Strategy::Fedbuff;
+        p.check(!asynchronous || self.keeps_late(), "rounds.late", || {
+            format!(
+                "found \"drop\" beside aggregation.strategy = \"{strategy}\", which lives on late updates; leave it out"
+            )
+        });
+        p.check(!self.keeps_late() || asynchronous || target.is_some() || limit.is_some(), "rounds.late", || {
+            "found \"keep\" without rounds.target or rounds.limit: a round then waits for all, and nobody is late; set \
+             one of them, or leave this out"
+                .into()
+        });
+        p.check(staleness_max.is_none() || self.keeps_late(), "rounds.staleness_max", || {
+            "stands without rounds.late = \"keep\", which alone makes use of it; set that, or leave this out".into()
+        });
+        if let Some(most) = staleness_max {
+            range(p, "rounds.staleness_max", *most, 1, 1_000);
+        }
         range(p, "rounds.count", *count, 1, 100_000);
         range(p, "rounds.quorum", *quorum, 1, 100_000);
         range(p, "rounds.attempts", *attempts, 1, 1_000);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, bail};
 use chacha20::ChaCha8Rng;
 use fedtune_config::Job;
-use fedtune_config::job::{Rule, Weighting};
+use fedtune_config::job::{Patterns, Rule, Weighting};
 use fedtune_proto::digest::ArtifactRef;
 use fedtune_proto::layout::Layout;
 use fedtune_server::aggregate::{
@@ -153,8 +153,9 @@ impl Federation<'_> {
             for (site, update) in &sent {
                 let update = shelf.put(update).await?;
                 let examples = self.rows[*site].len() as u64;
-                let bounds = Bounds { examples, norm: job.admission.norm_max.unwrap_or(f64::INFINITY) };
-                match check_update(&shelf.artifacts, state, update, examples, bounds).await {
+                let norm = job.admission.norm_max.unwrap_or(f64::INFINITY);
+                let bounds = Bounds { examples, norm, excluded: Patterns::default() };
+                match check_update(&shelf.artifacts, state, update, examples, &bounds).await {
                     Ok(norm) => drop(shares.insert(name(*site), SiteShare::new(update, examples, norm))),
                     Err(Rejection::Unfit(_)) => {
                         strikes[*site] += 1;
@@ -235,7 +236,7 @@ impl Federation<'_> {
         let examples = shares.iter().map(|(site, share)| (site.clone(), share.examples)).collect();
         let weights = weights(&aggregation, &examples);
         let weighted = |(site, share): (&String, &SiteShare)| {
-            (site.clone(), Weighted { update: share.update, weight: weights.get(site).copied().unwrap_or(1) })
+            (site.clone(), Weighted::new(share.update, weights.get(site).copied().unwrap_or(1)))
         };
         let updates: BTreeMap<String, Weighted> = shares.iter().map(weighted).collect();
         if updates.is_empty() {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use fedtune_config::job::Patterns;
 use fedtune_proto::digest::{ArtifactRef, Digest};
 use fedtune_server::aggregate::{
     AggregateError, Before, Bounds, Keep, Rejection, Weighted, aggregate, check_update, weights,
@@ -41,8 +42,8 @@ async fn refused(
     update: ArtifactRef,
     examples: u64,
 ) -> anyhow::Result<Option<String>> {
-    let bounds = Bounds { examples: EXAMPLES, norm: f64::INFINITY };
-    match check_update(&shelf.artifacts, state, update, examples, bounds).await {
+    let bounds = Bounds { examples: EXAMPLES, norm: f64::INFINITY, excluded: Patterns::default() };
+    match check_update(&shelf.artifacts, state, update, examples, &bounds).await {
         Ok(_) => Ok(None),
         Err(Rejection::Unfit(reason)) => Ok(Some(reason)),
         Err(Rejection::Store(error)) => Err(error.into()),
@@ -62,7 +63,7 @@ async fn not_finite(shelf: &Shelf, state: ArtifactRef) -> anyhow::Result<Check> 
                 missed.push(format!("{value} at {place} is not refused"));
             }
             let before = Before { state, moments: Vec::new(), step: 1 };
-            let updates = [(name(0), Weighted { update, weight: 1 })].into();
+            let updates = [(name(0), Weighted::new(update, 1))].into();
             let mean = job(1, "")?.aggregation;
             let made = aggregate(&shelf.artifacts, &mean, &before, &updates, Keep::Nothing).await;
             if !matches!(made, Err(AggregateError::Store(_))) {
@@ -119,7 +120,7 @@ async fn scaled(shelf: &Shelf, state: ArtifactRef) -> anyhow::Result<Check> {
             // Each along an axis of its own, of norm 1; the malicious one along the first.
             let mut values = vec![0.0; PARAMETERS];
             values[site] = if site == 0 { 100.0 } else { 1.0 };
-            updates.insert(name(site), Weighted { update: shelf.put(&values).await?, weight: *weight });
+            updates.insert(name(site), Weighted::new(shelf.put(&values).await?, *weight));
         }
         let before = Before { state, moments: Vec::new(), step: 1 };
         let after = aggregate(&shelf.artifacts, &by, &before, &updates, Keep::All("next")).await?;

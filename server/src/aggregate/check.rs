@@ -1,5 +1,6 @@
 //! What must hold before bytes of a site count.
 
+use fedtune_config::job::Patterns;
 use fedtune_proto::digest::ArtifactRef;
 use fedtune_proto::layout::Layout;
 
@@ -45,12 +46,14 @@ pub async fn check_state(artifacts: &Artifacts, state: ArtifactRef) -> Result<()
 }
 
 /// What an update may be at most.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Bounds {
     /// Examples it may claim.
     pub examples: u64,
     /// Its Euclidean norm.
     pub norm: f64,
+    /// Tensors of which it says nothing: they stay at the sites.
+    pub excluded: Patterns,
 }
 
 /// Checks an update against the state it is for: same tensors, every value finite, an example count and a norm that can be.
@@ -63,7 +66,7 @@ pub async fn check_update(
     state: ArtifactRef,
     update: ArtifactRef,
     examples: u64,
-    bounds: Bounds,
+    bounds: &Bounds,
 ) -> Result<f64, Rejection> {
     if examples == 0 || examples > bounds.examples {
         let reason = format!("the update claims {examples} examples; expected 1 to {}", bounds.examples);
@@ -72,6 +75,9 @@ pub async fn check_update(
     let expected = artifacts.layout(state).await?;
     let layout = artifacts.layout(update).await.map_err(Rejection::of_layout)?;
     expected.same_tensors(&layout).map_err(|difference| Rejection::Unfit(format!("the update's {difference}")))?;
+    if !bounds.excluded.is_empty() {
+        check_excluded(artifacts, update, &layout, &bounds.excluded).await?;
+    }
     let norm = check_finite(artifacts, update, &layout).await?;
     if norm > bounds.norm {
         let reason =
@@ -79,6 +85,30 @@ pub async fn check_update(
         return Err(Rejection::Unfit(reason));
     }
     Ok(norm)
+}
+
+/// Checks that what stays at the sites is zero in an update.
+async fn check_excluded(
+    artifacts: &Artifacts,
+    update: ArtifactRef,
+    layout: &Layout,
+    excluded: &Patterns,
+) -> Result<(), Rejection> {
+    for tensor in layout.tensors.iter().filter(|tensor| excluded.matches(&tensor.name)) {
+        let mut at = tensor.start;
+        while at < tensor.end {
+            let end = tensor.end.min(at + WINDOW_BYTES);
+            let bytes = artifacts.read(update.digest, at..end).await?;
+            if bytes.iter().any(|byte| *byte != 0) {
+                let name = &tensor.name;
+                let reason =
+                    format!("tensor {name:?} is excluded from averaging (aggregation.exclude); expected zeros");
+                return Err(Rejection::Unfit(reason));
+            }
+            at = end;
+        }
+    }
+    Ok(())
 }
 
 /// Checks that every value is finite, and gives the Euclidean norm of them all.

@@ -37,7 +37,7 @@ impl Step {
     /// How many moments are kept between rounds.
     pub(super) fn moments(&self) -> usize {
         match self.strategy {
-            Strategy::Fedavg => 0,
+            Strategy::Fedavg | Strategy::Fedbuff => 0,
             Strategy::Fedavgm => 1,
             Strategy::Fedadam | Strategy::Fedyogi | Strategy::Fedadagrad => 2,
         }

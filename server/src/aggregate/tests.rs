@@ -1,9 +1,11 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+use fedtune_config::job::Patterns;
 use fedtune_proto::layout::Layout;
 use proptest::prelude::*;
 
 use super::*;
+use crate::round::{SiteShare, Stale};
 
 struct Bench {
     _folder: tempfile::TempDir,
@@ -36,8 +38,7 @@ impl Bench {
 
     async fn aggregate(&self, by: &Aggregation, before: &Before, updates: &[(ArtifactRef, u64)]) -> After {
         let updates = updates.iter().enumerate();
-        let updates =
-            updates.map(|(i, (update, weight))| (format!("site-{i}"), Weighted { update: *update, weight: *weight }));
+        let updates = updates.map(|(i, (update, weight))| (format!("site-{i}"), Weighted::new(*update, *weight)));
         aggregate(&self.artifacts, by, before, &updates.collect(), Keep::All("next")).await.unwrap()
     }
 
@@ -191,7 +192,7 @@ async fn twenty_arrival_orders_give_one_digest() {
     let mut sites: Vec<(String, Weighted)> = Vec::new();
     for site in 0..7 {
         let update = bench.put("delta", &wave(site + 1)).await;
-        sites.push((format!("site-{site}"), Weighted { update, weight: 100 + 37 * u64::from(site) }));
+        sites.push((format!("site-{site}"), Weighted::new(update, 100 + 37 * u64::from(site))));
     }
     let mut digests = std::collections::BTreeSet::new();
     for order in 0..20 {
@@ -217,7 +218,7 @@ async fn a_sum_that_is_not_finite_is_no_state() {
     let bench = Bench::new();
     let state = bench.put("state", &[3e38]).await;
     let update = bench.put("a", &[3e38]).await;
-    let updates = [("a".to_owned(), Weighted { update, weight: 1 })].into();
+    let updates = [("a".to_owned(), Weighted::new(update, 1))].into();
     let error = aggregate(&bench.artifacts, &by(""), &first(state), &updates, Keep::All("next")).await.unwrap_err();
     assert!(error.to_string().contains("not finite"), "{error}");
 }
@@ -228,7 +229,7 @@ async fn a_rule_without_enough_updates_is_an_error_and_moments_of_zeros_leave_th
     let values = [1.0, -0.0, 3.0];
     let state = bench.put("state", &values).await;
     let update = bench.put("a", &[0.0; 3]).await;
-    let updates = [("a".to_owned(), Weighted { update, weight: 1 })].into();
+    let updates = [("a".to_owned(), Weighted::new(update, 1))].into();
     let error = aggregate(&bench.artifacts, &by("rule = \"krum\""), &first(state), &updates, Keep::All("next"))
         .await
         .unwrap_err();
@@ -254,13 +255,13 @@ fn weights_are_examples_up_to_a_cap_or_all_alike() {
 async fn unfit_updates_are_named() {
     let bench = Bench::new();
     let state = bench.put("state", &[1.0, 2.0]).await;
-    let bounds = Bounds { examples: 1000, norm: 10.0 };
-    let check = async |update, examples| match check_update(&bench.artifacts, state, update, examples, bounds).await {
+    let bounds = Bounds { examples: 1000, norm: 10.0, excluded: Patterns::default() };
+    let check = async |update, examples| match check_update(&bench.artifacts, state, update, examples, &bounds).await {
         Err(Rejection::Unfit(reason)) => reason,
         other => panic!("{other:?}"),
     };
     let good = bench.put("a", &[0.1, 0.2]).await;
-    let norm = check_update(&bench.artifacts, state, good, 10, bounds).await.unwrap();
+    let norm = check_update(&bench.artifacts, state, good, 10, &bounds).await.unwrap();
     assert!((norm - 0.05_f64.sqrt()).abs() < 1e-8);
     let large = bench.put("l", &[8.0, 8.0]).await;
     assert!(check(large, 10).await.contains("norm 1.131e1; expected at most 1.000e1"));
@@ -297,5 +298,43 @@ proptest! {
             }
             Ok(())
         })?;
+    }
+}
+
+#[tokio::test]
+async fn late_updates_count_less_by_their_staleness() {
+    let bench = Bench::new();
+    let state = bench.put("state", &[0.0, 1.0]).await;
+    let (fresh, late) = (bench.put("fresh", &[1.0, 0.0]).await, bench.put("late", &[0.0, 1.0]).await);
+    for (rounds, expected) in [(0, 1.0), (1, 0.7071), (2, 0.5774), (3, 0.5), (4, 0.4472), (5, 0.4082)] {
+        let stale = Some(Stale { round: 1, attempt: 1, rounds });
+        let share = SiteShare { stale, ..SiteShare::new(late, 10, 1.0) };
+        let scale = share.staleness_weight();
+        assert!((scale - expected).abs() < 5e-5, "{rounds}");
+        let updates = [
+            ("a".to_owned(), Weighted::new(fresh, 10)),
+            ("b".to_owned(), Weighted { scale, ..Weighted::new(late, 10) }),
+        ];
+        let by = Aggregation::default();
+        let after = aggregate(&bench.artifacts, &by, &first(state), &updates.into(), Keep::All("next")).await.unwrap();
+        let next = bench.values(after.state).await;
+        // The mean is over all updates: what is late makes the step shorter, not the others larger.
+        assert_eq!(next[0], 0.5);
+        assert!((f64::from(next[1]) - (1.0 + scale / 2.0)).abs() < 1e-7);
+        assert!((after.shares["b"].unwrap() - scale / 2.0).abs() < 1e-12);
+    }
+}
+
+#[tokio::test]
+async fn what_stays_at_the_sites_is_zero_in_an_update() {
+    let bench = Bench::new();
+    let state = bench.put("state", &[1.0, 2.0]).await;
+    let bounds = Bounds { examples: 10, norm: 10.0, excluded: Patterns::new(["*"]).unwrap() };
+    let zero = bench.put("zero", &[0.0, 0.0]).await;
+    assert_eq!(check_update(&bench.artifacts, state, zero, 10, &bounds).await.unwrap(), 0.0);
+    let other = bench.put("other", &[0.0, 1e-30]).await;
+    match check_update(&bench.artifacts, state, other, 10, &bounds).await {
+        Err(Rejection::Unfit(reason)) => assert!(reason.contains("excluded from averaging"), "{reason}"),
+        other => panic!("{other:?}"),
     }
 }

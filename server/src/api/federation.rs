@@ -150,13 +150,14 @@ impl Service {
                         }
                     }
                 };
-                match check_update(&self.artifacts, state, update, trained.examples, bounds).await {
+                match check_update(&self.artifacts, state, update, trained.examples, &bounds).await {
                     Ok(norm) => {
                         let share = SiteShare {
                             update,
                             examples: trained.examples,
                             norm,
                             sent,
+                            stale: None,
                             relative_error: trained.relative_error,
                             received_ms: now_ms(),
                             train_loss: trained.train_loss,

@@ -173,6 +173,7 @@ fn round(record: RoundRecord) -> v1::RoundSummary {
     let sites = record.sites.into_iter().map(|(site, share)| v1::SiteRound {
         norm: share.norm,
         relative_error: share.relative_error,
+        staleness: share.stale.map_or(0, |stale| stale.rounds),
         share: shares.get(&site).copied().flatten(),
         site,
         examples: share.examples,

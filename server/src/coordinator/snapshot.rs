@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::sessions::About;
 use crate::pki::Identity;
-use crate::round::{Phase, RoundRecord, Trainee, Turn, Work};
+use crate::round::{Judge, Phase, RoundRecord, Trainee, Turn, Work};
 use crate::store::records::{JobRecord, JobStatus};
 
 /// How far a site is with its task.
@@ -55,7 +55,7 @@ pub struct SiteSnapshot {
 pub struct Overview {
     /// Sites and evaluators with an open session.
     pub online: BTreeSet<String>,
-    /// Those whose task the running job waits for.
+    /// Those whose task a running job waits for.
     pub working: BTreeSet<String>,
 }
 
@@ -90,11 +90,19 @@ impl JobSnapshot {
             }
             Phase::Evaluating { record, sites, .. } => {
                 let turn = Turn { work: Work::Evaluate, round: record.round, attempt: record.attempt };
-                for site in sites.keys() {
-                    add(site, "evaluating", turn);
+                for (site, judge) in sites {
+                    add(site, if *judge == Judge::Waiting { "waiting" } else { "evaluating" }, turn);
                 }
             }
             _ => {}
+        }
+        for (site, late) in &record.machine.late {
+            let word = match late.answer {
+                Trainee::Working(_) if late.turn.attempt == 0 => "ahead",
+                Trainee::Working(_) => "late",
+                Trainee::Done(_) | Trainee::Out(_) => continue,
+            };
+            add(site, word, late.turn);
         }
         Self { record, rounds, phase, activity }
     }

@@ -50,7 +50,7 @@ impl Collector for Shared {
         let label = |site: &Identity| Site { role: Word(site.role.as_str()), site: site.name.clone() };
         for (name, help, holds) in [
             ("site_online", "Whether the site has an open session", &is_online as &dyn Fn(&&Identity) -> bool),
-            ("site_working", "Whether the running job waits for the site", &is_working),
+            ("site_working", "Whether a running job waits for the site", &is_working),
         ] {
             let mut gauge = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             for site in enrolled {

@@ -52,6 +52,15 @@ pub struct World {
     pub evaluators: BTreeSet<String>,
     /// Whether any evaluator is enrolled at all.
     pub evaluator_enrolled: bool,
+    /// Sites and evaluators that are at work for another job, or that it is another job's turn to have.
+    pub busy: BTreeSet<String>,
+}
+
+impl World {
+    /// Training sites that are online and not busy.
+    pub fn free(&self) -> impl Iterator<Item = &String> {
+        self.trainers.difference(&self.busy)
+    }
 }
 
 /// What happened.

@@ -105,6 +105,8 @@ pub enum Trainee {
 /// A site that scores a state.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Judge {
+    /// It has to end what it does for another job first.
+    Waiting,
     /// Still at it; last heard of at this time.
     Working(u64),
     /// What it found.

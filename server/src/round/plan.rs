@@ -2,7 +2,7 @@
 
 use chacha20::ChaCha8Rng;
 use fedtune_config::Span;
-use fedtune_config::job::{Admission, BelowQuorum, Cohort, Evaluator, Job, Metric, OnCollapse};
+use fedtune_config::job::{Admission, BelowQuorum, Cohort, Evaluator, Job, Metric, OnCollapse, Strategy};
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +30,12 @@ pub struct Plan {
     /// Longest time that a round with its quorum stays open.
     #[serde(default)]
     pub limit_ms: Option<u64>,
+    /// How many rounds late an update may be to count; `None` where sites that a round closes without are told to stop.
+    #[serde(default)]
+    pub staleness_max: Option<u32>,
+    /// Whether sites that have answered are given work before their round closes.
+    #[serde(default)]
+    pub asynchronous: bool,
     /// What becomes of a job below quorum after all attempts.
     #[serde(default)]
     pub below_quorum: BelowQuorum,
@@ -71,6 +77,8 @@ impl Plan {
             quorum: job.rounds.quorum,
             target: job.rounds.target,
             limit_ms: job.rounds.limit.map(millis),
+            staleness_max: job.rounds.staleness_max.filter(|_| job.rounds.keeps_late()),
+            asynchronous: job.aggregation.strategy == Strategy::Fedbuff,
             below_quorum: job.rounds.below_quorum,
             deadline_ms: millis(job.rounds.deadline),
             attempts: job.rounds.attempts,
@@ -82,6 +90,17 @@ impl Plan {
             on_collapse: job.evaluation.on_collapse,
             seed: job.training.seed,
         }
+    }
+
+    /// Sites without which no round opens.
+    pub(super) fn needed(&self) -> usize {
+        self.quorum.max(self.cohort.unwrap_or(0))
+    }
+
+    /// With how many updates a round closes while so many sites are at work on it; `None` to wait for all.
+    pub(super) fn closes_with(&self, sites: usize) -> Option<usize> {
+        let half = || self.asynchronous.then(|| sites.div_ceil(2).max(self.quorum));
+        self.target.or_else(half)
     }
 
     /// Draws the cohort from the willing sites: all, or a partial Fisher-Yates shuffle of their sorted names, by seed,

@@ -6,6 +6,17 @@ use fedtune_proto::digest::ArtifactRef;
 use fedtune_proto::evaluation::Evaluation;
 use serde::{Deserialize, Serialize};
 
+/// That an update was not made for the round it counts in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stale {
+    /// The round it was made for.
+    pub round: u32,
+    /// The attempt; 0 for work that began before that round.
+    pub attempt: u32,
+    /// How many rounds the state it started from is behind.
+    pub rounds: u32,
+}
+
 /// One site's update.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SiteShare {
@@ -19,6 +30,9 @@ pub struct SiteShare {
     /// What the site sent, of which the update was decoded; `None` where it sent the update itself.
     #[serde(default)]
     pub sent: Option<ArtifactRef>,
+    /// Where it is late.
+    #[serde(default)]
+    pub stale: Option<Stale>,
     /// What compression lost, as a share of the norm.
     #[serde(default)]
     pub relative_error: f64,
@@ -43,6 +57,7 @@ impl SiteShare {
             examples,
             norm,
             sent: None,
+            stale: None,
             relative_error: 0.0,
             received_ms: 0,
             train_loss: 0.0,
@@ -50,6 +65,18 @@ impl SiteShare {
             bytes_up: 0,
             bytes_down: 0,
         }
+    }
+}
+
+impl SiteShare {
+    /// The round and attempt that it was made for, if it counts in this one.
+    pub fn made_for(&self, round: u32, attempt: u32) -> (u32, u32) {
+        self.stale.map_or((round, attempt), |stale| (stale.round, stale.attempt))
+    }
+
+    /// What it is multiplied by: `1 / √(1 + τ)` (Nguyen et al. 2022, 2106.06639).
+    pub fn staleness_weight(&self) -> f64 {
+        self.stale.map_or(1.0, |stale| 1.0 / (1.0 + f64::from(stale.rounds)).sqrt())
     }
 }
 

@@ -14,6 +14,8 @@ fn plan() -> Plan {
         share: None,
         target: None,
         limit_ms: None,
+        staleness_max: None,
+        asynchronous: false,
         below_quorum: BelowQuorum::Fail,
         quorum: 2,
         deadline_ms: 1000,
@@ -59,6 +61,7 @@ impl Drive {
             trainers: names(&["a", "b", "c"]),
             evaluators: names(&["judge"]),
             evaluator_enrolled: true,
+            busy: BTreeSet::new(),
         };
         Self { machine: Machine::new(plan), world, effects: Vec::new() }
     }
@@ -185,6 +188,160 @@ fn a_round_closes_at_its_target_and_tells_the_others_to_stop() {
     drive.initialize().update("c").update("a");
     let turn = Turn { work: Work::Train, round: 1, attempt: 1 };
     assert_eq!(drive.effects, [Effect::Withdraw("b".into(), turn, NOT_NEEDED.into()), Effect::Aggregate]);
+}
+
+fn working(drive: &Drive) -> Vec<String> {
+    drive.machine.working().into_iter().collect()
+}
+
+fn training(drive: &Drive) -> (u32, BTreeMap<String, Trainee>) {
+    match &drive.machine.phase {
+        Phase::Training { round, sites, .. } => (*round, sites.clone()),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn stale_of(trainee: &Trainee) -> Option<u32> {
+    match trainee {
+        Trainee::Done(share) => share.stale.map(|stale| stale.rounds),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_late_update_is_kept_for_the_round_that_is_open_when_it_comes() {
+    let mut drive = Drive::new(Plan { rounds: 9, target: Some(2), staleness_max: Some(2), ..plan() });
+    drive.initialize().update("a").update("b");
+    assert_eq!(drive.effects, [Effect::Aggregate], "c is not told to stop");
+    drive.aggregate("state 1").evaluate(5);
+    assert_eq!(working(&drive), ["a", "b", "c"]);
+    assert_eq!(training(&drive).1.len(), 2, "who is at work is not asked");
+    assert_eq!(drive.machine.state_for("c"), Some(artifact("state 0")));
+    assert_eq!(drive.machine.state_for("a"), Some(artifact("state 1")));
+    let late = drive.turn("c");
+    assert_eq!((late.round, late.attempt), (1, 1));
+    drive.on(Event::Joined("c".into()));
+    assert_eq!(drive.effects, [Effect::Offer("c".into(), late)]);
+    drive.update("c");
+    assert_eq!(stale_of(&training(&drive).1["c"]), Some(1));
+    assert_eq!(drive.machine.answer_to("c", late), Some(Ok(())));
+    drive.update("b");
+    let Phase::Aggregating { updates, problems, .. } = drive.machine.phase.clone() else { panic!() };
+    assert_eq!(updates.keys().collect::<Vec<_>>(), ["b", "c"]);
+    assert!((updates["c"].staleness_weight() - 0.5_f64.sqrt()).abs() < 1e-15 && updates["b"].staleness_weight() == 1.0);
+    assert!(problems["a"].contains("counts in a later round"), "{problems:?}");
+    // One that comes while no round is open waits for the next.
+    drive.update("a");
+    assert_eq!(working(&drive), Vec::<String>::new());
+    drive.aggregate("state 2").evaluate(6);
+    let (round, sites) = training(&drive);
+    assert_eq!((round, sites.len(), stale_of(&sites["a"])), (3, 3, Some(1)));
+}
+
+#[test]
+fn what_is_too_old_or_comes_after_the_last_round_does_not_count() {
+    let mut drive = Drive::new(Plan { rounds: 3, target: Some(2), staleness_max: Some(1), ..plan() });
+    drive.initialize().update("a").update("b").aggregate("state 1").evaluate(5);
+    let late = drive.turn("c");
+    drive.update("a").update("b").aggregate("state 2").evaluate(5);
+    assert!(
+        drive.effects.contains(&Effect::Withdraw("c".into(), late, crate::round::late::TOO_OLD.into())),
+        "{:?}",
+        drive.effects
+    );
+    assert_eq!(drive.turn("c"), Turn { work: Work::Train, round: 3, attempt: 1 });
+    let last = drive.turn("c");
+    drive.update("a").update("b");
+    assert!(drive.effects.contains(&Effect::Withdraw("c".into(), last, NOT_NEEDED.into())), "{:?}", drive.effects);
+    assert_eq!(working(&drive), Vec::<String>::new());
+}
+
+#[test]
+fn an_asynchronous_job_gives_work_at_once_and_never_the_same_turn_twice() {
+    let mut drive = Drive::new(Plan { rounds: 9, quorum: 1, asynchronous: true, staleness_max: Some(10), ..plan() });
+    let d = "d".to_owned();
+    drive.initialize().update("a");
+    let ahead = Turn { work: Work::Train, round: 2, attempt: 0 };
+    assert_eq!(drive.effects, [Effect::Offer("a".into(), ahead)], "two of three are needed");
+    drive.world.trainers.insert(d.clone());
+    drive.on(Event::Joined(d.clone()));
+    assert_eq!(drive.effects, [Effect::Offer(d.clone(), Turn { work: Work::Train, round: 1, attempt: 1 })]);
+    // A failure ahead is not repeated in this round.
+    drive.on(Event::Failed { site: "a".into(), turn: ahead, reason: "no memory".into(), fault: Fault::Failed });
+    assert_eq!(drive.effects, []);
+    drive.update("b");
+    assert_eq!(drive.effects, [Effect::Offer("b".into(), ahead), Effect::Aggregate]);
+    assert_eq!(working(&drive), ["b", "c", "d"]);
+    drive.update("c").aggregate("state 1").evaluate(5);
+    let (round, sites) = training(&drive);
+    assert_eq!((round, stale_of(&sites["c"])), (2, Some(1)));
+    assert_eq!(drive.turn("a"), Turn { work: Work::Train, round: 2, attempt: 1 }, "asked anew");
+    assert_eq!((drive.turn("b"), drive.turn("c")), (ahead, Turn { round: 3, ..ahead }));
+    drive.on(Event::Pause);
+    drive.update("b");
+    let Phase::Aggregating { updates, .. } = &drive.machine.phase else { panic!("{:?}", drive.machine.phase) };
+    assert_eq!(updates["b"].stale.unwrap(), Stale { round: 2, attempt: 0, rounds: 1 });
+    drive.aggregate("state 2").evaluate(5);
+    assert_eq!(working(&drive), ["a", "b", "c", "d"]);
+    assert!(!drive.machine.rests(), "they are still at work");
+    drive.update("a").update("b").update("c").update("d");
+    assert!(drive.machine.rests());
+    drive.on(Event::Resume);
+    assert!(matches!(&drive.machine.phase, Phase::Aggregating { round: 3, updates, .. } if updates.len() == 4));
+    assert_eq!(working(&drive), ["a", "b", "c", "d"]);
+    drive.on(Event::Cancel);
+    assert_eq!(working(&drive), Vec::<String>::new());
+}
+
+#[test]
+fn a_silent_late_site_is_given_up_and_asked_again() {
+    let mut drive = Drive::new(Plan { rounds: 9, target: Some(2), staleness_max: Some(5), ..plan() });
+    drive.initialize().update("a").update("b").aggregate("state 1").evaluate(5);
+    let late = drive.turn("c");
+    drive.world.now_ms = 900;
+    for site in ["a", "b"] {
+        let turn = drive.turn(site);
+        drive.on(Event::Progress(site.into(), turn));
+    }
+    drive.world.now_ms = 1500;
+    drive.on(Event::Tick);
+    assert_eq!(drive.effects, [Effect::Withdraw("c".into(), late, SILENT.into())]);
+    assert_eq!(drive.machine.answer_to("c", late), Some(Err(SILENT.into())));
+    drive.update("a").update("b").aggregate("state 2").evaluate(5);
+    assert_eq!(drive.turn("c"), Turn { round: 3, ..late });
+}
+
+#[test]
+fn sites_of_another_job_are_waited_for_by_a_job_of_all_and_passed_over_by_one_of_some() {
+    let mut drive = Drive::new(plan());
+    drive.world.busy.insert("b".into());
+    drive.initialize();
+    assert!(matches!(drive.machine.phase, Phase::Gathering { round: 1, .. }));
+    assert_eq!(drive.machine.waits_for(&drive.world).len(), 3);
+    drive.world.busy.clear();
+    drive.on(Event::Tick);
+    assert_eq!(working(&drive), ["a", "b", "c"]);
+    let mut drive = Drive::new(Plan { cohort: Some(2), ..plan() });
+    drive.world.busy.insert("b".into());
+    drive.initialize();
+    assert_eq!(working(&drive), ["a", "c"]);
+    let mut drive = Drive::new(Plan { cohort: Some(3), ..plan() });
+    drive.world.busy.insert("b".into());
+    drive.initialize();
+    assert!(matches!(drive.machine.phase, Phase::Gathering { round: 1, .. }), "three are asked for");
+    // A busy evaluator is waited for, and so is one for the first state.
+    let mut drive = Drive::new(plan());
+    drive.initialize().update("a").update("b").update("c");
+    drive.world.busy.insert("judge".into());
+    drive.world.now_ms = 5000;
+    drive.aggregate("state 1").on(Event::Tick);
+    assert_eq!((working(&drive), drive.machine.waits_for(&drive.world).len()), (Vec::new(), 1));
+    drive.world.busy.clear();
+    drive.on(Event::Tick).evaluate(5);
+    let mut drive = Drive::new(plan());
+    drive.world.busy = drive.world.trainers.union(&drive.world.evaluators).cloned().collect();
+    drive.on(Event::Tick);
+    assert_eq!((working(&drive), &drive.machine.phase), (Vec::new(), &Machine::new(plan()).phase));
 }
 
 #[test]

@@ -99,6 +99,8 @@ pub struct SiteReport {
     pub norm: f64,
     /// What compression lost of it, as a share of its norm.
     pub relative_error: f64,
+    /// How many rounds the state that it started from was behind.
+    pub staleness: u32,
     /// The update's share in the combined one; `None` where every value has its own.
     pub share: Option<f64>,
 }
@@ -222,6 +224,7 @@ fn round(round: &v1::RoundSummary) -> RoundReport {
         bytes_down: site.bytes_down,
         norm: site.norm,
         relative_error: site.relative_error,
+        staleness: site.staleness,
         share: site.share,
     });
     let reasons = |of: &[v1::SiteProblem]| -> Vec<SiteReason> {

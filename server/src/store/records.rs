@@ -102,6 +102,16 @@ pub struct JobRecord {
     pub recipe: Option<String>,
 }
 
+impl JobRecord {
+    /// Whether a site needs this artifact for what it has to do, or may come to have.
+    pub fn gives(&self, site: &str, digest: Digest) -> bool {
+        let machine = &self.machine;
+        let states = machine.state.into_iter().chain(machine.state_for(site));
+        let of_base = self.base_model.iter().map(|file| file.artifact);
+        of_base.chain(states).any(|artifact| artifact.digest == digest)
+    }
+}
+
 /// The artifacts of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobArtifacts {

@@ -7,9 +7,7 @@ use glob::Pattern;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::error::Problems;
-
-/// Most patterns of a job.
-const PATTERNS_MAX: usize = 1000;
+use crate::job::patterns::{check_count, pattern};
 
 /// Which tensors are trained; the others stay as they are in the base model and are never sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,9 +28,7 @@ pub enum Trainable {
 impl Trainable {
     pub(super) fn validate(&self, p: &mut Problems) {
         if let Self::Named(patterns) = self {
-            p.check((1..=PATTERNS_MAX).contains(&patterns.len()), "training.trainable", || {
-                format!("found {} patterns; expected 1 to {PATTERNS_MAX}", patterns.len())
-            });
+            check_count(p, "training.trainable", patterns.len(), 1);
         }
     }
 }
@@ -52,14 +48,6 @@ impl fmt::Display for Trainable {
             }
         }
     }
-}
-
-fn pattern(text: &str) -> Result<Pattern, String> {
-    let wrong = |why: &str| format!("found the pattern {text:?}, {why}; expected a name, with * for any characters");
-    if text.trim().is_empty() {
-        return Err(wrong("which is empty"));
-    }
-    Pattern::new(text).map_err(|e| wrong(&format!("which is none: {}", e.msg)))
 }
 
 impl FromStr for Trainable {
