@@ -32,7 +32,7 @@ pub fn compare(admission: &Admission, updates: &BTreeMap<String, SiteShare>) -> 
         }
     }
     let mut first: BTreeMap<Digest, &String> = BTreeMap::new();
-    let mut moving: Vec<_> = updates.iter().filter(|(_, share)| share.norm > 0.0).collect();
+    let mut moving: Vec<_> = updates.iter().filter(|(_, share)| share.norm != 0.0).collect();
     // Who copies comes later.
     moving.sort_by_key(|(_, share)| share.received_ms);
     for (site, share) in moving {
@@ -45,7 +45,8 @@ pub fn compare(admission: &Admission, updates: &BTreeMap<String, SiteShare>) -> 
         };
     }
     let left = |verdict: &Verdict| -> Vec<(String, f64)> {
-        let counts = updates.iter().filter(|(site, _)| !verdict.left_out.contains_key(*site));
+        let known = updates.iter().filter(|(_, share)| share.norm >= 0.0);
+        let counts = known.filter(|(site, _)| !verdict.left_out.contains_key(*site));
         counts.map(|(site, share)| (site.clone(), share.norm)).collect()
     };
     let compared = left(&verdict);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fedtune_proto::digest::{ArtifactRef, Digest};
 use serde::{Deserialize, Serialize};
-use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
@@ -120,10 +120,10 @@ pub struct Records {
 }
 
 impl Records {
-    /// Opens or makes the database at `path` and brings its schema up to date.
+    /// Opens or makes the database at `path` and brings its schema up to date, whichever program of ours wrote it.
     ///
     /// # Errors
-    /// The file cannot be opened, or is of a newer program.
+    /// The file cannot be opened, or its schema is one that this program does not know.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
         let options = SqliteConnectOptions::new()
             .filename(path)
@@ -137,7 +137,14 @@ impl Records {
         let migrations = MIGRATIONS.iter().zip(1..).map(|((name, sql), version)| {
             Migration::new(version, (*name).into(), MigrationType::Simple, (*sql).into_sql_str(), false)
         });
-        Migrator::with_migrations(migrations.collect()).run(&pool).await?;
+        let path = || path.to_path_buf();
+        Migrator::with_migrations(migrations.collect()).run(&pool).await.map_err(|e| match e {
+            MigrateError::VersionMissing(found) => {
+                StoreError::NewerSchema { path: path(), found, known: MIGRATIONS.len() }
+            }
+            MigrateError::VersionMismatch(version) => StoreError::OtherSchema { path: path(), version },
+            source => StoreError::Migration { path: path(), source },
+        })?;
         Ok(Self { pool })
     }
 

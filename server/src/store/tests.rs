@@ -1,5 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod migrations;
+
 use fedtune_config::Job;
 use fedtune_proto::digest::{ArtifactRef, Digest};
 
