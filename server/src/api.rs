@@ -3,6 +3,7 @@
 mod artifacts;
 mod calls;
 mod drain;
+mod entrance;
 mod federation;
 mod identity;
 mod limits;
@@ -23,7 +24,6 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tonic::server::NamedService;
-use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -80,7 +80,7 @@ pub enum ServeError {
 /// An aggregator that has bound its address and opened its storage.
 #[derive(Debug)]
 pub struct Aggregator {
-    incoming: TcpIncoming,
+    listener: TcpListener,
     limits: SiteLimits,
     drain: Duration,
     address: SocketAddr,
@@ -130,9 +130,8 @@ impl Aggregator {
         };
         let health = Health::start(records, artifacts.clone(), handle.clone(), metrics.clone());
         health.settled().await;
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         Ok(Self {
-            incoming,
+            listener,
             limits: site_limits,
             drain: listen.drain.0,
             address,
@@ -164,7 +163,7 @@ impl Aggregator {
     /// The transport failed, or it was told twice to stop.
     pub async fn serve(self, mut stop: mpsc::Receiver<()>) -> Result<(), ServeError> {
         let Self {
-            incoming,
+            listener,
             limits,
             drain: patience,
             address,
@@ -211,7 +210,7 @@ impl Aggregator {
 
         let around = (metrics, drain.clone(), limits);
         let server = Server::builder()
-            .tls_config(tls)
+            .tls_config(tls.timeout(silence))
             .map_err(transport)?
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -227,7 +226,7 @@ impl Aggregator {
             .add_service(federation)
             .add_service(store)
             .add_service(operator)
-            .serve_with_incoming_shutdown(incoming, drain.clone().stopped());
+            .serve_with_incoming_shutdown(entrance::connections(listener), drain.clone().stopped());
         tokio::pin!(server);
         tokio::select! {
             // Without having been told.
