@@ -268,7 +268,7 @@ impl Coordinator {
 
     /// What a result of this turn would be checked against, or the answer it has had already.
     async fn expect(&self, site: &str, job: &str, turn: Turn) -> Result<handle::Expected, StoreError> {
-        let stale = |reason: String| handle::Expected::Answered(Answer { accepted: false, reason });
+        let stale = |reason: String| handle::Expected::Answered(Answer { accepted: false, replayed: false, reason });
         let active = self.active.as_ref().filter(|active| active.record.id == job);
         let stored;
         let machine = match active {
@@ -293,7 +293,8 @@ impl Coordinator {
                 codec: codec(&active.job),
             });
         }
-        let accepted = handle::Expected::Answered(Answer { accepted: true, reason: "it is stored already".into() });
+        let accepted = "it is stored already".to_owned();
+        let accepted = handle::Expected::Answered(Answer { accepted: true, replayed: false, reason: accepted });
         if turn.work == Work::Initialize {
             let own = machine.initializer.as_deref() == Some(site);
             return Ok(if own { accepted } else { stale("the first state was made by another site".into()) });
@@ -347,7 +348,9 @@ impl Coordinator {
         if let handle::Expected::Answered(answer) = self.expect(site, job, turn).await? {
             return Ok(answer);
         }
-        let event = match self.replay(job, &event).await? {
+        let replay = self.replay(job, &event).await?;
+        let replayed = replay.is_some();
+        let event = match replay {
             Some(reason) => Event::Failed { site: site.to_owned(), turn, reason, fault: Fault::Quarantined },
             None => event,
         };
@@ -362,9 +365,9 @@ impl Coordinator {
         match quarantined {
             Some(reason) => {
                 warn!(site, job, round = turn.round, reason, "a result does not count");
-                Ok(Answer { accepted: false, reason })
+                Ok(Answer { accepted: false, replayed, reason })
             }
-            None => Ok(Answer { accepted: true, reason: String::new() }),
+            None => Ok(Answer { accepted: true, replayed, reason: String::new() }),
         }
     }
 
@@ -615,6 +618,7 @@ impl Coordinator {
                 warn!(job, site, round = turn.round, reason, "an update does not count");
                 self.sessions.send(&site, Directive::Notify { job, turn, reason });
             }
+            Effect::Count(kind) => self.metrics.left_out(kind),
             Effect::Record(round) => match round.evaluation() {
                 Some(sums) => info!(job, round = round.round, measures = ?sums.measures(), "round evaluated"),
                 None => info!(job, round = round.round, sites = round.sites.len(), "round committed"),

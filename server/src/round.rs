@@ -232,9 +232,10 @@ impl Machine {
         }
         let (round, attempt, opened_ms) = (*round, *attempt, *opened_ms);
         let Verdict { left_out, flags } = admission::compare(&self.plan.admission, &updates);
-        for (site, reason) in left_out {
+        for (site, (kind, reason)) in left_out {
             updates.remove(&site);
             self.strike(&site, &reason);
+            effects.push(Effect::Count(kind));
             effects.push(Effect::Notify(site.clone(), turn, reason.clone()));
             problems.insert(site, reason);
         }

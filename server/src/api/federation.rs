@@ -277,8 +277,12 @@ impl Federation for Service {
                 let (event, recipe, verdict) = self.event(&site, turn, expected, request).await?;
                 let report = self.coordinator.report(site, job, turn, event, recipe);
                 let answer = report.await.map_err(wire::gone)?.map_err(wire::storage)?;
-                let late = verdict == Verdict::Accepted && !answer.accepted;
-                self.metrics.result(turn.work, if late { Verdict::Late } else { verdict });
+                let verdict = match verdict {
+                    Verdict::Accepted if answer.replayed => Verdict::Replayed,
+                    Verdict::Accepted if !answer.accepted => Verdict::Late,
+                    found => found,
+                };
+                self.metrics.result(turn.work, verdict);
                 answer
             }
         };
