@@ -90,7 +90,7 @@ pub struct Aggregator {
     handle: coordinator::Handle,
     health: Health,
     metrics: Metrics,
-    retention: Option<Retention>,
+    retention: Retention,
     /// How long a link may be silent.
     silence: Duration,
 }
@@ -122,12 +122,11 @@ impl Aggregator {
         let silence = sessions.timeout.0;
         let handle = coordinator::start(records.clone(), artifacts.clone(), limits, sessions, metrics.clone());
         let handle = handle.await?;
-        let retention = match storage.retention {
+        let keep = match storage.retention {
             Keep::Forever => None,
-            Keep::After(keep) => {
-                Some(Retention { records: records.clone(), artifacts: artifacts.clone(), keep: keep.0 })
-            }
+            Keep::After(keep) => Some(keep.0),
         };
+        let retention = Retention { records: records.clone(), artifacts: artifacts.clone(), keep };
         let health = Health::start(records, artifacts.clone(), handle.clone(), metrics.clone());
         health.settled().await;
         Ok(Self {
@@ -195,9 +194,7 @@ impl Aggregator {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()
             .map_err(|e| ServeError::Transport(e.to_string()))?;
-        if let Some(retention) = retention {
-            beside.spawn(async move { match retention.run().await {} });
-        }
+        beside.spawn(async move { match retention.run().await {} });
         let drain = Drain::default();
         let federation = federation::Service::new(handle.clone(), artifacts.clone(), metrics.clone(), limits.clone());
         let federation = FederationServer::new(federation).max_decoding_message_size(MESSAGE_BYTES_MAX);

@@ -268,6 +268,24 @@ impl Records {
         Ok(counts)
     }
 
+    /// When the oldest job that has not ended came, in milliseconds since 1970; `None` if all have.
+    ///
+    /// # Errors
+    /// Storage failed.
+    pub async fn oldest_open_ms(&self) -> Result<Option<u64>, StoreError> {
+        let rows = sqlx::query("SELECT status, MIN(submitted_ms) AS oldest FROM jobs GROUP BY status");
+        let mut oldest: Option<u64> = None;
+        for row in &rows.fetch_all(&self.pool).await? {
+            let (status, submitted): (String, i64) = (row.try_get("status")?, row.try_get("oldest")?);
+            // A status of a newer program may be one that goes on.
+            if !status.parse().is_ok_and(JobStatus::is_over) {
+                let submitted = submitted.cast_unsigned();
+                oldest = Some(oldest.map_or(submitted, |oldest| oldest.min(submitted)));
+            }
+        }
+        Ok(oldest)
+    }
+
     /// Notes of each job that has ended, where it is not noted yet, that it has.
     ///
     /// # Errors
