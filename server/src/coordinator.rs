@@ -16,7 +16,7 @@ use fedtune_proto::delta::{self, Codec};
 use fedtune_proto::digest::{ArtifactRef, Digest};
 use fedtune_proto::evaluation::Form;
 use tokio::sync::{mpsc, watch};
-use tracing::{error, info, warn};
+use tracing::{Instrument, error, info, warn};
 
 pub use handle::{Answer, Expected, Handle, Permit, Rejected};
 pub use sessions::{About, Directive, Task};
@@ -28,6 +28,7 @@ use crate::pki::{Identity, Role};
 use crate::round::{Effect, Event, Fault, Machine, Outcome, Phase, RoundRecord, Trainee, Turn, Work, World};
 use crate::store::records::{JobRecord, JobStatus};
 use crate::store::{Artifacts, Records, StoreError};
+use crate::traces::Rounds;
 use handle::Request;
 use sessions::Sessions;
 
@@ -42,6 +43,7 @@ struct Coordinator {
     /// The job that runs, and what its sites are doing.
     active: Option<Active>,
     metrics: Metrics,
+    rounds: Rounds,
     /// The aggregator is about to stop. The job stays where it is: that its sites are away now says nothing.
     draining: bool,
     /// Counts visible changes.
@@ -79,6 +81,7 @@ pub async fn start(
         sessions: Sessions::new(times),
         active: None,
         metrics,
+        rounds: Rounds::default(),
         draining: false,
         changes,
         own: sender.downgrade(),
@@ -581,6 +584,7 @@ impl Coordinator {
             self.records.save(&record, &rounds).await?;
         }
         self.metrics.transition(&active.record.machine, &record.machine, &effects);
+        self.rounds.transition(&record.id, &record.machine.phase);
         active.record = record;
         for effect in effects {
             self.perform(effect);
@@ -651,13 +655,15 @@ impl Coordinator {
         let (round, attempt, job) = (*round, *attempt, active.record.id.clone());
         let before = Before { state: *state, moments: moments.clone(), step: round };
         let (artifacts, own) = (self.artifacts.clone(), self.own.clone());
+        let span = self.rounds.aggregation(&job, round, attempt);
         tokio::spawn(async move {
             let began = std::time::Instant::now();
             let staging = format!("{job}-{round}-{attempt}");
             // A task of its own, so that even a panic of the pass is an event.
-            let pass = tokio::spawn(async move {
+            let pass = async move {
                 aggregate::aggregate(&artifacts, &aggregation, &before, &weighted, Keep::All(&staging)).await
-            });
+            };
+            let pass = tokio::spawn(pass.instrument(span));
             let event = match pass.await {
                 Ok(Ok(after)) => Event::Aggregated { round, attempt, after, seconds: began.elapsed().as_secs_f64() },
                 Ok(Err(e)) => Event::AggregationFailed(e.to_string()),

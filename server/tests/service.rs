@@ -459,6 +459,21 @@ fn of_too_many_who_say_nothing_the_first_go_and_a_site_gets_in() {
     });
 }
 
+/// With the feature it is `tests/otel.rs` that looks.
+#[cfg(not(feature = "otel"))]
+#[test]
+fn traces_are_refused_by_a_program_that_cannot_send_them() {
+    let folder = tempfile::tempdir().unwrap();
+    run("fedtune-server", ["init", "--dir", text(&folder.path().join("f"))]).ok();
+    let config = folder.path().join("f/server.toml");
+    let asked = std::fs::read_to_string(&config).unwrap().replace("# otlp = ", "otlp = ");
+    std::fs::write(&config, &asked).unwrap();
+    let start = || run("fedtune-server", ["run", "--config", text(&config)]);
+    start().failed(3, &["server.toml", "log.otlp", "built without the feature `otel`", "--features otel"]);
+    std::fs::write(&config, asked.replace("http://", "grpcs://")).unwrap();
+    start().failed(3, &["log.otlp", "grpcs://127.0.0.1:4317", "expected an address"]);
+}
+
 #[test]
 fn systemd_is_told_when_it_is_ready_and_when_it_stops() {
     let folder = tempfile::tempdir().unwrap();
