@@ -168,11 +168,13 @@ pub struct Log {
     pub format: LogFormat,
     /// `error`, `warn`, `info`, `debug` or `trace`, or a filter such as `info,fedtune_server=debug`.
     pub level: String,
+    /// Where traces are sent, as OTLP over gRPC; nowhere if absent.
+    pub otlp: Option<String>,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { format: LogFormat::Text, level: "info".into() }
+        Self { format: LogFormat::Text, level: "info".into(), otlp: None }
     }
 }
 
@@ -221,6 +223,10 @@ impl Document for ServerConfig {
         });
         p.check(!self.log.level.trim().is_empty(), "log.level", || {
             "is empty; expected a level such as \"info\"".into()
+        });
+        let otlp = self.log.otlp.as_deref().unwrap_or("http://127.0.0.1:4317");
+        p.check(otlp.strip_prefix("http://").is_some_and(|host| !host.is_empty()), "log.otlp", || {
+            format!("found {otlp:?}; expected an address such as \"http://127.0.0.1:4317\", without TLS")
         });
     }
 

@@ -109,7 +109,7 @@ fn examples_parse_and_state_the_true_defaults() {
         .unwrap()
     );
     let server: ServerConfig = read(examples::SERVER).unwrap();
-    assert_eq!(server, read(&uncommented(examples::SERVER, &[])).unwrap());
+    assert_eq!(server, read(&uncommented(examples::SERVER, &["otlp"])).unwrap());
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod artifacts;
 mod calls;
 mod drain;
+mod entrance;
 mod federation;
 mod identity;
 mod limits;
@@ -23,7 +24,6 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tonic::server::NamedService;
-use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -80,7 +80,7 @@ pub enum ServeError {
 /// An aggregator that has bound its address and opened its storage.
 #[derive(Debug)]
 pub struct Aggregator {
-    incoming: TcpIncoming,
+    listener: TcpListener,
     limits: SiteLimits,
     drain: Duration,
     address: SocketAddr,
@@ -90,7 +90,7 @@ pub struct Aggregator {
     handle: coordinator::Handle,
     health: Health,
     metrics: Metrics,
-    retention: Option<Retention>,
+    retention: Retention,
     /// How long a link may be silent.
     silence: Duration,
 }
@@ -122,17 +122,15 @@ impl Aggregator {
         let silence = sessions.timeout.0;
         let handle = coordinator::start(records.clone(), artifacts.clone(), limits, sessions, metrics.clone());
         let handle = handle.await?;
-        let retention = match storage.retention {
+        let keep = match storage.retention {
             Keep::Forever => None,
-            Keep::After(keep) => {
-                Some(Retention { records: records.clone(), artifacts: artifacts.clone(), keep: keep.0 })
-            }
+            Keep::After(keep) => Some(keep.0),
         };
+        let retention = Retention { records: records.clone(), artifacts: artifacts.clone(), keep };
         let health = Health::start(records, artifacts.clone(), handle.clone(), metrics.clone());
         health.settled().await;
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         Ok(Self {
-            incoming,
+            listener,
             limits: site_limits,
             drain: listen.drain.0,
             address,
@@ -164,7 +162,7 @@ impl Aggregator {
     /// The transport failed, or it was told twice to stop.
     pub async fn serve(self, mut stop: mpsc::Receiver<()>) -> Result<(), ServeError> {
         let Self {
-            incoming,
+            listener,
             limits,
             drain: patience,
             address,
@@ -196,9 +194,7 @@ impl Aggregator {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()
             .map_err(|e| ServeError::Transport(e.to_string()))?;
-        if let Some(retention) = retention {
-            beside.spawn(async move { match retention.run().await {} });
-        }
+        beside.spawn(async move { match retention.run().await {} });
         let drain = Drain::default();
         let federation = federation::Service::new(handle.clone(), artifacts.clone(), metrics.clone(), limits.clone());
         let federation = FederationServer::new(federation).max_decoding_message_size(MESSAGE_BYTES_MAX);
@@ -211,7 +207,7 @@ impl Aggregator {
 
         let around = (metrics, drain.clone(), limits);
         let server = Server::builder()
-            .tls_config(tls)
+            .tls_config(tls.timeout(silence))
             .map_err(transport)?
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -227,7 +223,7 @@ impl Aggregator {
             .add_service(federation)
             .add_service(store)
             .add_service(operator)
-            .serve_with_incoming_shutdown(incoming, drain.clone().stopped());
+            .serve_with_incoming_shutdown(entrance::connections(listener), drain.clone().stopped());
         tokio::pin!(server);
         tokio::select! {
             // Without having been told.

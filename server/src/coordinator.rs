@@ -17,7 +17,7 @@ use fedtune_proto::delta::{self, Codec};
 use fedtune_proto::digest::{ArtifactRef, Digest};
 use fedtune_proto::evaluation::Form;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tracing::{error, info, warn};
+use tracing::{Instrument, error, info, warn};
 
 pub use handle::{Answer, Expected, Handle, Permit, Rejected};
 pub use sessions::{About, Directive, Task};
@@ -29,6 +29,7 @@ use crate::pki::{Identity, Role};
 use crate::round::{Effect, Event, Fault, Machine, Outcome, Phase, RoundRecord, Turn, Work, World};
 use crate::store::records::{JobRecord, JobStatus};
 use crate::store::{Artifacts, Records, StoreError};
+use crate::traces::Rounds;
 use handle::Request;
 use sessions::Sessions;
 
@@ -47,6 +48,7 @@ struct Coordinator {
     /// One pass at a time, so that memory does not grow with the number of jobs.
     passes: Arc<Semaphore>,
     metrics: Metrics,
+    rounds: Rounds,
     /// The aggregator is about to stop. The job stays where it is: that its sites are away now says nothing.
     draining: bool,
     /// Counts visible changes.
@@ -88,6 +90,7 @@ pub async fn start(
         turns: 0,
         passes: Arc::new(Semaphore::new(1)),
         metrics,
+        rounds: Rounds::default(),
         draining: false,
         changes,
         own: sender.downgrade(),
@@ -309,7 +312,7 @@ impl Coordinator {
 
     /// What a result of this turn would be checked against, or the answer it has had already.
     async fn expect(&self, site: &str, job: &str, turn: Turn) -> Result<handle::Expected, StoreError> {
-        let stale = |reason: String| handle::Expected::Answered(Answer { accepted: false, reason });
+        let stale = |reason: String| handle::Expected::Answered(Answer { accepted: false, replayed: false, reason });
         let active = self.active.get(job);
         let stored;
         let machine = match active {
@@ -335,7 +338,8 @@ impl Coordinator {
                 codec: codec(&active.job),
             });
         }
-        let accepted = handle::Expected::Answered(Answer { accepted: true, reason: "it is stored already".into() });
+        let accepted = "it is stored already".to_owned();
+        let accepted = handle::Expected::Answered(Answer { accepted: true, replayed: false, reason: accepted });
         match machine.answer_to(site, turn) {
             Some(Ok(())) => return Ok(accepted),
             Some(Err(reason)) => return Ok(stale(reason)),
@@ -368,7 +372,9 @@ impl Coordinator {
         if let handle::Expected::Answered(answer) = self.expect(site, job, turn).await? {
             return Ok(answer);
         }
-        let event = match self.replay(job, &event).await? {
+        let replay = self.replay(job, &event).await?;
+        let replayed = replay.is_some();
+        let event = match replay {
             Some(reason) => Event::Failed { site: site.to_owned(), turn, reason, fault: Fault::Quarantined },
             None => event,
         };
@@ -384,9 +390,9 @@ impl Coordinator {
         match quarantined {
             Some(reason) => {
                 warn!(site, job, round = turn.round, reason, "a result does not count");
-                Ok(Answer { accepted: false, reason })
+                Ok(Answer { accepted: false, replayed, reason })
             }
-            None => Ok(Answer { accepted: true, reason: String::new() }),
+            None => Ok(Answer { accepted: true, replayed, reason: String::new() }),
         }
     }
 
@@ -613,6 +619,7 @@ impl Coordinator {
             self.records.save(&record, &rounds).await?;
         }
         self.metrics.transition(&active.record.machine, &record.machine, &effects);
+        self.rounds.transition(&record.id, &record.machine.phase);
         active.record = record;
         if effects.iter().any(|effect| matches!(effect, Effect::Offer(_, turn) if turn.work == Work::Train)) {
             self.turns += 1;
@@ -656,6 +663,7 @@ impl Coordinator {
                 warn!(job, site, round = turn.round, reason, "an update does not count");
                 self.sessions.send(&site, Directive::Notify { job, turn, reason });
             }
+            Effect::Count(kind) => self.metrics.left_out(kind),
             Effect::Record(round) => match round.evaluation() {
                 Some(sums) => info!(job, round = round.round, measures = ?sums.measures(), "round evaluated"),
                 None => info!(job, round = round.round, sites = round.sites.len(), "round committed"),
@@ -688,14 +696,16 @@ impl Coordinator {
         let (round, attempt, job) = (*round, *attempt, job.to_owned());
         let before = Before { state: *state, moments: moments.clone(), step: round };
         let (artifacts, own, passes) = (self.artifacts.clone(), self.own.clone(), self.passes.clone());
+        let span = self.rounds.aggregation(&job, round, attempt);
         tokio::spawn(async move {
             let _turn = passes.acquire_owned().await;
             let began = std::time::Instant::now();
             let staging = format!("{job}-{round}-{attempt}");
             // A task of its own, so that even a panic of the pass is an event.
-            let pass = tokio::spawn(async move {
+            let pass = async move {
                 aggregate::aggregate(&artifacts, &aggregation, &before, &weighted, Keep::All(&staging)).await
-            });
+            };
+            let pass = tokio::spawn(pass.instrument(span));
             let event = match pass.await {
                 Ok(Ok(after)) => Event::Aggregated { round, attempt, after, seconds: began.elapsed().as_secs_f64() },
                 Ok(Err(e)) => Event::AggregationFailed(e.to_string()),

@@ -22,6 +22,7 @@ pub mod retention;
 pub mod round;
 pub mod simulate;
 pub mod store;
+pub mod traces;
 
 /// This program and its version, as it tells its peers.
 pub const PROGRAM: &str = concat!("fedtune-server ", env!("CARGO_PKG_VERSION"));

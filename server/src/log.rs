@@ -8,25 +8,62 @@ use fedtune_config::server::{Log, LogFormat};
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::fmt::format::{JsonFields, Writer};
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormattedFields};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
-/// Writes log lines from now on, as `log` says.
+use crate::traces::Traces;
+
+/// What is asked of the log cannot be done.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The level is no filter.
+    #[error("log.level: found {level:?}: {source}")]
+    Level {
+        /// The level.
+        level: String,
+        /// What is wrong with it.
+        source: ParseError,
+    },
+    /// Traces are asked for.
+    #[error(
+        "log.otlp: this fedtune-server was built without the feature `otel`; build it with \
+         `cargo build --release -p fedtune-server --features otel`, or take log.otlp out"
+    )]
+    NoTraces,
+    /// Where traces should go is no address.
+    #[error("log.otlp: found {endpoint:?}: {reason}; expected an address such as \"http://127.0.0.1:4317\"")]
+    Endpoint {
+        /// The address.
+        endpoint: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// Writes log lines and sends traces from now on, as `log` says. Needs a runtime.
 ///
 /// # Errors
-/// The level is no filter.
-pub fn init(log: &Log) -> Result<(), ParseError> {
-    let filter = EnvFilter::try_new(&log.level)?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match log.format {
-        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
-        LogFormat::Json => lines.fmt_fields(JsonFields::new()).event_format(Flat).init(),
-    }
-    Ok(())
+/// See [`LogError`].
+pub fn init(log: &Log) -> Result<Traces, LogError> {
+    let filter = EnvFilter::try_new(&log.level);
+    let filter = filter.map_err(|source| LogError::Level { level: log.level.clone(), source })?;
+    let (sending, traces) = match &log.otlp {
+        Some(endpoint) => Traces::send_to(endpoint).map(|(sending, traces)| (Some(sending), traces))?,
+        None => (None, Traces::default()),
+    };
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = match log.format {
+        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).with_target(false).boxed(),
+        LogFormat::Json => lines.fmt_fields(JsonFields::new()).event_format(Flat).boxed(),
+    };
+    tracing_subscriber::registry().with(sending).with(lines.with_filter(filter)).init();
+    Ok(traces)
 }
 
 /// One JSON object a line. What the line says wins over what its call says.

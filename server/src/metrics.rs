@@ -17,6 +17,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::coordinator::Overview;
 use crate::health::Report;
 use crate::pki::{Identity, Role};
+use crate::round::admission::LeftOut;
 use crate::round::{Effect, Machine, Outcome, Phase, Work};
 use crate::store::records::JobStatus;
 use collectors::{Process, Sites};
@@ -53,6 +54,8 @@ pub enum Verdict {
     Unfit,
     /// Quarantined: its loss or time is not a number.
     NotFinite,
+    /// Quarantined: the update of an earlier round again.
+    Replayed,
     /// The site says that it could not do the work.
     Failed,
     /// The site says that it will not.
@@ -68,6 +71,7 @@ impl Verdict {
             Self::Missing => "missing",
             Self::Unfit => "unfit",
             Self::NotFinite => "not-finite",
+            Self::Replayed => "replayed",
             Self::Failed => "failed",
             Self::Refused => "refused",
             Self::Late => "late",
@@ -86,6 +90,11 @@ struct Moved {
 struct Answered {
     work: Word,
     verdict: Word,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Left {
+    reason: Word,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -127,6 +136,7 @@ pub struct Metrics {
     attempts_failed: Counter,
     jobs_ended: Family<Status, Counter>,
     results: Family<Answered, Counter>,
+    left_out: Family<Left, Counter>,
     moved: Family<Moved, Counter>,
     aggregation: Histogram,
     calls: Family<Call, Counter>,
@@ -158,6 +168,9 @@ impl Metrics {
         ours.register("jobs_ended", "Jobs by how they ended", jobs_ended.clone());
         let results = Family::default();
         ours.register("results", "Results of tasks by what became of them", results.clone());
+        let left_out = Family::default();
+        let help = "Updates that were accepted, and left out when those of their round were compared";
+        ours.register("updates_left_out", help, left_out.clone());
         let moved = Family::default();
         let help = "Bytes of artifacts received (up) and sent (down); no site for those of operators";
         ours.register_with_unit("artifact", help, Unit::Bytes, moved.clone());
@@ -183,6 +196,7 @@ impl Metrics {
             attempts_failed,
             jobs_ended,
             results,
+            left_out,
             moved,
             aggregation,
             calls,
@@ -236,6 +250,11 @@ impl Metrics {
             Work::Evaluate => "evaluate",
         };
         self.results.get_or_create(&Answered { work: Word(work), verdict: Word(verdict.as_str()) }).inc();
+    }
+
+    /// An update that was accepted does not count after all.
+    pub fn left_out(&self, kind: LeftOut) {
+        self.left_out.get_or_create(&Left { reason: Word(kind.as_str()) }).inc();
     }
 
     /// Bytes of artifacts that an enrolled site, or an operator, sent or received.

@@ -4,6 +4,9 @@
 //! - a job that has not ended, or not so long ago, needs every artifact that its records name;
 //! - any other needs what its models are exported of: the base model, the last state and the best.
 //!
+//! What was staged and not finished goes once nobody can come back to it: a day after its last byte if no job was there
+//! then that goes on, and in any case after the time above. This is so also where artifacts stay forever.
+//!
 //! Whoever is about to name an artifact in a record asks for it first ([`Artifacts::refresh`]), so one that is named
 //! while a pass runs is too young to go. A pass that is cut off leaves less to do for the next.
 
@@ -19,6 +22,9 @@ use crate::store::artifacts::Stored;
 use crate::store::records::JobArtifacts;
 use crate::store::{Artifacts, Records, StoreError};
 
+/// How long an upload may rest that belongs to no job: an operator sends a base model before there is one.
+const UPLOAD_REST: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// Between two passes.
 const PAUSE: Duration = Duration::from_secs(60 * 60);
 
@@ -29,8 +35,8 @@ pub struct Retention {
     pub records: Records,
     /// Where artifacts are.
     pub artifacts: Artifacts,
-    /// How long all of an ended job stays.
-    pub keep: Duration,
+    /// How long all of an ended job stays; `None` for ever.
+    pub keep: Option<Duration>,
 }
 
 /// What a pass has deleted.
@@ -60,12 +66,27 @@ impl Retention {
     /// # Errors
     /// Storage failed, or a record cannot be read; then nothing of it is deleted.
     pub async fn pass(&self, now_ms: u64) -> Result<Deleted, StoreError> {
-        let keep_ms = u64::try_from(self.keep.as_millis()).unwrap_or(u64::MAX);
+        let mut deleted = Deleted::default();
+        if let Some(keep) = self.keep {
+            self.delete_artifacts(now_ms, millis(keep), &mut deleted).await?;
+        }
+        // What came before every job that goes on is none of its.
+        let of_no_job = self.records.oldest_open_ms().await?.unwrap_or(u64::MAX);
+        let at_rest = of_no_job.min(now_ms.saturating_sub(millis(UPLOAD_REST)));
+        let old = self.keep.map_or(0, |keep| now_ms.saturating_sub(millis(keep)));
+        for (name, bytes) in self.artifacts.remove_stale_uploads(at_rest.max(old)).await? {
+            info!(upload = name, bytes, "unfinished upload deleted");
+            deleted.files += 1;
+            deleted.bytes += bytes;
+        }
+        Ok(deleted)
+    }
+
+    async fn delete_artifacts(&self, now_ms: u64, keep_ms: u64, deleted: &mut Deleted) -> Result<(), StoreError> {
         self.records.mark_ended(now_ms).await?;
         // The files first: what is stored after that is not looked at.
         let stored = self.artifacts.list().await?;
         let jobs = self.records.job_artifacts().await?;
-        let mut deleted = Deleted::default();
         let before_ms = now_ms.saturating_sub(keep_ms);
         for Stored { digest, size, .. } in dispensable(&stored, &jobs, now_ms, keep_ms) {
             if self.artifacts.remove_unused(digest, before_ms).await? {
@@ -74,13 +95,12 @@ impl Retention {
                 deleted.bytes += size;
             }
         }
-        for (name, bytes) in self.artifacts.remove_stale_uploads(before_ms).await? {
-            info!(upload = name, bytes, "unfinished upload deleted");
-            deleted.files += 1;
-            deleted.bytes += bytes;
-        }
-        Ok(deleted)
+        Ok(())
     }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What may go of the artifacts stored, given what each job names.

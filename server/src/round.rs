@@ -344,10 +344,11 @@ impl Machine {
             }
         }
         let Verdict { left_out, flags } = admission::compare(&self.plan.admission, &updates);
-        for (site, reason) in left_out {
+        for (site, (kind, reason)) in left_out {
             let share = updates.remove(&site);
             let (round, attempt) = share.map_or((round, attempt), |share| share.made_for(round, attempt));
             self.strike(&site, &reason);
+            effects.push(Effect::Count(kind));
             effects.push(Effect::Notify(site.clone(), Turn { round, attempt, ..turn }, reason.clone()));
             problems.insert(site, reason);
         }

@@ -12,9 +12,40 @@ pub enum StoreError {
     /// The database.
     #[error("records: {0}")]
     Records(#[from] sqlx::Error),
-    /// A migration of the database.
-    #[error("records: {0}; the database may have been written by a newer program")]
-    Migration(#[from] sqlx::migrate::MigrateError),
+    /// A database whose schema this program does not know.
+    #[error(
+        "{path}: found schema {found}; expected at most {known}, the last that this program knows. A newer fedtune-server \
+         wrote it: run that one or a newer one, or put back the copy of the data folder made before it",
+        path = path.display()
+    )]
+    NewerSchema {
+        /// The database.
+        path: std::path::PathBuf,
+        /// The migration that is recorded there.
+        found: i64,
+        /// The last of this program.
+        known: usize,
+    },
+    /// A database whose schema has another history.
+    #[error(
+        "{path}: its migration {version} is not the migration {version} of this program, so its tables may be others; \
+         nothing was changed. Run the fedtune-server that wrote it, or put back a copy of the data folder",
+        path = path.display()
+    )]
+    OtherSchema {
+        /// The database.
+        path: std::path::PathBuf,
+        /// The migration.
+        version: i64,
+    },
+    /// A migration of the database failed; those before it are kept, and it is tried again at the next start.
+    #[error("{path}: its schema cannot be brought up to date: {source}", path = path.display())]
+    Migration {
+        /// The database.
+        path: std::path::PathBuf,
+        /// What failed.
+        source: sqlx::migrate::MigrateError,
+    },
     /// A record that this program cannot read.
     #[error("records: {what} cannot be read: {source}; the database may have been written by a newer program")]
     Record {

@@ -22,6 +22,8 @@ use fedtune_proto::v1::report_result_request::Outcome;
 use fedtune_proto::v1::upload_request::Part;
 use fedtune_proto::v1::{self, UploadHeader, UploadRequest};
 use fedtune_tests::{Federation, SyntheticSite, delta_file, model_folder, program, run, state_file, text};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
@@ -400,6 +402,76 @@ fn a_site_is_kept_to_its_streams_calls_and_bytes_and_the_others_are_not() {
         let other = SyntheticSite::connect(federation.address(), &south).await.unwrap();
         other.heartbeat().await.unwrap();
     });
+}
+
+/// Waits until the other side closes a connection; whether it says so or just goes is the same.
+async fn closed(mut stream: impl AsyncRead + Unpin) {
+    let mut said = Vec::new();
+    let _ = tokio::time::timeout(KNOWN_WITHIN, stream.read_to_end(&mut said)).await.expect("it is closed");
+}
+
+/// Where gRPC is spoken, for connections that do not speak it.
+fn port_of(federation: &Federation) -> (&'static str, u16) {
+    ("127.0.0.1", federation.address().rsplit_once(':').unwrap().1.parse().unwrap())
+}
+
+#[test]
+fn a_handshake_that_does_not_go_on_is_closed_after_the_timeout() {
+    let federation = Federation::start_with(&[("SESSIONS__TIMEOUT", "2s")]);
+    let bundle = federation.enrol("north", "site");
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let began = Instant::now();
+        let silent = TcpStream::connect(port_of(&federation)).await.unwrap();
+        // The head of a ClientHello, and then a byte of it now and then.
+        let (reader, mut writer) = TcpStream::connect(port_of(&federation)).await.unwrap().into_split();
+        writer.write_all(&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3]).await.unwrap();
+        let trickle = tokio::spawn(async move {
+            while writer.write_all(&[0]).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        let site = SyntheticSite::connect(federation.address(), &bundle).await.unwrap();
+        let _beating = site.beat();
+        tokio::join!(closed(silent), closed(reader));
+        assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
+        trickle.await.unwrap();
+        site.heartbeat().await.unwrap();
+    });
+}
+
+#[test]
+fn of_too_many_who_say_nothing_the_first_go_and_a_site_gets_in() {
+    let federation = Federation::start_with(&[("SESSIONS__TIMEOUT", "10m")]);
+    let bundle = federation.enrol("north", "site");
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let mut silent = Vec::new();
+        for _ in 0..300 {
+            silent.push(TcpStream::connect(port_of(&federation)).await.unwrap());
+        }
+        let site = SyntheticSite::connect(federation.address(), &bundle).await.unwrap();
+        site.heartbeat().await.unwrap();
+        let last = silent.pop().unwrap();
+        for stream in silent.into_iter().take(300 - 256) {
+            closed(stream).await;
+        }
+        let still_open = last.try_read(&mut [0]).unwrap_err();
+        assert_eq!(still_open.kind(), std::io::ErrorKind::WouldBlock);
+    });
+}
+
+/// With the feature it is `tests/otel.rs` that looks.
+#[cfg(not(feature = "otel"))]
+#[test]
+fn traces_are_refused_by_a_program_that_cannot_send_them() {
+    let folder = tempfile::tempdir().unwrap();
+    run("fedtune-server", ["init", "--dir", text(&folder.path().join("f"))]).ok();
+    let config = folder.path().join("f/server.toml");
+    let asked = std::fs::read_to_string(&config).unwrap().replace("# otlp = ", "otlp = ");
+    std::fs::write(&config, &asked).unwrap();
+    let start = || run("fedtune-server", ["run", "--config", text(&config)]);
+    start().failed(3, &["server.toml", "log.otlp", "built without the feature `otel`", "--features otel"]);
+    std::fs::write(&config, asked.replace("http://", "grpcs://")).unwrap();
+    start().failed(3, &["log.otlp", "grpcs://127.0.0.1:4317", "expected an address"]);
 }
 
 #[test]

@@ -117,6 +117,14 @@ impl Table {
         Digest::of(&std::fs::read(self.delta("expected", &next)).unwrap()).to_string()
     }
 
+    /// Checks what monitoring is told.
+    fn assert_counted(&self, expected: &[(&str, u64)]) {
+        let (_, text) = self.federation.monitoring("/metrics").unwrap();
+        for (series, count) in expected {
+            assert!(text.contains(&format!("{series} {count}\n")), "no {series} {count} in {text}");
+        }
+    }
+
     /// Checks whose answers a round left out, and that each reason has its words.
     fn assert_left_out(&self, round: &serde_json::Value, expected: &[(&str, &str)]) {
         let found = round["left_out"].as_array().unwrap();
@@ -206,6 +214,12 @@ fn every_bad_update_is_named_and_the_round_has_the_honest_ones_alone() {
         }
     });
     assert!(notice.reason.contains("times the median"), "{notice:?}");
+    table.assert_counted(&[
+        ("fedtune_results_total{work=\"train\",verdict=\"unfit\"}", 9),
+        ("fedtune_updates_left_out_total{reason=\"idle\"}", 1),
+        ("fedtune_updates_left_out_total{reason=\"copied\"}", 1),
+        ("fedtune_updates_left_out_total{reason=\"too-large\"}", 1),
+    ]);
 }
 
 #[test]
@@ -231,6 +245,11 @@ fn updates_of_other_rounds_are_refused_and_a_site_that_goes_on_is_suspended() {
     let left_out: Vec<usize> = (0..4).map(|i| shown["rounds"][i]["left_out"].as_array().unwrap().len()).collect();
     assert_eq!(left_out, [0, 1, 1, 0], "{shown}");
     assert_eq!(shown["rounds"][3]["sites"].as_array().unwrap().len(), HONEST);
+    // Three were of a round that there never was.
+    table.assert_counted(&[
+        ("fedtune_results_total{work=\"train\",verdict=\"replayed\"}", 2),
+        ("fedtune_results_total{work=\"train\",verdict=\"late\"}", 3),
+    ]);
 }
 
 /// What the aggregator stores is enough to recompute every state, and a changed byte is found.

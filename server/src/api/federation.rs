@@ -23,6 +23,7 @@ use crate::metrics::{Metrics, Verdict};
 use crate::pki::Role;
 use crate::round::{Event, Fault, SiteShare, Turn, Work};
 use crate::store::Artifacts;
+use crate::traces::Lasting;
 
 const SITES: &[Role] = &[Role::Site, Role::Evaluator];
 
@@ -224,8 +225,9 @@ impl Federation for Service {
             heartbeat_millis: opened.heartbeat_millis,
         };
         let welcome = Directive { kind: Some(v1::directive::Kind::Welcome(welcome)) };
-        // Nothing follows a close.
-        let directives = stream::unfold(Some((opened.directives, place)), |open| async {
+        // The span of the call is that of the session. Nothing follows a close.
+        let open = (opened.directives, (place, Lasting::current()));
+        let directives = stream::unfold(Some(open), |open| async {
             let (mut receiver, place) = open?;
             let directive = receiver.recv().await?;
             let closes = matches!(directive, coordinator::Directive::Close { .. });
@@ -278,8 +280,12 @@ impl Federation for Service {
                 let (event, recipe, verdict) = self.event(&site, turn, expected, request).await?;
                 let report = self.coordinator.report(site, job, turn, event, recipe);
                 let answer = report.await.map_err(wire::gone)?.map_err(wire::storage)?;
-                let late = verdict == Verdict::Accepted && !answer.accepted;
-                self.metrics.result(turn.work, if late { Verdict::Late } else { verdict });
+                let verdict = match verdict {
+                    Verdict::Accepted if answer.replayed => Verdict::Replayed,
+                    Verdict::Accepted if !answer.accepted => Verdict::Late,
+                    found => found,
+                };
+                self.metrics.result(turn.work, verdict);
                 answer
             }
         };

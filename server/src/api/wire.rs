@@ -171,7 +171,7 @@ fn round(record: RoundRecord) -> v1::RoundSummary {
     let site_scores = site_scores.collect();
     let shares = record.shares;
     let sites = record.sites.into_iter().map(|(site, share)| v1::SiteRound {
-        norm: share.norm,
+        norm: share.norm.max(0.0),
         relative_error: share.relative_error,
         staleness: share.stale.map_or(0, |stale| stale.rounds),
         share: shares.get(&site).copied().flatten(),

@@ -30,8 +30,7 @@ pub(super) struct Run {
 impl Run {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let config: ServerConfig = fedtune_config::load(&self.config)?;
-        log::init(&config.log)
-            .map_err(|e| ConfigError::whole(&self.config, format!("log.level: found {:?}: {e}", config.log.level)))?;
+        let traces = log::init(&config.log).map_err(|e| ConfigError::whole(&self.config, e.to_string()))?;
         let aggregator = Aggregator::open(config).await?;
         // For whoever started it: the addresses, known even when a port was 0.
         outln!("listening on {}", aggregator.address());
@@ -54,7 +53,9 @@ impl Run {
                 }
             }
         });
-        Ok(aggregator.serve(stop).await?)
+        let served = aggregator.serve(stop).await;
+        traces.flush().await;
+        Ok(served?)
     }
 }
 

@@ -35,6 +35,8 @@ pub enum Rejected {
 pub struct Answer {
     /// Whether it counts.
     pub accepted: bool,
+    /// Whether it is an update that counted in an earlier round.
+    pub replayed: bool,
     /// Why it does not.
     pub reason: String,
 }

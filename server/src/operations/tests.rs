@@ -97,9 +97,12 @@ async fn large_headers_are_refused_and_slow_ones_cut_off() {
     assert!(!said.contains(" 200 "), "{said}");
     // Twice as many as are served at once, none of which ends its headers, stand in nobody's way for long.
     let mut slow = Vec::new();
-    for _ in 0..2 * CONNECTIONS_MAX {
+    for i in 0..2 * CONNECTIONS_MAX {
         let mut stream = TcpStream::connect(rig.address).await.unwrap();
-        stream.write_all(b"GET /livez HTTP/1.1\r\n").await.unwrap();
+        // Every other one says nothing at all.
+        if i % 2 == 0 {
+            stream.write_all(b"GET /livez HTTP/1.1\r\n").await.unwrap();
+        }
         slow.push(stream);
     }
     assert_eq!(rig.get("/livez").await.0, 200);

@@ -22,7 +22,7 @@ impl Rig {
         let folder = tempfile::tempdir().unwrap();
         let records = Records::open(&folder.path().join("records.sqlite")).await.unwrap();
         let artifacts = Artifacts::open(&folder.path().join("artifacts")).unwrap();
-        let keep = Duration::from_secs(30 * DAY / 1000);
+        let keep = Some(Duration::from_secs(30 * DAY / 1000));
         Self { folder, retention: Retention { records, artifacts, keep } }
     }
 
@@ -135,6 +135,13 @@ async fn what_somebody_was_just_told_is_here_stays() {
     assert_eq!(rig.retention.artifacts.refresh(artifact.digest).await.unwrap(), None);
 }
 
+/// Stages a file, as an upload that was cut off leaves it.
+async fn cut_off(artifacts: &Artifacts, name: &str) {
+    let mut staged = artifacts.stage(name).await.unwrap();
+    staged.append(b"some").await.unwrap();
+    staged.sync().await.unwrap();
+}
+
 #[tokio::test]
 async fn uploads_that_nobody_finished_go_and_one_in_progress_does_not() {
     let rig = Rig::new().await;
@@ -142,15 +149,46 @@ async fn uploads_that_nobody_finished_go_and_one_in_progress_does_not() {
     let mut open = artifacts.stage("open.part").await.unwrap();
     open.append(b"half").await.unwrap();
     open.sync().await.unwrap();
-    let mut left = artifacts.stage("left.part").await.unwrap();
-    left.append(b"some").await.unwrap();
-    left.sync().await.unwrap();
-    drop(left);
+    cut_off(artifacts, "left.part").await;
+    cut_off(artifacts, "job-1-1.state").await;
     assert_eq!(rig.retention.pass(now_ms()).await.unwrap(), Deleted::default());
-    assert_eq!(rig.retention.pass(now_ms() + 31 * DAY).await.unwrap(), Deleted { files: 1, bytes: 4 });
+    assert_eq!(rig.retention.pass(now_ms() + DAY - 60_000).await.unwrap(), Deleted::default(), "it may come back");
+    assert_eq!(rig.retention.pass(now_ms() + DAY + 1000).await.unwrap(), Deleted { files: 2, bytes: 8 });
     drop(open);
     assert_eq!(artifacts.staged_size("open.part").await.unwrap(), 4);
     assert_eq!(artifacts.staged_size("left.part").await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn an_upload_waits_for_its_site_as_long_as_its_job_goes_on() {
+    let mut rig = Rig::new().await;
+    // So that only uploads go.
+    rig.retention.keep = None;
+    rig.add_job("ended", JobStatus::Completed).await;
+    rig.add_job("paused", JobStatus::Paused).await;
+    let artifacts = rig.retention.artifacts.clone();
+    cut_off(&artifacts, "north.part").await;
+    assert_eq!(rig.retention.pass(now_ms() + 90 * DAY).await.unwrap(), Deleted::default());
+    let mut job = rig.retention.records.jobs().await.unwrap().pop().unwrap();
+    assert_eq!((job.id.as_str(), job.status), ("paused", JobStatus::Paused));
+    job.status = JobStatus::Cancelled;
+    rig.retention.records.save(&job, &[]).await.unwrap();
+    // A job that comes later has no part in it.
+    job.id = "later".into();
+    (job.status, job.submitted_ms) = (JobStatus::Queued, now_ms() + 10_000);
+    rig.retention.records.add_job(&job).await.unwrap();
+    assert_eq!(rig.retention.pass(now_ms() + DAY - 60_000).await.unwrap(), Deleted::default());
+    assert_eq!(rig.retention.pass(now_ms() + DAY + 1000).await.unwrap(), Deleted { files: 1, bytes: 4 });
+    assert!(rig.has("ended update").await, "artifacts stay");
+    // And where artifacts go after a time, so does what was staged for a job that goes on.
+    rig.retention.keep = Some(Duration::from_secs(30 * DAY / 1000));
+    (job.id, job.submitted_ms) = ("older".into(), 0);
+    rig.retention.records.add_job(&job).await.unwrap();
+    cut_off(&artifacts, "north.part").await;
+    for (days, left) in [(29, 4), (31, 0)] {
+        rig.retention.pass(now_ms() + days * DAY).await.unwrap();
+        assert_eq!(artifacts.staged_size("north.part").await.unwrap(), left, "after {days} days");
+    }
 }
 
 #[tokio::test]

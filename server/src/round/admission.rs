@@ -13,11 +13,33 @@ const IDLE: f64 = 1e-3;
 /// The fewest updates whose median norm says something of one of them.
 const COMPARABLE: usize = 3;
 
+/// Why an update is left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeftOut {
+    /// It changes nothing, while others do.
+    Idle,
+    /// It is another's, byte for byte.
+    Copied,
+    /// Its norm is far beyond those of the others.
+    TooLarge,
+}
+
+impl LeftOut {
+    /// The word in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Copied => "copied",
+            Self::TooLarge => "too-large",
+        }
+    }
+}
+
 /// What a comparison of a round's updates shows.
 #[derive(Debug, Default, PartialEq)]
 pub struct Verdict {
-    /// Sites whose updates are left out, with the reason.
-    pub left_out: BTreeMap<String, String>,
+    /// Sites whose updates are left out, with the kind of reason and the reason in words.
+    pub left_out: BTreeMap<String, (LeftOut, String)>,
     /// Sites whose updates count, but are remarkable.
     pub flags: BTreeMap<String, String>,
 }
@@ -28,11 +50,12 @@ pub fn compare(admission: &Admission, updates: &BTreeMap<String, SiteShare>) -> 
     // Where nothing moved anywhere, as in a first step of a warm-up, nobody hides.
     if updates.values().any(|share| share.norm > 0.0) {
         for (site, _) in updates.iter().filter(|(_, share)| share.norm == 0.0) {
-            verdict.left_out.insert(site.clone(), "its update changes nothing, while others do".into());
+            let reason = "its update changes nothing, while others do";
+            verdict.left_out.insert(site.clone(), (LeftOut::Idle, reason.into()));
         }
     }
     let mut first: BTreeMap<Digest, &String> = BTreeMap::new();
-    let mut moving: Vec<_> = updates.iter().filter(|(_, share)| share.norm > 0.0).collect();
+    let mut moving: Vec<_> = updates.iter().filter(|(_, share)| share.norm != 0.0).collect();
     // Who copies comes later.
     moving.sort_by_key(|(_, share)| share.received_ms);
     for (site, share) in moving {
@@ -40,12 +63,13 @@ pub fn compare(admission: &Admission, updates: &BTreeMap<String, SiteShare>) -> 
         let reason = format!("its update is the same as that of {other}, byte for byte");
         first.insert(share.update.digest, other);
         match admission.copies {
-            Copies::LeaveOut => verdict.left_out.insert(site.clone(), reason),
-            Copies::Count => verdict.flags.insert(site.clone(), reason),
-        };
+            Copies::LeaveOut => drop(verdict.left_out.insert(site.clone(), (LeftOut::Copied, reason))),
+            Copies::Count => drop(verdict.flags.insert(site.clone(), reason)),
+        }
     }
     let left = |verdict: &Verdict| -> Vec<(String, f64)> {
-        let counts = updates.iter().filter(|(site, _)| !verdict.left_out.contains_key(*site));
+        let known = updates.iter().filter(|(_, share)| share.norm >= 0.0);
+        let counts = known.filter(|(site, _)| !verdict.left_out.contains_key(*site));
         counts.map(|(site, share)| (site.clone(), share.norm)).collect()
     };
     let compared = left(&verdict);
@@ -64,7 +88,7 @@ pub fn compare(admission: &Admission, updates: &BTreeMap<String, SiteShare>) -> 
                  (admission.norm_ratio_max)",
                 norm / median
             );
-            verdict.left_out.insert(site, reason);
+            verdict.left_out.insert(site, (LeftOut::TooLarge, reason));
         } else if norm < IDLE * median {
             let reason = format!("its update has the norm {norm:.3e}, hardly anything beside the median {median:.3e}");
             verdict.flags.insert(site, reason);
@@ -85,23 +109,33 @@ mod tests {
         norms.iter().map(|(site, update, norm)| ((*site).to_owned(), share(update, *norm))).collect()
     }
 
-    fn left_out(admission: &Admission, norms: &[(&str, &str, f64)]) -> Vec<String> {
-        compare(admission, &updates(norms)).left_out.into_keys().collect()
+    fn left_out(admission: &Admission, norms: &[(&str, &str, f64)]) -> Vec<(String, LeftOut)> {
+        compare(admission, &updates(norms)).left_out.into_iter().map(|(site, (kind, _))| (site, kind)).collect()
+    }
+
+    fn all(kind: LeftOut, sites: &[&str]) -> Vec<(String, LeftOut)> {
+        sites.iter().map(|site| ((*site).to_owned(), kind)).collect()
     }
 
     #[test]
     fn idle_copied_and_scaled_updates_are_left_out() {
         let admission = Admission::default();
         assert!(left_out(&admission, &[("a", "1", 1.0), ("b", "2", 2.0), ("c", "3", 40.0)]).is_empty());
-        assert_eq!(left_out(&admission, &[("a", "1", 1.0), ("b", "2", 0.0), ("c", "3", 1.0)]), ["b"]);
+        assert_eq!(
+            left_out(&admission, &[("a", "1", 1.0), ("b", "2", 0.0), ("c", "3", 1.0)]),
+            all(LeftOut::Idle, &["b"])
+        );
         assert_eq!(
             left_out(&admission, &[("a", "1", 1.0), ("b", "2", 1.0), ("c", "1", 1.0), ("d", "1", 1.0)]),
-            ["c", "d"]
+            all(LeftOut::Copied, &["c", "d"])
         );
-        assert_eq!(left_out(&admission, &[("a", "1", 1.0), ("b", "2", 1.1), ("c", "3", 100.0)]), ["c"]);
+        assert_eq!(
+            left_out(&admission, &[("a", "1", 1.0), ("b", "2", 1.1), ("c", "3", 100.0)]),
+            all(LeftOut::TooLarge, &["c"])
+        );
         assert_eq!(
             left_out(&admission, &[("a", "1", 1.0), ("b", "2", 100.0), ("c", "3", 1.0), ("d", "4", 90.0)]),
-            ["b", "d"]
+            all(LeftOut::TooLarge, &["b", "d"])
         );
         // Two cannot say which of them is wrong.
         assert!(left_out(&admission, &[("a", "1", 1.0), ("b", "2", 1000.0)]).is_empty());

@@ -6,6 +6,7 @@ use fedtune_proto::digest::ArtifactRef;
 use fedtune_proto::evaluation::Evaluation;
 use serde::{Deserialize, Serialize};
 
+use super::admission::LeftOut;
 use super::{After, Outcome, RoundRecord, SiteShare};
 
 /// A unit of work at a site.
@@ -142,6 +143,8 @@ pub enum Effect {
     Withdraw(String, Turn, String),
     /// Tell a site why what it did does not count.
     Notify(String, Turn, String),
+    /// Count an update that was left out, for monitoring.
+    Count(LeftOut),
     /// Run the strategy's pass over these updates, on top of the machine's state.
     Aggregate,
     /// Store a round, or store it again with its evaluation.

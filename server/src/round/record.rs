@@ -24,8 +24,8 @@ pub struct SiteShare {
     pub update: ArtifactRef,
     /// Distinct examples trained on; the update's weight.
     pub examples: u64,
-    /// Euclidean norm of the update.
-    #[serde(default)]
+    /// Euclidean norm of the update; less than 0 where a program that did not know it wrote the record.
+    #[serde(default = "unknown_norm")]
     pub norm: f64,
     /// What the site sent, of which the update was decoded; `None` where it sent the update itself.
     #[serde(default)]
@@ -47,6 +47,10 @@ pub struct SiteShare {
     pub bytes_up: u64,
     /// Artifact bytes the site received for this round.
     pub bytes_down: u64,
+}
+
+fn unknown_norm() -> f64 {
+    -1.0
 }
 
 impl SiteShare {

@@ -5,6 +5,7 @@ use fedtune_proto::digest::Digest;
 use fedtune_proto::evaluation::Counts;
 use proptest::prelude::*;
 
+use super::admission::LeftOut;
 use super::*;
 
 fn plan() -> Plan {
@@ -385,6 +386,7 @@ fn a_site_whose_updates_do_not_count_is_suspended() {
             turn,
             "its update changes nothing, while others do".into()
         )));
+        assert!(drive.effects.contains(&Effect::Count(LeftOut::Idle)));
         drive.aggregate("next").evaluate(5);
         assert_eq!(drive.machine.refused.contains_key("b"), round == 2);
     }

@@ -147,23 +147,28 @@ impl Artifacts {
     /// # Errors
     /// Storage failed.
     pub async fn remove_stale_uploads(&self, before_ms: u64) -> Result<Vec<(String, u64)>, StoreError> {
-        let path = self.root.join("staging");
-        let failed = |source| StoreError::File { path: path.clone(), source };
-        let mut removed = Vec::new();
-        let mut files = tokio::fs::read_dir(&path).await.map_err(failed)?;
-        while let Some(file) = files.next_entry().await.map_err(failed)? {
-            let Ok(name) = file.file_name().into_string() else { continue };
-            let Ok(_claim) = Claim::new(&self.staging, &name) else { continue };
-            // One that has just become an artifact is not here any more.
-            let Ok(found) = file.metadata().await else { continue };
-            let since = found.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-            let old = since.is_some_and(|since| since.as_millis() < u128::from(before_ms));
-            if found.is_file() && old {
-                tokio::fs::remove_file(file.path()).await.map_err(failed)?;
-                removed.push((name, found.len()));
+        let (path, staging) = (self.root.join("staging"), self.staging.clone());
+        let folder = path.clone();
+        let removal = move || {
+            let mut removed = Vec::new();
+            for file in std::fs::read_dir(folder)? {
+                let file = file?;
+                let Ok(name) = file.file_name().into_string() else { continue };
+                // Held to the end, so that nobody begins to write what is about to go, and nobody is turned away.
+                let writing = staging.lock().unwrap_or_else(PoisonError::into_inner);
+                // One that has just become an artifact is not here any more.
+                let Ok(found) = file.metadata() else { continue };
+                let since = found.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+                let old = since.is_some_and(|since| since.as_millis() < u128::from(before_ms));
+                if found.is_file() && old && !writing.contains(&name) {
+                    std::fs::remove_file(file.path())?;
+                    removed.push((name, found.len()));
+                }
             }
-        }
-        Ok(removed)
+            io::Result::Ok(removed)
+        };
+        let removed = tokio::task::spawn_blocking(removal).await.map_err(io::Error::other).flatten();
+        removed.map_err(|source| StoreError::File { path, source })
     }
 
     /// The digest that the bytes of an artifact have, `None` if it is not here.
@@ -343,7 +348,8 @@ impl Staged {
     }
 }
 
-/// A new artifact whose digest is known only once all its bytes are.
+/// A new artifact whose digest is known only once all its bytes are. Nobody goes on with one that was not finished, so
+/// its bytes go with it.
 #[derive(Debug)]
 pub struct Writer {
     /// `None` where only the digest is wanted.
@@ -385,10 +391,22 @@ impl Writer {
     ///
     /// # Errors
     /// Storage failed.
-    pub async fn finish(self, artifacts: &Artifacts) -> Result<ArtifactRef, StoreError> {
-        let digest = self.hasher.finish();
-        let Some(mut staged) = self.staged else { return Ok(ArtifactRef { digest, size: self.size }) };
-        staged.sync().await?;
-        artifacts.adopt(staged, digest).await
+    pub async fn finish(mut self, artifacts: &Artifacts) -> Result<ArtifactRef, StoreError> {
+        let digest = std::mem::take(&mut self.hasher).finish();
+        if let Some(staged) = &mut self.staged {
+            staged.sync().await?;
+        }
+        match self.staged.take() {
+            Some(staged) => artifacts.adopt(staged, digest).await,
+            None => Ok(ArtifactRef { digest, size: self.size }),
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if let Some(staged) = &self.staged {
+            let _ = std::fs::remove_file(&staged.path);
+        }
     }
 }

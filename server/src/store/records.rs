@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fedtune_proto::digest::{ArtifactRef, Digest};
 use serde::{Deserialize, Serialize};
-use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
@@ -130,10 +130,10 @@ pub struct Records {
 }
 
 impl Records {
-    /// Opens or makes the database at `path` and brings its schema up to date.
+    /// Opens or makes the database at `path` and brings its schema up to date, whichever program of ours wrote it.
     ///
     /// # Errors
-    /// The file cannot be opened, or is of a newer program.
+    /// The file cannot be opened, or its schema is one that this program does not know.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
         let options = SqliteConnectOptions::new()
             .filename(path)
@@ -147,7 +147,14 @@ impl Records {
         let migrations = MIGRATIONS.iter().zip(1..).map(|((name, sql), version)| {
             Migration::new(version, (*name).into(), MigrationType::Simple, (*sql).into_sql_str(), false)
         });
-        Migrator::with_migrations(migrations.collect()).run(&pool).await?;
+        let path = || path.to_path_buf();
+        Migrator::with_migrations(migrations.collect()).run(&pool).await.map_err(|e| match e {
+            MigrateError::VersionMissing(found) => {
+                StoreError::NewerSchema { path: path(), found, known: MIGRATIONS.len() }
+            }
+            MigrateError::VersionMismatch(version) => StoreError::OtherSchema { path: path(), version },
+            source => StoreError::Migration { path: path(), source },
+        })?;
         Ok(Self { pool })
     }
 
@@ -269,6 +276,24 @@ impl Records {
             }
         }
         Ok(counts)
+    }
+
+    /// When the oldest job that has not ended came, in milliseconds since 1970; `None` if all have.
+    ///
+    /// # Errors
+    /// Storage failed.
+    pub async fn oldest_open_ms(&self) -> Result<Option<u64>, StoreError> {
+        let rows = sqlx::query("SELECT status, MIN(submitted_ms) AS oldest FROM jobs GROUP BY status");
+        let mut oldest: Option<u64> = None;
+        for row in &rows.fetch_all(&self.pool).await? {
+            let (status, submitted): (String, i64) = (row.try_get("status")?, row.try_get("oldest")?);
+            // A status of a newer program may be one that goes on.
+            if !status.parse().is_ok_and(JobStatus::is_over) {
+                let submitted = submitted.cast_unsigned();
+                oldest = Some(oldest.map_or(submitted, |oldest| oldest.min(submitted)));
+            }
+        }
+        Ok(oldest)
     }
 
     /// Notes of each job that has ended, where it is not noted yet, that it has.

@@ -1,5 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod migrations;
+
 use fedtune_config::Job;
 use fedtune_proto::digest::{ArtifactRef, Digest};
 
@@ -89,4 +91,6 @@ async fn artifacts_appear_only_whole_and_under_their_own_digest() {
     writer.append(b"hello ").await.unwrap();
     writer.append(b"world").await.unwrap();
     assert_eq!(writer.finish(&artifacts).await.unwrap().digest, digest);
+    drop(Writer::create(&artifacts, "unfinished").await.unwrap());
+    assert!(!folder.path().join("staging/unfinished").exists(), "nobody goes on with it");
 }
