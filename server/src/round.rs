@@ -28,7 +28,7 @@ use admission::Verdict;
 pub use event::{Effect, Event, Fault, Turn, Work, World};
 pub use phase::{Course, Judge, Outcome, Phase, Trainee};
 pub use plan::Plan;
-pub use record::{After, Best, RoundRecord, SiteShare};
+pub use record::{After, Best, Difference, RoundRecord, SiteShare};
 
 /// A job in progress.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,6 +39,9 @@ pub struct Machine {
     pub phase: Phase,
     /// The latest state; `None` until a site has made the first one.
     pub state: Option<ArtifactRef>,
+    /// What a site that has the state before can make it of.
+    #[serde(default)]
+    pub difference: Option<Difference>,
     /// The server optimiser's moments that belong to the state.
     #[serde(default)]
     pub moments: Vec<ArtifactRef>,
@@ -67,6 +70,7 @@ impl Machine {
             plan,
             phase,
             state: None,
+            difference: None,
             moments: Vec::new(),
             best: None,
             course: Course::default(),
@@ -339,6 +343,7 @@ impl Machine {
         match self.plan.on_collapse {
             OnCollapse::RollBack => {
                 (self.state, self.moments) = (Some(state), moments);
+                self.difference = None;
                 self.course.from = Some(best);
                 self.course.rolled_back += 1;
                 self.course.idle = 0;
@@ -447,14 +452,16 @@ impl Machine {
         if (*round, *attempt) != (of_round, of_attempt) {
             return;
         }
-        let After { state, moments, shares } = after;
+        let After { state, difference, moments, shares } = after;
+        let before = self.state;
         let record = Box::new(RoundRecord {
             round: *round,
             attempt: *attempt,
             opened_ms: *opened_ms,
-            base: self.state,
+            base: before,
             from: self.course.from.take(),
             state,
+            difference,
             moments: moments.clone(),
             shares,
             sites: std::mem::take(updates),
@@ -465,6 +472,7 @@ impl Machine {
             wall_seconds: seconds_between(*opened_ms, world.now_ms),
         });
         self.state = Some(state);
+        self.difference = difference.zip(before).map(|(artifact, before)| Difference { artifact, before });
         self.moments = moments;
         let turn = Turn { work: Work::Evaluate, round: record.round, attempt: record.attempt };
         let judges = self.plan.judges(&record, world);

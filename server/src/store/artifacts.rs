@@ -381,6 +381,17 @@ impl Writer {
         }
     }
 
+    /// Forgets the bytes.
+    ///
+    /// # Errors
+    /// The disk refused.
+    pub async fn discard(self) -> Result<(), StoreError> {
+        match self.staged {
+            Some(staged) => staged.discard().await,
+            None => Ok(()),
+        }
+    }
+
     /// Syncs the bytes and gives them their name.
     ///
     /// # Errors
