@@ -5,7 +5,8 @@
 //! for another file does no harm.
 //!
 //! Weights move little in a round: the bits of an F32 read as a whole number move by a small number, whose high bytes are
-//! zero. Of a state as of normal noise that moved by a hundredth, 2.7 of 4 bytes a value are left.
+//! zero. Of normal weights that moved by a hundredth of their deviation 65 % of the bytes are left, by a tenth 77 %, by a
+//! ten-thousandth 44 %.
 //!
 //! # The container, version 1
 //! All numbers are little-endian. First the preamble, of 16 bytes:

@@ -40,7 +40,7 @@ pub(super) struct States {
 }
 
 /// Where a state that is asked for lies, or will.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) struct Place {
     /// The state.
     pub(super) whole: PathBuf,

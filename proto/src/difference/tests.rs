@@ -73,7 +73,7 @@ fn the_extremes_come_back() {
 #[test]
 fn a_state_that_moved_a_little_is_sent_smaller_and_one_that_did_not_move_is_nothing() {
     let count = 2 * FRAME_WORDS + 7777;
-    for (share, range) in [(0.0, 0.0..0.001), (1e-4, 0.3..0.5), (0.01, 0.5..0.7), (0.1, 0.6..0.8)] {
+    for (share, range) in [(0.0, 0.0..0.001), (1e-4, 0.42..0.46), (0.01, 0.64..0.67), (0.1, 0.75..0.78)] {
         let (before, next) = moved(count, share);
         let container = encoded(&before, &next);
         let size = container.len() as f64 / next.len() as f64;
