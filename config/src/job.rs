@@ -18,7 +18,7 @@ pub use task::{PROMPT, RESPONSE, Reads, Task, TaskKind};
 pub use training::{
     Alteration, Augmentation, ClassWeights, Eda, LocalWork, Lora, Optimizer, Precision, Schedule, Trainable, Training,
 };
-pub use updates::{Compression, Updates};
+pub use updates::{Compression, Download, Updates};
 
 mod admission;
 mod aggregation;
@@ -49,7 +49,7 @@ pub struct Job {
     /// How often, with whom, how long.
     #[serde(default)]
     pub rounds: Rounds,
-    /// How updates travel.
+    /// How updates travel, and the states that come of them.
     #[serde(default)]
     pub updates: Updates,
     /// What an update must be like to count.

@@ -355,6 +355,7 @@ fn every_fault_of_a_job_names_line_field_found_and_allowed() {
         ("updates", "compression = \"int7\"", 12, vec!["updates.compression", "int8"]),
         ("updates", "top_k = 0.1", 12, vec!["updates.top_k", "\"f16\""]),
         ("updates", "compression = \"top-k\"\ntop_k = 1.5", 13, vec!["updates.top_k", "at most 1"]),
+        ("updates", "download = \"delta\"", 12, vec!["updates.download", "difference", "whole"]),
         ("updates", "error_feedback = true", 12, vec!["updates.error_feedback", "no use"]),
         (
             "aggregation",

@@ -53,7 +53,6 @@ mod decode;
 mod encode;
 mod frame;
 mod quantize;
-mod shuffle;
 mod sparse;
 #[cfg(test)]
 mod tests;
@@ -65,8 +64,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::container::Unread;
 use crate::layout::Layout;
 
+pub use crate::container::PartFault;
 pub use decode::{Decoded, decode};
 pub use encode::{Encoded, Encoder, Rounding};
 
@@ -279,6 +280,15 @@ pub enum DeltaError {
     Zstd(io::Error),
 }
 
+impl From<Unread> for DeltaError {
+    fn from(unread: Unread) -> Self {
+        match unread {
+            Unread::Short { byte, bytes } => Self::Short { byte, bytes },
+            Unread::Failed(source) => Self::Read { what: Stream::Container, source },
+        }
+    }
+}
+
 /// What an encoder or a decoder reads or writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
@@ -328,27 +338,13 @@ pub enum FrameFault {
     /// Its exponent is out of range.
     #[error("its exponent is {0}; expected -125 to 113, and 0 for none")]
     Exponent(i8),
-    /// A part claims too many bytes, or too few.
-    #[error("its part {part} claims {found} bytes; expected {expected}{}", if *packed { " at most, compressed" } else { "" })]
-    Length {
+    /// A part is not sound.
+    #[error("its part {part} {fault}")]
+    Part {
         /// Which part, counted from 0.
         part: usize,
-        /// Bytes claimed.
-        found: u32,
-        /// Bytes of the part, or the most it can have.
-        expected: u32,
-        /// Whether they are compressed.
-        packed: bool,
-    },
-    /// A part does not decompress to its size.
-    #[error("its part {part} does not decompress to {expected} bytes: {reason}")]
-    Packed {
-        /// Which part, counted from 0.
-        part: usize,
-        /// Bytes of the part, or the most it can have.
-        expected: u32,
-        /// What zstd said, or how many bytes came.
-        reason: String,
+        /// What is wrong with it.
+        fault: PartFault,
     },
     /// A scale is negative, infinite or NaN.
     #[error("the scale of its block {block} has the bits {bits:#06x}; expected a finite f16 that is not negative")]

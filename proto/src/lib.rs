@@ -2,12 +2,14 @@
 //!
 //! Read in this order: [`v1`] (the generated messages and services), [`version`] (which programs work together),
 //! [`digest`] (how artifacts are named), [`layout`] (how states and updates lie in a file), [`delta`] (how updates are sent
-//! smaller), [`folder`] (the files of a model), [`recipe`] (how a whole model is written from a base model and a state),
-//! [`evaluation`] (what scores are sums of), [`channel`] (dialling the aggregator with mutual TLS), [`transfer`] (moving
-//! artifacts, resumable both ways).
+//! smaller), [`difference`] (how a state is sent to who has the one before), [`folder`] (the files of a model), [`recipe`]
+//! (how a whole model is written from a base model and a state), [`evaluation`] (what scores are sums of), [`channel`]
+//! (dialling the aggregator with mutual TLS), [`transfer`] (moving artifacts, resumable both ways).
 
 pub mod channel;
+mod container;
 pub mod delta;
+pub mod difference;
 pub mod digest;
 pub mod evaluation;
 pub mod folder;

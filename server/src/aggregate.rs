@@ -1,14 +1,17 @@
 //! Aggregation: streaming passes over the updates' bytes, window by window, in site order, into the next state.
 //!
 //! Read in this order: `rules` (how the updates become one, by weights and distances), `geometry` (the distances, in a pass
-//! of their own), `combine` (the updates of a window made one), `step` (how the state moves by it).
+//! of their own), `combine` (the updates of a window made one), `step` (how the state moves by it), `difference` (what of
+//! it is sent to who has the state before).
 //!
 //! Memory is bounded by the number of windows in flight, not by the number of sites or the size of the model, and the
 //! result is the same bit for bit whatever order the updates came in.
 
+mod blocking;
 mod check;
 mod combine;
 mod decode;
+mod difference;
 mod geometry;
 mod rules;
 mod step;
@@ -26,6 +29,7 @@ use futures::{Stream, StreamExt, TryStreamExt, stream};
 
 pub use check::{Bounds, Rejection, check_state, check_update};
 pub use decode::decode;
+pub use difference::difference;
 pub use rules::weights;
 
 use crate::round::After;
@@ -123,7 +127,7 @@ pub async fn aggregate(
     let shares = updates.keys().cloned().zip(shares).collect();
     let step = Step::new(aggregation, before.step);
     let (state, moments) = pass.apply(combination, step, &before.moments, keep).await?;
-    Ok(After { state, moments, shares })
+    Ok(After { state, difference: None, moments, shares })
 }
 
 /// The same windows of the state and of every update.

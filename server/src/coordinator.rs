@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fedtune_config::job::{self, Copies, Job, TaskKind};
+use fedtune_config::job::{self, Copies, Download, Job, TaskKind};
 use fedtune_config::server::{Limits, Sessions as SessionTimes};
 use fedtune_proto::delta::{self, Codec};
 use fedtune_proto::digest::{ArtifactRef, Digest};
@@ -23,7 +23,7 @@ pub use handle::{Answer, Expected, Handle, Permit, Rejected};
 pub use sessions::{About, Directive, Task};
 pub use snapshot::{Activity, JobSnapshot, Overview, SiteSnapshot};
 
-use crate::aggregate::{self, Before, Bounds, Keep, Weighted};
+use crate::aggregate::{self, AggregateError, Before, Bounds, Keep, Weighted};
 use crate::metrics::Metrics;
 use crate::pki::{Identity, Role};
 use crate::round::{Effect, Event, Fault, Machine, Outcome, Phase, RoundRecord, Turn, Work, World};
@@ -645,13 +645,17 @@ impl Coordinator {
             Effect::Offer(site, turn) => {
                 info!(job, site, round = turn.round, attempt = turn.attempt, work = ?turn.work, "task offered");
                 active.activity.insert(site.clone(), Activity::begun(turn));
+                let machine = &active.record.machine;
+                let starts = turn.work != Work::Initialize;
+                let state = machine.state_for(&site);
                 let task = Task {
                     job,
                     turn,
                     job_text: active.record.text.clone(),
                     base_model: active.record.base_model.clone(),
-                    state: active.record.machine.state_for(&site).filter(|_| turn.work != Work::Initialize),
-                    learning_rate_factor: active.record.machine.course.learning_rate_factor(),
+                    state: state.filter(|_| starts),
+                    difference: machine.difference.filter(|_| starts && state == machine.state),
+                    learning_rate_factor: machine.course.learning_rate_factor(),
                 };
                 self.sessions.send(&site, Directive::Task(task));
             }
@@ -697,17 +701,25 @@ impl Coordinator {
         let before = Before { state: *state, moments: moments.clone(), step: round };
         let (artifacts, own, passes) = (self.artifacts.clone(), self.own.clone(), self.passes.clone());
         let span = self.rounds.aggregation(&job, round, attempt);
+        let with_difference = active.job.updates.download == Download::Difference;
         tokio::spawn(async move {
             let _turn = passes.acquire_owned().await;
             let began = std::time::Instant::now();
             let staging = format!("{job}-{round}-{attempt}");
             // A task of its own, so that even a panic of the pass is an event.
             let pass = async move {
-                aggregate::aggregate(&artifacts, &aggregation, &before, &weighted, Keep::All(&staging)).await
+                let keep = Keep::All(&staging);
+                let mut after = aggregate::aggregate(&artifacts, &aggregation, &before, &weighted, keep).await?;
+                let seconds = began.elapsed().as_secs_f64();
+                if with_difference {
+                    let staging = format!("{staging}.difference");
+                    after.difference = aggregate::difference(&artifacts, before.state, after.state, &staging).await;
+                }
+                Ok::<_, AggregateError>((after, seconds))
             };
             let pass = tokio::spawn(pass.instrument(span));
             let event = match pass.await {
-                Ok(Ok(after)) => Event::Aggregated { round, attempt, after, seconds: began.elapsed().as_secs_f64() },
+                Ok(Ok((after, seconds))) => Event::Aggregated { round, attempt, after, seconds },
                 Ok(Err(e)) => Event::AggregationFailed(e.to_string()),
                 Err(e) => Event::AggregationFailed(e.to_string()),
             };

@@ -30,7 +30,7 @@ pub use event::{Effect, Event, Fault, Turn, Work, World};
 pub use late::Late;
 pub use phase::{Course, Judge, Outcome, Phase, Trainee};
 pub use plan::Plan;
-pub use record::{After, Best, RoundRecord, SiteShare, Stale};
+pub use record::{After, Best, Difference, RoundRecord, SiteShare, Stale};
 
 /// A job in progress.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,6 +41,9 @@ pub struct Machine {
     pub phase: Phase,
     /// The latest state; `None` until a site has made the first one.
     pub state: Option<ArtifactRef>,
+    /// What a site that has the state before can make it of.
+    #[serde(default)]
+    pub difference: Option<Difference>,
     /// The server optimiser's moments that belong to the state.
     #[serde(default)]
     pub moments: Vec<ArtifactRef>,
@@ -72,6 +75,7 @@ impl Machine {
             plan,
             phase,
             state: None,
+            difference: None,
             moments: Vec::new(),
             best: None,
             course: Course::default(),
@@ -459,6 +463,7 @@ impl Machine {
             OnCollapse::RollBack => {
                 self.forget_late(late::NO_ROUND, effects);
                 (self.state, self.moments) = (Some(state), moments);
+                self.difference = None;
                 self.course.from = Some(best);
                 self.course.rolled_back += 1;
                 self.course.idle = 0;
@@ -580,14 +585,16 @@ impl Machine {
         if (*round, *attempt) != (of_round, of_attempt) {
             return;
         }
-        let After { state, moments, shares } = after;
+        let After { state, difference, moments, shares } = after;
+        let before = self.state;
         let record = Box::new(RoundRecord {
             round: *round,
             attempt: *attempt,
             opened_ms: *opened_ms,
-            base: self.state,
+            base: before,
             from: self.course.from.take(),
             state,
+            difference,
             moments: moments.clone(),
             shares,
             sites: std::mem::take(updates),
@@ -598,6 +605,7 @@ impl Machine {
             wall_seconds: seconds_between(*opened_ms, world.now_ms),
         });
         self.state = Some(state);
+        self.difference = difference.zip(before).map(|(artifact, before)| Difference { artifact, before });
         self.moments = moments;
         let judges = self.plan.judges(&record, world);
         effects.push(Effect::Record(record.clone()));

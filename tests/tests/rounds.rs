@@ -200,6 +200,74 @@ fn kills_in_the_middle_change_no_bit_of_the_result() {
     assert_eq!(digest(false), digest(true));
 }
 
+/// After the first round a site fetches what changed of the state, and the states are those of a job that sends them whole. A
+/// site whose states are gone goes on with the whole, and so does one whose state is damaged, which says so.
+#[test]
+fn a_state_comes_as_its_difference_and_whole_where_that_cannot_be() {
+    const ROUNDS: usize = 4;
+    let start = |download: &str| {
+        let mut federation = Federation::start();
+        let names = demo_sites(&federation);
+        for name in names.iter().map(String::as_str).chain(["judge"]) {
+            federation.start_client(name);
+        }
+        let rounds = format!("[updates]\ndownload = {download:?}\n[rounds]\ncount = {ROUNDS}");
+        let job = federation.submit(&[("[rounds]\ncount = 6", &rounds), ("epochs = 2", "steps = 8")]);
+        (federation, names, job)
+    };
+    let states = |shown: &serde_json::Value| {
+        let rounds = shown["rounds"].as_array().unwrap().iter();
+        rounds.map(|round| round["state_digest"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let bytes = |shown: &serde_json::Value, round: usize, site: usize| {
+        shown["rounds"][round]["sites"][site]["bytes_down"].as_u64().unwrap()
+    };
+
+    let (federation, names, job) = start("whole");
+    let wholly = federation.ended(&job, "completed");
+    let size = bytes(&wholly, 1, 0);
+    for (round, site) in (1..ROUNDS).flat_map(|round| (0..names.len()).map(move |site| (round, site))) {
+        assert_eq!(bytes(&wholly, round, site), size, "{wholly}");
+    }
+    drop(federation);
+
+    let (mut federation, names, job) = start("difference");
+    federation.wait_for(&job, "training", |shown| shown["phase"] == "round 1: training");
+    federation.operator(&["job", "pause", &job]).ok();
+    let paused = federation.wait_for(&job, "pause", |shown| shown["status"] == "paused");
+    let next = states(&paused).len();
+    assert!(next < ROUNDS - 1, "{paused}");
+    let of_site = |federation: &Federation, name: &str| federation.path(&format!("{name}-work/states"));
+    federation.kill_client(&names[0]);
+    std::fs::remove_dir_all(of_site(&federation, &names[0])).unwrap();
+    for state in std::fs::read_dir(of_site(&federation, &names[1])).unwrap() {
+        let path = state.unwrap().path();
+        let mut damaged = std::fs::read(&path).unwrap();
+        *damaged.last_mut().unwrap() ^= 1;
+        std::fs::write(path, damaged).unwrap();
+    }
+    federation.start_client(&names[0]);
+    federation.operator(&["job", "resume", &job]).ok();
+    let shown = federation.ended(&job, "completed");
+    assert_eq!(states(&shown), states(&wholly));
+
+    let difference = bytes(&shown, next, 2);
+    assert_eq!(bytes(&shown, next, 0), size, "it had no state: {shown}");
+    assert_eq!(bytes(&shown, next, 1), difference + size, "its state was damaged: {shown}");
+    for (round, site) in (next + 1..ROUNDS).flat_map(|round| (0..names.len()).map(move |site| (round, site))) {
+        assert_eq!(bytes(&shown, round, site), bytes(&shown, round, 2), "{shown}");
+    }
+    for round in 1..ROUNDS {
+        let part = bytes(&shown, round, 2) as f64 / size as f64;
+        println!("round {}: the difference has {part:.3} of the {size} bytes of the state", round + 1);
+        assert!((0.2..0.9).contains(&part), "{part}");
+    }
+    let warning = "the state cannot be made of the one before";
+    for (site, warned) in [(0, false), (1, true), (2, false)] {
+        assert_eq!(federation.log_text(&names[site]).contains(warning), warned, "{}", names[site]);
+    }
+}
+
 struct Synthetic {
     federation: Federation,
     runtime: tokio::runtime::Runtime,

@@ -1,8 +1,8 @@
-//! What a site keeps on disk: base models and states by digest, and results until the aggregator has answered them.
+//! What a site keeps on disk: base models by digest, and results until the aggregator has answered them. Its states are in
+//! `states`.
 //!
 //! ```text
 //! work/models/DIGEST/…                    a base model's folder; the last few
-//! work/states/DIGEST                      a state
 //! work/residuals/JOB-ROUND.safetensors    what compression lost of the last update that counts
 //! work/own/JOB.safetensors                the tensors of a job that stay at this site
 //! work/outbox/JOB-KIND-ROUND-ATTEMPT/     checkpoints while it is computed; update, residual, and result.json once it is whole
@@ -115,20 +115,6 @@ impl Outbox {
         File::open(&folder)?.set_modified(SystemTime::now())?;
         keep_latest(&models, MODELS_MAX)?;
         Ok(folder)
-    }
-
-    /// Where a state lies; every other state is removed.
-    pub(super) fn state(&self, digest: Digest) -> io::Result<PathBuf> {
-        let folder = self.root.join("states");
-        std::fs::create_dir_all(&folder)?;
-        let name = digest.to_string();
-        for entry in std::fs::read_dir(&folder)? {
-            let entry = entry?;
-            if !entry.file_name().to_string_lossy().starts_with(&name) {
-                std::fs::remove_file(entry.path())?;
-            }
-        }
-        Ok(folder.join(name))
     }
 
     fn task(&self, id: &TaskId) -> PathBuf {
@@ -270,7 +256,7 @@ fn whole(folder: &Path) -> Option<(Finished, PathBuf)> {
 }
 
 /// Removes all but so many of a folder's entries that were changed last.
-fn keep_latest(folder: &Path, most: usize) -> io::Result<()> {
+pub(super) fn keep_latest(folder: &Path, most: usize) -> io::Result<()> {
     let mut entries = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;

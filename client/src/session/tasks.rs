@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 use super::calls::repeat;
 use super::outbox::{Finished, Outbox};
+use super::states::{NotMade, Place, States};
 use super::work::{Site, WorkError};
 use crate::finetune::{Observer, Progress};
 
@@ -176,10 +177,9 @@ impl Running {
         let state = match (&task.state, kind) {
             (_, TaskKind::Initialize) => PathBuf::new(),
             (Some(artifact), _) => {
-                let checked = ArtifactRef::try_from(artifact).map_err(|e| WorkError::Malformed(e.to_string()))?;
-                let path = self.outbox.state(checked.digest).map_err(file(&self.site.config.storage.work))?;
-                bytes_down += self.fetch(artifact, &path).await?;
-                path
+                let (state, bytes) = self.fetch_state(artifact, task.difference.as_ref()).await?;
+                bytes_down += bytes;
+                state
             }
             (None, _) => return Err(WorkError::Malformed("it names no state".into()).into()),
         };
@@ -250,6 +250,56 @@ impl Running {
             bytes += self.fetch(artifact, &folder.join(&model_file.name)).await?;
         }
         Ok((folder, bytes))
+    }
+
+    /// The file of a state: one that is here, or made of the one before and their difference, or fetched whole.
+    async fn fetch_state(
+        &self,
+        artifact: &v1::Artifact,
+        difference: Option<&v1::Difference>,
+    ) -> Result<(PathBuf, u64), Failure> {
+        let failed = file(&self.site.config.storage.work);
+        let state = ArtifactRef::try_from(artifact).map_err(|e| WorkError::Malformed(e.to_string()))?;
+        let states = States::new(&self.site.config.storage.work);
+        let place = states.place(state.digest).map_err(&failed)?;
+        let mut bytes = 0;
+        if let Some((artifact, before)) = difference.and_then(|difference| smaller(difference, state))
+            && let Some(base) = states.base(&place, before)
+        {
+            bytes += self.make_state(artifact, &place, state, base).await;
+        }
+        // Nothing travels if it is here by now.
+        bytes += self.fetch(artifact, &place.whole).await?;
+        states.used(&place).map_err(&failed)?;
+        Ok((place.whole, bytes))
+    }
+
+    /// Fetches the difference and makes the state of it, or leaves that undone. Returns the bytes that travelled.
+    async fn make_state(&self, artifact: &v1::Artifact, place: &Place, state: ArtifactRef, base: PathBuf) -> u64 {
+        let bytes = match self.fetch(artifact, &place.difference).await {
+            Ok(bytes) => bytes,
+            Err(e) => {
+                if let TransferError::Damaged { .. } = e {
+                    warn!("the difference to the state before is damaged, fetching the whole state: {e}");
+                }
+                return 0;
+            }
+        };
+        // One writer of the file at a time: an earlier task that was given up may still be at it.
+        let turn = self.computing.clone().lock_owned().await;
+        let (making, before) = (place.clone(), base.clone());
+        let made = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            making.make(state, &before)
+        });
+        match made.await.unwrap_or_else(|e| Err(NotMade::Interrupted(e.to_string()))) {
+            Ok(()) => info!(bytes, of = state.size, "state made of the one before"),
+            Err(e) => {
+                warn!("the state cannot be made of the one before, fetching it whole: {e}");
+                place.forget(&base);
+            }
+        }
+        bytes
     }
 
     async fn fetch(&self, artifact: &v1::Artifact, path: &Path) -> Result<u64, TransferError> {
@@ -342,6 +392,13 @@ impl Running {
             tracing::debug!("progress was not reported: {}", status.message());
         }
     }
+}
+
+/// A difference and the state that it is to, where it is less to fetch than the state.
+fn smaller(difference: &v1::Difference, state: ArtifactRef) -> Option<(&v1::Artifact, ArtifactRef)> {
+    let artifact = difference.artifact.as_ref().filter(|artifact| artifact.size < state.size)?;
+    let before = ArtifactRef::try_from(difference.before.as_ref()?).ok()?;
+    Some((artifact, before))
 }
 
 fn trained(finished: &Finished) -> Outcome {

@@ -1,4 +1,4 @@
-//! `[updates]`: how updates travel.
+//! `[updates]`: how updates travel, and the states that come of them.
 
 use std::fmt;
 
@@ -25,7 +25,17 @@ pub enum Compression {
     TopK,
 }
 
-/// How updates travel.
+/// How a new state is sent to a site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Download {
+    /// As its difference to the state before, bit for bit, where the site has that one.
+    Difference,
+    /// As it is.
+    Whole,
+}
+
+/// How updates travel, and the states that come of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Updates {
@@ -37,11 +47,13 @@ pub struct Updates {
     /// Whether a site adds what compression lost of its last update to the next one (Karimireddy et al. 2019, 1901.09847).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error_feedback: Option<bool>,
+    /// How a new state is sent to a site.
+    pub download: Download,
 }
 
 impl Default for Updates {
     fn default() -> Self {
-        Self { compression: Compression::F16, top_k: None, error_feedback: None }
+        Self { compression: Compression::F16, top_k: None, error_feedback: None, download: Download::Difference }
     }
 }
 

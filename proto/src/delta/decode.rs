@@ -4,8 +4,9 @@ use std::io::{BufReader, BufWriter, Read, Write};
 
 use super::frame::{Counted, FRAME_VALUES, Frame, Unpacker, check, check_preamble, places, refused};
 use super::quantize::Dequantizer;
-use super::values::{ValuesWriter, at_end};
+use super::values::ValuesWriter;
 use super::{Codec, DeltaError, Stream};
+use crate::container::at_end;
 use crate::layout::Layout;
 
 /// What a decoding came to.

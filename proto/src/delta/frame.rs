@@ -1,11 +1,10 @@
 //! The container's preamble, which frames it has, and how the parts of a frame are written and read.
 
-use std::io::{self, Read};
-
-use zstd::bulk::{Compressor, Decompressor};
-use zstd::zstd_safe::compress_bound;
+use std::io::Read;
 
 use super::{Codec, DeltaError, FrameFault};
+pub(super) use crate::container::Counted;
+use crate::container::{NoPart, PartReader, PartWriter};
 use crate::layout::{Layout, TensorEntry};
 
 pub(super) const MAGIC: [u8; 7] = *b"ftdelta";
@@ -36,8 +35,6 @@ impl Blocks {
 
 const PREAMBLE_BYTES: usize = 57;
 const HEAD_BYTES: usize = 9;
-const STORED: u32 = 1 << 31;
-const ZSTD_LEVEL: i32 = 3;
 
 impl Codec {
     fn tag(self) -> u8 {
@@ -195,14 +192,12 @@ pub(super) struct Frame {
 
 /// Writes frames.
 pub(super) struct Packer {
-    zstd: Compressor<'static>,
-    packed: Vec<u8>,
+    parts: PartWriter,
 }
 
 impl Packer {
     pub(super) fn new() -> Result<Self, DeltaError> {
-        let zstd = Compressor::new(ZSTD_LEVEL).map_err(DeltaError::Zstd)?;
-        Ok(Self { zstd, packed: vec![0; compress_bound(FRAME_VALUES)] })
+        Ok(Self { parts: PartWriter::new(FRAME_VALUES).map_err(DeltaError::Zstd)? })
     }
 
     /// Puts the bytes of a frame in `bytes`.
@@ -218,14 +213,7 @@ impl Packer {
         bytes.extend((frame.kept as u32).to_le_bytes());
         bytes.extend(frame.exponent.to_le_bytes());
         for (part, _) in frame.parts.iter().zip(codec.parts(at.values, frame.kept)) {
-            let length = self.zstd.compress_to_buffer(part, &mut self.packed[..]).map_err(DeltaError::Zstd)?;
-            if length < part.len() {
-                bytes.extend((length as u32).to_le_bytes());
-                bytes.extend(&self.packed[..length]);
-            } else {
-                bytes.extend((part.len() as u32 | STORED).to_le_bytes());
-                bytes.extend(part);
-            }
+            self.parts.put(part, bytes).map_err(DeltaError::Zstd)?;
         }
         Ok(())
     }
@@ -233,13 +221,12 @@ impl Packer {
 
 /// Reads frames. Every length is checked before a byte is read or unpacked into memory of that length.
 pub(super) struct Unpacker {
-    zstd: Decompressor<'static>,
-    pub(super) packed: Vec<u8>,
+    pub(super) parts: PartReader,
 }
 
 impl Unpacker {
     pub(super) fn new() -> Result<Self, DeltaError> {
-        Ok(Self { zstd: Decompressor::new().map_err(DeltaError::Zstd)?, packed: Vec::new() })
+        Ok(Self { parts: PartReader::new().map_err(DeltaError::Zstd)? })
     }
 
     /// Reads the next frame, which must be the one that belongs `at` this place.
@@ -272,65 +259,15 @@ impl Unpacker {
         }
         let Frame { kept, parts, .. } = frame;
         for (number, (part, (size, open))) in parts.iter_mut().zip(codec.parts(at.values, *kept)).enumerate() {
-            self.part(input, number, part, size, open, &refuse)?;
+            self.parts.take(input, size, open, part).map_err(|error| match error {
+                NoPart::Unread(unread) => unread.into(),
+                NoPart::Fault(fault) => refuse(FrameFault::Part { part: number, fault }),
+            })?;
         }
-        Ok(())
-    }
-
-    /// One part of `size` bytes, or of at most so many if it is `open`.
-    fn part<R: Read>(
-        &mut self,
-        input: &mut Counted<R>,
-        number: usize,
-        part: &mut Vec<u8>,
-        size: usize,
-        open: bool,
-        refuse: &dyn Fn(FrameFault) -> DeltaError,
-    ) -> Result<(), DeltaError> {
-        let mut prefix = [0; 4];
-        input.fill(&mut prefix)?;
-        let prefix = u32::from_le_bytes(prefix);
-        let (length, packed) = ((prefix & !STORED) as usize, prefix & STORED == 0);
-        let sound = if packed { length < size } else { length == size || (open && length < size) };
-        if !sound {
-            let expected = if packed { size.saturating_sub(1) } else { size } as u32;
-            return Err(refuse(FrameFault::Length { part: number, found: length as u32, expected, packed }));
-        }
-        if !packed {
-            part.resize(length, 0);
-            return input.fill(part);
-        }
-        self.packed.resize(length, 0);
-        input.fill(&mut self.packed)?;
-        part.resize(size, 0);
-        let broken = |reason| refuse(FrameFault::Packed { part: number, expected: size as u32, reason });
-        let unpacked =
-            self.zstd.decompress_to_buffer(&self.packed, &mut part[..]).map_err(|error| broken(error.to_string()))?;
-        if unpacked != size && !open {
-            return Err(broken(format!("it has {unpacked}")));
-        }
-        part.truncate(unpacked);
         Ok(())
     }
 }
 
 pub(super) fn refused(at: Place<'_>, byte: u64, fault: FrameFault) -> DeltaError {
     DeltaError::Frame { frame: at.frame, byte, tensor: at.tensor.name.clone(), fault }
-}
-
-/// A container as it is read, and how far.
-pub(super) struct Counted<R> {
-    pub(super) input: R,
-    pub(super) at: u64,
-}
-
-impl<R: Read> Counted<R> {
-    pub(super) fn fill(&mut self, bytes: &mut [u8]) -> Result<(), DeltaError> {
-        self.input.read_exact(bytes).map_err(|source| match source.kind() {
-            io::ErrorKind::UnexpectedEof => DeltaError::Short { byte: self.at, bytes: bytes.len() as u64 },
-            _ => DeltaError::Read { what: super::Stream::Container, source },
-        })?;
-        self.at += bytes.len() as u64;
-        Ok(())
-    }
 }

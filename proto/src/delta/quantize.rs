@@ -6,7 +6,8 @@ use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
 use super::frame::{Blocks, EXPONENT_MAX, EXPONENT_MIN, Frame, INT4, INT8};
-use super::{Codec, FrameFault, Rounding, shuffle, sparse};
+use super::{Codec, FrameFault, Rounding, sparse};
+use crate::container::shuffle;
 
 /// 1.5 · 2^23. Added to a small number it rounds it to a whole one, half to even, and the lowest bits of the sum are that
 /// number in two's complement. Where there is no instruction for rounding this is the fast way.
@@ -94,7 +95,7 @@ impl Quantizer {
         match self.codec {
             Codec::None => {
                 frame.exponent = 0;
-                shuffle::split32(values, &mut frame.parts);
+                shuffle::split32(values.iter().map(|value| value.to_bits()), &mut frame.parts);
             }
             Codec::F16 => {
                 frame.exponent = exponent(largest);
@@ -208,7 +209,10 @@ impl Dequantizer {
     pub(super) fn dequantize(&mut self, frame: &Frame, values: &mut [f32]) -> Result<(), FrameFault> {
         let [first, second, third, _] = &frame.parts;
         match self.codec {
-            Codec::None => shuffle::join32(&frame.parts, values),
+            Codec::None => {
+                let bits = shuffle::join32(&frame.parts);
+                values.iter_mut().zip(bits).for_each(|(value, bits)| *value = f32::from_bits(bits));
+            }
             Codec::F16 => self.halves.join([first, second], frame.exponent, values),
             Codec::Int8 => {
                 shuffle::join16([first, second], &mut self.scales);

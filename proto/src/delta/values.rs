@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 
 use super::{DeltaError, Stream};
+use crate::container::at_end;
 use crate::layout::{HEADER_BYTES_MAX, Layout};
 
 /// A file of values, read from its first byte to its last.
@@ -65,16 +66,6 @@ impl<R: Read> ValuesReader<R> {
             }
             _ => DeltaError::Read { what, source },
         })
-    }
-}
-
-/// Whether nothing more comes.
-pub(super) fn at_end(input: &mut impl Read) -> io::Result<bool> {
-    loop {
-        match input.read(&mut [0]) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            read => return read.map(|read| read == 0),
-        }
     }
 }
 

@@ -1,17 +1,15 @@
 //! From what a site sent to an update in the layout of the state.
 
-use std::io::{self, Read, Write};
+use std::io::BufReader;
 
 use fedtune_proto::delta::{self, Codec};
 use fedtune_proto::digest::ArtifactRef;
 use tokio::runtime::Handle;
 
 use super::Rejection;
+use super::blocking::{Blocking, Input, READ_BYTES};
 use crate::store::artifacts::Writer;
 use crate::store::{Artifacts, StoreError};
-
-/// Bytes of a container that are read in one go.
-const READ_BYTES: u64 = 256 << 10;
 
 /// Decodes a container of the tensors of `state`, and stores what it holds. Memory is bounded by a few frames.
 ///
@@ -32,10 +30,10 @@ pub async fn decode(
         return Err(Rejection::Unfit(reason));
     }
     let mut writer = Writer::create(artifacts, staging_name).await?;
-    let (input, runtime) = (Input { artifacts: artifacts.clone(), container, at: 0 }, Handle::current());
+    let (input, runtime) = (Input::new(artifacts, container), Handle::current());
     let decoding = tokio::task::spawn_blocking(move || {
         let decoded = {
-            let input = io::BufReader::with_capacity(READ_BYTES as usize, Blocking(input, runtime.clone()));
+            let input = BufReader::with_capacity(READ_BYTES as usize, Blocking(input, runtime.clone()));
             delta::decode(input, &layout, codec, Blocking(&mut writer, runtime))
         };
         decoded.map(|_| writer)
@@ -47,40 +45,5 @@ pub async fn decode(
         }
         Ok(Err(unfit)) => Err(Rejection::Unfit(unfit.to_string())),
         Err(e) => Err(StoreError::Interrupted(e.to_string()).into()),
-    }
-}
-
-/// A container that is being read.
-struct Input {
-    artifacts: Artifacts,
-    container: ArtifactRef,
-    at: u64,
-}
-
-/// Something asynchronous as something that blocks, for a thread that may.
-struct Blocking<T>(T, Handle);
-
-impl Read for Blocking<Input> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let Input { artifacts, container, at } = &mut self.0;
-        let end = container.size.min(*at + (buffer.len() as u64).min(READ_BYTES));
-        if *at == end {
-            return Ok(0);
-        }
-        let bytes = self.1.block_on(artifacts.read(container.digest, *at..end)).map_err(io::Error::other)?;
-        *at = end;
-        buffer[..bytes.len()].copy_from_slice(&bytes);
-        Ok(bytes.len())
-    }
-}
-
-impl Write for Blocking<&mut Writer> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.1.block_on(self.0.append(bytes)).map_err(io::Error::other)?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

@@ -7,20 +7,20 @@ use proptest::prelude::*;
 use super::*;
 use crate::round::{SiteShare, Stale};
 
-struct Bench {
+pub(super) struct Bench {
     _folder: tempfile::TempDir,
-    artifacts: Artifacts,
+    pub(super) artifacts: Artifacts,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let artifacts = Artifacts::open(folder.path()).unwrap();
         Self { _folder: folder, artifacts }
     }
 
     /// Stores values as one tensor `x`.
-    async fn put(&self, name: &str, values: &[f32]) -> ArtifactRef {
+    pub(super) async fn put(&self, name: &str, values: &[f32]) -> ArtifactRef {
         let shape = vec![values.len() as u64];
         let layout = Layout::of_tensors([("x".to_owned(), "F32".to_owned(), shape)]).unwrap();
         let mut writer = Writer::create(&self.artifacts, name).await.unwrap();

@@ -8,7 +8,7 @@ use fedtune_proto::v1;
 use tonic::Status;
 
 use crate::coordinator::{Activity, Directive, JobSnapshot, Rejected, SiteSnapshot, Task};
-use crate::round::{RoundRecord, Turn, Work};
+use crate::round::{Difference, RoundRecord, Turn, Work};
 use crate::store::StoreError;
 use crate::store::records::{BaseFile, JobRecord, JobStatus};
 
@@ -71,13 +71,17 @@ fn task_id(job: String, turn: Turn) -> v1::TaskId {
 
 pub(super) fn directive(directive: Directive) -> v1::Directive {
     let kind = match directive {
-        Directive::Task(Task { job, turn, job_text, base_model, state, learning_rate_factor }) => {
+        Directive::Task(Task { job, turn, job_text, base_model, state, difference, learning_rate_factor }) => {
             v1::directive::Kind::Task(v1::Task {
                 id: Some(task_id(job, turn)),
                 job_digest: fedtune_proto::digest::Digest::of(job_text.as_bytes()).to_string(),
                 job_text,
                 base_model: model_files(base_model),
                 state: state.map(Into::into),
+                difference: difference.map(|Difference { artifact, before }| v1::Difference {
+                    artifact: Some(artifact.into()),
+                    before: Some(before.into()),
+                }),
                 learning_rate_factor,
             })
         }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::snapshot::SiteSnapshot;
 use crate::pki::{Identity, Role};
-use crate::round::Turn;
+use crate::round::{Difference, Turn};
 use crate::store::records::BaseFile;
 
 /// Directives that may wait for a slow site; one that lets more pile up is disconnected.
@@ -42,6 +42,8 @@ pub struct Task {
     pub base_model: Vec<BaseFile>,
     /// The state to start from.
     pub state: Option<ArtifactRef>,
+    /// What a site that has the state before can make it of.
+    pub difference: Option<Difference>,
     /// What the job's learning rate is multiplied by.
     pub learning_rate_factor: f64,
 }

@@ -53,7 +53,7 @@ fn a_round_is_counted_when_it_is_committed_and_not_again_with_its_scores() {
         flags: BTreeMap::new(),
     };
     let state = ArtifactRef { digest: Digest::of(b"x"), size: 1 };
-    let after = After { state, moments: Vec::new(), shares: BTreeMap::new() };
+    let after = After { state, difference: None, moments: Vec::new(), shares: BTreeMap::new() };
     let event = Event::Aggregated { round: 1, attempt: 1, after, seconds: 2.0 };
     let world = World { evaluators: ["judge".to_owned()].into(), evaluator_enrolled: true, ..World::default() };
     let (after, effects) = before.clone().step(event, &world);

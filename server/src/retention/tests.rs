@@ -56,6 +56,7 @@ impl Rig {
                 base: Some(state),
                 from: None,
                 state: next,
+                difference: Some(self.store(&format!("{id} difference {round}")).await),
                 moments: Vec::new(),
                 shares: BTreeMap::new(),
                 flags: BTreeMap::new(),
@@ -100,16 +101,20 @@ async fn of_a_job_that_ended_long_ago_what_is_exported_stays() {
     // Seen to have ended just now, so that nothing goes before the time has passed.
     assert_eq!(rig.retention.pass(now + 29 * DAY).await.unwrap(), Deleted::default());
     let deleted = rig.retention.pass(now + 31 * DAY).await.unwrap();
-    let gone = ["ended state 0", "ended state 1", "ended update", "ended open update", "nobody's"];
-    assert_eq!(deleted, Deleted { files: 5, bytes: gone.iter().map(|name| name.len() as u64).sum() });
+    let differences = (1..=3).map(|round| format!("ended difference {round}"));
+    let others = ["ended state 0", "ended state 1", "ended update", "ended open update", "nobody's"];
+    let gone: Vec<String> = differences.chain(others.map(str::to_owned)).collect();
+    assert_eq!(deleted, Deleted { files: 8, bytes: gone.iter().map(|name| name.len() as u64).sum() });
     for name in gone {
-        assert!(!rig.has(name).await, "{name}");
+        assert!(!rig.has(&name).await, "{name}");
     }
     for name in ["base model", "ended state 2", "ended state 3"] {
         assert!(rig.has(name).await, "{name}");
     }
     for job in ["running", "queued"] {
-        for name in ["state 0", "state 1", "state 2", "state 3", "update", "open update"] {
+        for name in
+            ["state 0", "state 1", "state 2", "state 3", "difference 1", "difference 3", "update", "open update"]
+        {
             assert!(rig.has(&format!("{job} {name}")).await, "{job} {name}");
         }
     }

@@ -84,11 +84,22 @@ impl SiteShare {
     }
 }
 
+/// What a state can be made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// The difference between the two states.
+    pub artifact: ArtifactRef,
+    /// The earlier of them.
+    pub before: ArtifactRef,
+}
+
 /// What came of the updates of a round.
 #[derive(Debug, Clone, PartialEq)]
 pub struct After {
     /// The next state.
     pub state: ArtifactRef,
+    /// Its difference to the state before, where sites are to have it.
+    pub difference: Option<ArtifactRef>,
     /// The server optimiser's moments that belong to it.
     pub moments: Vec<ArtifactRef>,
     /// The share of each site's update in the combined one; `None` where every value has its own.
@@ -111,6 +122,9 @@ pub struct RoundRecord {
     pub from: Option<u32>,
     /// The state it made.
     pub state: ArtifactRef,
+    /// Its difference to `base`, where sites were to have it.
+    #[serde(default)]
+    pub difference: Option<ArtifactRef>,
     /// The server optimiser's moments that belong to it.
     #[serde(default)]
     pub moments: Vec<ArtifactRef>,

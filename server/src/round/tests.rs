@@ -32,7 +32,8 @@ fn plan() -> Plan {
 }
 
 fn after(state: &str) -> After {
-    After { state: artifact(state), moments: Vec::new(), shares: BTreeMap::new() }
+    let difference = Some(artifact(&format!("difference to {state}")));
+    After { state: artifact(state), difference, moments: Vec::new(), shares: BTreeMap::new() }
 }
 
 fn artifact(name: &str) -> ArtifactRef {
@@ -152,6 +153,7 @@ fn a_collapsed_model_is_taken_back_to_its_best_state_with_half_the_rate() {
     assert_eq!(drive.machine.state, Some(artifact("worse")), "one round may be an accident");
     scored(&mut drive, "lost", 0);
     assert_eq!(drive.machine.state, Some(artifact("best")));
+    assert_eq!(drive.machine.difference, None, "not what the lost state was made of");
     assert_eq!(drive.machine.course.learning_rate_factor(), 0.5);
     scored(&mut drive, "next", 8);
     let record = drive.effects.iter().find_map(|effect| match effect {
@@ -168,6 +170,33 @@ fn a_collapsed_model_is_taken_back_to_its_best_state_with_half_the_rate() {
         "{:?}",
         drive.machine.phase
     );
+}
+
+#[test]
+fn a_difference_belongs_to_the_state_before_and_a_machine_of_earlier_has_none() {
+    let mut drive = Drive::new(plan());
+    drive.initialize();
+    assert_eq!(drive.machine.difference, None);
+    drive.update("a").update("b").update("c").aggregate("one");
+    let difference = Difference { artifact: artifact("difference to one"), before: artifact("state 0") };
+    assert_eq!(drive.machine.difference, Some(difference));
+    let Phase::Evaluating { record, .. } = &drive.machine.phase else { panic!("{:?}", drive.machine.phase) };
+    assert_eq!(record.difference, Some(difference.artifact));
+    let mut stored = serde_json::to_value(&drive.machine).unwrap();
+    assert_eq!(serde_json::from_value::<Machine>(stored.clone()).unwrap(), drive.machine);
+    stored.as_object_mut().unwrap().remove("difference");
+    stored["phase"]["Evaluating"]["record"].as_object_mut().unwrap().remove("difference");
+    let earlier: Machine = serde_json::from_value(stored).unwrap();
+    let Phase::Evaluating { record, .. } = &earlier.phase else { panic!("{:?}", earlier.phase) };
+    assert_eq!((earlier.difference, record.difference), (None, None));
+    drive.evaluate(5).update("a").update("b").update("c");
+    drive.on(Event::Aggregated {
+        round: 2,
+        attempt: 1,
+        after: After { difference: None, ..after("two") },
+        seconds: 0.1,
+    });
+    assert_eq!(drive.machine.difference, None, "none was made");
 }
 
 #[test]

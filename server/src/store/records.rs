@@ -107,6 +107,7 @@ impl JobRecord {
     pub fn gives(&self, site: &str, digest: Digest) -> bool {
         let machine = &self.machine;
         let states = machine.state.into_iter().chain(machine.state_for(site));
+        let states = states.chain(machine.difference.map(|difference| difference.artifact));
         let of_base = self.base_model.iter().map(|file| file.artifact);
         of_base.chain(states).any(|artifact| artifact.digest == digest)
     }

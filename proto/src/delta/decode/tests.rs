@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::super::frame::{Packer, container_bytes_max, preamble};
 use super::super::tests::{CODECS, TOP_TENTH, codec, decoded, encoded, layout, normal, update};
 use super::*;
-use crate::delta::{FrameFault, Rounding, wire_bytes_max};
+use crate::delta::{FrameFault, PartFault, Rounding, wire_bytes_max};
 
 /// The container of one tensor whose only frame is this one.
 fn container(layout: &Layout, codec: Codec, frame: &Frame) -> Vec<u8> {
@@ -157,7 +157,11 @@ fn a_frame_that_claims_too_much_is_refused_before_it_is_read() {
             let error = unpacker.unpack(&mut input, places(&layout).next().unwrap(), codec, &mut frame).unwrap_err();
             let DeltaError::Frame { fault, .. } = error else { panic!("{error}") };
             let expected = sizes[usize::from(packed)];
-            assert_eq!(fault, FrameFault::Length { part: 0, found: claim & !(1 << 31), expected, packed }, "{codec}");
+            assert_eq!(
+                fault,
+                FrameFault::Part { part: 0, fault: PartFault::Length { found: claim & !(1 << 31), expected, packed } },
+                "{codec}"
+            );
         }
     }
 }
@@ -175,13 +179,16 @@ fn a_decompression_bomb_is_refused() {
             let head = [&preamble(&layout, Codec::F16)[..], &[0; 4], &[0, 0, 1, 0, 0]].concat();
             let bytes = [&head[..], &(bomb.len() as u32).to_le_bytes(), &bomb].concat();
             let error = fault(&layout, Codec::F16, &bytes);
-            assert!(matches!(error, FrameFault::Packed { part: 0, expected: 65_536, .. }), "{size}: {error}");
+            let FrameFault::Part { part: 0, fault: PartFault::Packed { expected: 65_536, .. } } = error else {
+                panic!("{size}: {error}")
+            };
 
             let mut input = Counted { input: &bytes[57..], at: 57 };
             let (mut unpacker, mut frame) = (Unpacker::new().unwrap(), Frame::default());
             unpacker.unpack(&mut input, places(&layout).next().unwrap(), Codec::F16, &mut frame).unwrap_err();
             assert!(
-                unpacker.packed.capacity() + frame.parts.iter().map(Vec::capacity).sum::<usize>() < 2 * FRAME_VALUES
+                unpacker.parts.packed.capacity() + frame.parts.iter().map(Vec::capacity).sum::<usize>()
+                    < 2 * FRAME_VALUES
             );
         }
     }

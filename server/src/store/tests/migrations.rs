@@ -62,7 +62,7 @@ impl Resumed {
         };
         assert!(self.effects.contains(&Effect::Aggregate), "{:?}", self.effects);
         let state = artifact(&format!("new state {round}"));
-        let after = After { state, moments: Vec::new(), shares: [].into() };
+        let after = After { state, moments: Vec::new(), shares: [].into(), difference: None };
         self.on(Event::Aggregated { round, attempt, after, seconds: 0.1 });
     }
 

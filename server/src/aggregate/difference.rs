@@ -1,0 +1,76 @@
+//! The difference between a state and the one before, which sites that have that one fetch in place of the state.
+
+use fedtune_proto::difference::{self, DifferenceError};
+use fedtune_proto::digest::ArtifactRef;
+use tokio::runtime::Handle;
+use tokio::task::JoinError;
+use tracing::{debug, warn};
+
+use super::blocking::{Blocking, Input};
+use crate::store::artifacts::Writer;
+use crate::store::{Artifacts, StoreError};
+
+/// The most a difference may have of the bytes of the state, in per cent; a larger one is not worth its place on the disk.
+const PER_CENT_MAX: u64 = 90;
+
+/// Why there is no difference. The state does not depend on it.
+#[derive(Debug, thiserror::Error)]
+enum NoDifference {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Encode(#[from] DifferenceError),
+    #[error("it was interrupted: {0}")]
+    Interrupted(#[from] JoinError),
+}
+
+/// Stores the difference between two states, in memory bounded by a frame of each. `None` where it is hardly smaller than the
+/// state, or cannot be made: sites then fetch the state whole.
+pub async fn difference(
+    artifacts: &Artifacts,
+    before: ArtifactRef,
+    next: ArtifactRef,
+    staging_name: &str,
+) -> Option<ArtifactRef> {
+    // A state that did not move is at every site that had the one before.
+    if before.size != next.size || before.digest == next.digest {
+        return None;
+    }
+    match make(artifacts, before, next, staging_name).await {
+        Ok(made) => made,
+        Err(e) => {
+            warn!(state = %next.digest, "the difference to the state before cannot be made, sites fetch all of it: {e}");
+            None
+        }
+    }
+}
+
+async fn make(
+    artifacts: &Artifacts,
+    before: ArtifactRef,
+    next: ArtifactRef,
+    staging_name: &str,
+) -> Result<Option<ArtifactRef>, NoDifference> {
+    let mut writer = Writer::create(artifacts, staging_name).await?;
+    let (inputs, size) = ([before, next].map(|state| Input::new(artifacts, state)), next.size);
+    let runtime = Handle::current();
+    let encoding = tokio::task::spawn_blocking(move || {
+        let [before, next] = inputs.map(|input| Blocking(input, runtime.clone()));
+        let encoded = difference::encode(before, next, size, Blocking(&mut writer, runtime));
+        (encoded, writer)
+    });
+    let (encoded, writer) = encoding.await?;
+    match encoded {
+        Ok(bytes) if bytes.saturating_mul(100) <= size.saturating_mul(PER_CENT_MAX) => {
+            Ok(Some(writer.finish(artifacts).await?))
+        }
+        Ok(bytes) => {
+            debug!(bytes, of = size, "the difference to the state before is not worth its bytes");
+            Ok(None)
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
