@@ -33,7 +33,7 @@ pub use cross::{CrossValidation, cross_validate};
 pub use early_stopping::{EarlyStopping, EpochScores};
 pub(crate) use encode::text;
 pub use error::FinetuneError;
-pub use evaluate::{Prediction, evaluate, evaluate_scores, predict, respond};
+pub use evaluate::{Prediction, evaluate, evaluate_scores, evaluate_sums, predict, respond};
 pub use fit::{FitReport, Plan, fit, fit_best, fit_saved};
 pub use gradients::gradient_norm;
 pub use metrics::{Evaluation, LabelScore};

@@ -4,6 +4,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::v1;
+pub use probabilities::Probabilities;
+
+mod probabilities;
 
 /// A mean loss above this, in nats, is past anything that a logit in f32 gives on purpose.
 const LOSS_MAX: f64 = 1e6;
@@ -34,6 +37,16 @@ pub struct Evaluation {
     /// The rest.
     #[serde(flatten)]
     pub counts: Counts,
+    /// How sure the model is, where it predicts one label for each row and was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probabilities: Option<Probabilities>,
+}
+
+impl From<Counts> for Evaluation {
+    /// These counts of no rows.
+    fn from(counts: Counts) -> Self {
+        Self { examples: 0, loss_sum: 0.0, counts, probabilities: None }
+    }
 }
 
 /// What only one kind of task counts.
@@ -158,7 +171,7 @@ impl Evaluation {
             Form::Tags(labels) => Counts::Tags(Tags { confusion: vec![0; labels * labels], ..Tags::default() }),
             Form::NextToken => Counts::Tokens(Tokens::default()),
         };
-        Self { examples: 0, loss_sum: 0.0, counts }
+        counts.into()
     }
 
     /// Adds another evaluation; one of another form is refused and gives `false`.
@@ -192,6 +205,11 @@ impl Evaluation {
             }
             _ => return false,
         }
+        // Of rows without them nothing is known.
+        self.probabilities = match (self.probabilities.take(), &other.probabilities) {
+            (Some(mut sums), Some(more)) => sums.merge(more).then_some(sums),
+            _ => None,
+        };
         self.examples = self.examples.saturating_add(other.examples);
         self.loss_sum += other.loss_sum;
         true
@@ -261,7 +279,16 @@ impl Evaluation {
     pub fn measures(&self) -> Vec<(&'static str, f64)> {
         let loss = ("loss", Some(self.loss()));
         let found = match &self.counts {
-            Counts::Confusion(_) => vec![("accuracy", self.accuracy()), ("macro_f1", self.macro_f1()), loss],
+            Counts::Confusion(_) => {
+                let sure = self.probabilities.as_ref();
+                vec![
+                    ("accuracy", self.accuracy()),
+                    ("macro_f1", self.macro_f1()),
+                    loss,
+                    ("macro_auroc", sure.and_then(Probabilities::macro_auroc)),
+                    ("calibration_error", sure.map(|sums| sums.calibration_error(self.examples))),
+                ]
+            }
             Counts::Sets(sets) => vec![
                 ("micro_f1", Some(f1(total(&sets.right), total(&sets.predicted), total(&sets.actual)))),
                 ("macro_f1", self.macro_f1()),
@@ -302,7 +329,7 @@ impl Evaluation {
     /// # Errors
     /// They are not of this form, do not add up, or claim no examples or more than `examples_max`.
     pub fn checked(wire: v1::Evaluation, form: Form, examples_max: u64) -> Result<Self, String> {
-        let v1::Evaluation { examples, loss_sum, confusion, sets, values, tags, tokens } = wire;
+        let v1::Evaluation { examples, loss_sum, confusion, sets, values, tags, tokens, probabilities } = wire;
         if examples == 0 || examples > examples_max {
             return Err(format!("the evaluation claims {examples} examples; expected 1 to {examples_max}"));
         }
@@ -313,11 +340,14 @@ impl Evaluation {
             Err(format!("the confusion matrix has {} counts; expected {labels} x {labels}", confusion.len()))
         };
         let absent = |what: &str| format!("the evaluation has no sums of {what}, which the job's kind of task needs");
+        let mut sure = None;
         let counts = match form {
             Form::Classes(labels) => {
                 if matrix(&confusion, labels)? != Some(examples) {
                     return Err(format!("the confusion counts do not add up to the {examples} examples claimed"));
                 }
+                let sums = probabilities.map(|sums| Probabilities::checked(sums, &confusion, examples));
+                sure = sums.transpose()?;
                 Counts::Confusion(confusion)
             }
             Form::Sets(labels) => {
@@ -360,7 +390,7 @@ impl Evaluation {
                 Counts::Tokens(Tokens { counted, right })
             }
         };
-        let found = Self { examples, loss_sum, counts };
+        let found = Self { examples, loss_sum, counts, probabilities: sure };
         // Squared errors have the unit of the numbers, which may be large.
         let most = if form == Form::Values { f64::MAX } else { LOSS_MAX * found.counted() as f64 };
         if !(0.0..=most).contains(&loss_sum) {
@@ -398,8 +428,8 @@ impl Values {
 
 impl From<Evaluation> for v1::Evaluation {
     fn from(evaluation: Evaluation) -> Self {
-        let Evaluation { examples, loss_sum, counts } = evaluation;
-        let mut wire = Self { examples, loss_sum, ..Self::default() };
+        let Evaluation { examples, loss_sum, counts, probabilities } = evaluation;
+        let mut wire = Self { examples, loss_sum, probabilities: probabilities.map(Into::into), ..Self::default() };
         match counts {
             Counts::Confusion(confusion) => wire.confusion = confusion,
             Counts::Sets(Sets { exact, right, predicted, actual }) => {
@@ -432,7 +462,7 @@ mod tests {
     fn scores_of_classes_agree_with_scikit_learn() {
         // y_true = [0,0,0,1,1,2], y_pred = [0,0,1,1,1,0]: f1 = [2/3, 0.8, 0].
         let counts = Counts::Confusion(vec![2, 1, 0, 0, 2, 0, 1, 0, 0]);
-        let found = Evaluation { examples: 6, loss_sum: 3.0, counts };
+        let found = Evaluation { examples: 6, loss_sum: 3.0, ..Evaluation::from(counts) };
         assert!(near(found.accuracy(), 4.0 / 6.0) && near(found.macro_f1(), (2.0 / 3.0 + 0.8) / 3.0));
         let third = found.per_label()[2];
         assert_eq!((third.precision, third.recall, third.f1, third.support), (0.0, 0.0, 0.0, 1));
@@ -445,7 +475,7 @@ mod tests {
         // y_true = [[1,0,1],[0,1,0],[1,1,0],[0,0,0]], y_pred = [[1,0,0],[0,1,0],[1,0,1],[0,0,0]]:
         // f1_score micro 2·3/(4+5) = 2/3, macro (1 + 2/3 + 0)/3, accuracy_score 1/2.
         let sets = Sets { exact: 2, right: vec![2, 1, 0], predicted: vec![2, 1, 1], actual: vec![2, 2, 1] };
-        let found = Evaluation { examples: 4, loss_sum: 2.0, counts: Counts::Sets(sets) };
+        let found = Evaluation { examples: 4, loss_sum: 2.0, ..Evaluation::from(Counts::Sets(sets)) };
         assert!(near(found.measure("micro_f1"), 2.0 / 3.0) && near(found.measure("macro_f1"), (1.0 + 2.0 / 3.0) / 3.0));
         assert!(near(found.measure("exact_match"), 0.5) && near(found.measure("loss"), 0.5));
     }
@@ -454,7 +484,7 @@ mod tests {
         let mut values = Values::default();
         rows.iter().for_each(|(y, p)| values.add(*y, *p));
         let loss_sum = rows.iter().map(|(y, p)| (y - p).powi(2)).sum();
-        Evaluation { examples: rows.len() as u64, loss_sum, counts: Counts::Values(values) }
+        Evaluation { examples: rows.len() as u64, loss_sum, ..Evaluation::from(Counts::Values(values)) }
     }
 
     #[test]
@@ -471,11 +501,11 @@ mod tests {
     #[test]
     fn words_and_tokens_have_means_over_words_and_tokens() {
         let tags = Tags { confusion: vec![3, 1, 0, 4], entities_right: 2, entities_predicted: 3, entities_actual: 5 };
-        let found = Evaluation { examples: 2, loss_sum: 4.0, counts: Counts::Tags(tags) };
+        let found = Evaluation { examples: 2, loss_sum: 4.0, ..Evaluation::from(Counts::Tags(tags)) };
         assert!(near(found.measure("loss"), 0.5) && near(found.measure("accuracy"), 7.0 / 8.0));
         assert!(near(found.measure("entity_f1"), 0.5));
         let tokens = Counts::Tokens(Tokens { counted: 10, right: 4 });
-        let found = Evaluation { examples: 2, loss_sum: 20.0, counts: tokens };
+        let found = Evaluation { examples: 2, loss_sum: 20.0, ..Evaluation::from(tokens) };
         assert!(near(found.measure("perplexity"), 2.0_f64.exp()) && near(found.measure("accuracy"), 0.4));
     }
 

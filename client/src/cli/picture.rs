@@ -132,7 +132,8 @@ mod tests {
 
     #[test]
     fn cells_are_shaded_by_their_share_of_the_row() {
-        let evaluation = Evaluation { examples: 6, loss_sum: 0.0, counts: Counts::Confusion(vec![3, 1, 0, 2]) };
+        let evaluation =
+            Evaluation { examples: 6, loss_sum: 0.0, ..Evaluation::from(Counts::Confusion(vec![3, 1, 0, 2])) };
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("matrix.png");
         confusion(&evaluation, &["caf\u{e9}".into(), "\u{6f22}".into()], &path).unwrap();

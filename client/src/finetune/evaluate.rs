@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 
 use super::encode::{prepare, targets};
 use super::error::FinetuneError;
-use super::metrics::{self, Evaluation, predicted};
+use super::metrics::{self, Evaluation, Form, Probabilities, predicted};
 use super::progress::{Observer, Progress};
 use super::scores::Scores;
 use crate::data::{Content, Rows, Target, TargetRef};
@@ -103,7 +103,25 @@ pub fn evaluate(
     batch_size: usize,
     observer: &mut dyn Observer,
 ) -> Result<Evaluation, FinetuneError> {
-    run(classifier, rows, batch_size, observer, |_| {})
+    run(Evaluation::new(metrics::form(classifier)), classifier, rows, batch_size, observer, |_| {})
+}
+
+/// Scores rows for an aggregator, with sums of what [`evaluate_scores`] finds of classes by every row's outputs.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_sums(
+    classifier: &Classifier,
+    rows: &Rows,
+    batch_size: usize,
+    observer: &mut dyn Observer,
+) -> Result<Evaluation, FinetuneError> {
+    let form = metrics::form(classifier);
+    let mut none = Evaluation::new(form);
+    if let Form::Classes(labels) = form {
+        none.probabilities = Some(Probabilities::new(labels));
+    }
+    run(none, classifier, rows, batch_size, observer, |_| {})
 }
 
 /// Scores rows, and tells what needs every row's outputs.
@@ -128,13 +146,16 @@ pub(super) fn evaluate_logits(
     observer: &mut dyn Observer,
 ) -> Result<(Evaluation, Scores, Vec<Vec<f32>>), FinetuneError> {
     let mut all = Vec::new();
-    let evaluation = run(classifier, rows, batch_size, observer, |logits| all.push(logits))?;
+    let none = Evaluation::new(metrics::form(classifier));
+    let evaluation = run(none, classifier, rows, batch_size, observer, |logits| all.push(logits))?;
     let truth: Vec<Target> = rows.targets().take(all.len()).map(TargetRef::to_owned).collect();
     let scores = Scores::of(metrics::form(classifier), &all, &truth);
     Ok((evaluation, scores, all))
 }
 
+/// Adds rows to an evaluation.
 fn run(
+    mut evaluation: Evaluation,
     classifier: &Classifier,
     rows: &Rows,
     batch_size: usize,
@@ -146,7 +167,6 @@ fn run(
     }
     let network = classifier.network();
     let (objective, outputs) = (network.objective(), network.outputs().max(1));
-    let mut evaluation = Evaluation::new(metrics::form(classifier));
     each_batch(rows.len(), batch_size, observer, |places| {
         let prepared = prepare(classifier, &rows.contents(places.clone())?, None)?;
         let targets = targets(classifier, &prepared, places.clone().map(|row| rows.target(row)))?;

@@ -1,7 +1,7 @@
 //! What is counted of a network's answers. The sums and their measures are [`fedtune_proto::evaluation`]'s, so that
 //! evaluations of several sites add up.
 
-pub use fedtune_proto::evaluation::{Counts, Evaluation, Form, LabelScore};
+pub use fedtune_proto::evaluation::{Counts, Evaluation, Form, LabelScore, Probabilities};
 
 use super::entities::entities;
 use crate::data::TargetRef;
@@ -29,7 +29,11 @@ pub(super) fn add(evaluation: &mut Evaluation, logits: &[f32], target: TargetRef
             if label >= labels || logits.len() != labels {
                 return;
             }
-            confusion[label * labels + predicted(logits)] += 1;
+            let best = predicted(logits);
+            confusion[label * labels + best] += 1;
+            if let Some(sums) = &mut evaluation.probabilities {
+                sums.add(&probabilities(logits), best, label);
+            }
             row_loss(logits, label)
         }
         (Counts::Sets(sets), TargetRef::Set(truth)) => {

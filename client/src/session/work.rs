@@ -178,7 +178,7 @@ impl Site {
         if let Some(own) = own {
             classifier.load_own(own)?;
         }
-        Ok(finetune::evaluate(&classifier, &rows, EVALUATION_BATCH, observer)?)
+        Ok(finetune::evaluate_sums(&classifier, &rows, EVALUATION_BATCH, observer)?)
     }
 
     /// Training rows and validation rows, for the base model in a folder.

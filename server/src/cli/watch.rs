@@ -242,7 +242,7 @@ fn site_table(rounds: &[RoundSummary], measure: &str) -> String {
 
 fn smaller_is_better(measure: &str) -> bool {
     let metric: Option<Metric> = serde_json::from_value(measure.into()).ok();
-    metric.is_some_and(|metric| metric.score(1.0) < 0.0)
+    measure == "calibration_error" || metric.is_some_and(|metric| metric.score(1.0) < 0.0)
 }
 
 /// What a measure is called for people.

@@ -52,7 +52,7 @@ mod tests {
 
     fn of(confusion: [u64; 4]) -> Option<Sign> {
         let examples = confusion.iter().sum();
-        sign(&Evaluation { examples, loss_sum: 1.0, counts: Counts::Confusion(confusion.to_vec()) })
+        sign(&Evaluation { examples, loss_sum: 1.0, ..Evaluation::from(Counts::Confusion(confusion.to_vec())) })
     }
 
     #[test]

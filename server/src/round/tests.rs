@@ -45,7 +45,7 @@ fn share(name: &str) -> SiteShare {
 }
 
 fn sums(right: u64) -> Evaluation {
-    Evaluation { examples: 10, loss_sum: 3.0, counts: Counts::Confusion(vec![right, 10 - right, 0, 0]) }
+    Evaluation { examples: 10, loss_sum: 3.0, ..Evaluation::from(Counts::Confusion(vec![right, 10 - right, 0, 0])) }
 }
 
 /// A machine with its world, driven as the coordinator drives it.
@@ -131,7 +131,7 @@ fn a_paused_job_finishes_what_was_begun_and_opens_no_round() {
 
 /// Sums of twenty examples, half of them of each label, of which so many of the second are right; the first all are.
 fn halves(right: u64) -> Evaluation {
-    Evaluation { examples: 20, loss_sum: 3.0, counts: Counts::Confusion(vec![10, 0, 10 - right, right]) }
+    Evaluation { examples: 20, loss_sum: 3.0, ..Evaluation::from(Counts::Confusion(vec![10, 0, 10 - right, right])) }
 }
 
 fn scored(drive: &mut Drive, state: &str, right: u64) {
@@ -634,7 +634,7 @@ fn sums_give_the_reference_scores() {
     let site = |confusion: [u64; 4]| Evaluation {
         examples: confusion.iter().sum(),
         loss_sum: 1.0,
-        counts: Counts::Confusion(confusion.into()),
+        ..Evaluation::from(Counts::Confusion(confusion.into()))
     };
     let mut record_of = Drive::new(plan());
     record_of.initialize().update("a").update("b").update("c").aggregate("next");

@@ -68,7 +68,7 @@ impl Resumed {
 
     fn evaluate(&mut self) {
         let turn = self.job.machine.work_of("judge").unwrap();
-        let sums = Evaluation { examples: 10, loss_sum: 3.0, counts: Counts::Confusion(vec![4, 1, 1, 4]) };
+        let sums = Evaluation { examples: 10, loss_sum: 3.0, ..Evaluation::from(Counts::Confusion(vec![4, 1, 1, 4])) };
         self.on(Event::Evaluated { site: "judge".into(), turn, sums });
     }
 
