@@ -5,12 +5,15 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue};
-use toml::{Table, Value};
+use toml::{Spanned, Table, Value};
 
 use crate::error::{ConfigError, Problem, Problems};
 
 /// No document of ours comes near this size; a larger file is a mistake.
 const MAX_BYTES: u64 = 4 << 20;
+
+/// Longer than every name of ours, in bytes.
+const NAME_MAX: usize = 64;
 
 /// One kind of document.
 pub trait Document: DeserializeOwned {
@@ -74,7 +77,6 @@ pub fn parse<T: Document>(
             message: format!("not valid TOML: {}", e.message().trim_end()),
         }],
     })?;
-    let place = |field: String, message: String| Problem { line: locate(text, &field), field, message };
     let fail = |problems| ConfigError { file: file.to_path_buf(), problems };
 
     let (table, overridden) = apply_environment::<T>(table, environment).map_err(|p| fail(vec![p]))?;
@@ -84,7 +86,7 @@ pub fn parse<T: Document>(
             Some((_, variable)) => format!("{message} (set by the environment variable {variable})"),
             None => message,
         };
-        let line = if from.is_some() { None } else { locate(text, &field) };
+        let line = if from.is_some() { None } else { Places::of(text).line(&field) };
         fail(vec![Problem { field, line, message }])
     })?;
     let mut problems = Problems::default();
@@ -92,7 +94,9 @@ pub fn parse<T: Document>(
     if problems.0.is_empty() {
         Ok(document)
     } else {
-        Err(fail(problems.0.into_iter().map(|(field, message)| place(field, message)).collect()))
+        let places = Places::of(text);
+        let problem = |(field, message): (String, String)| Problem { line: places.line(&field), field, message };
+        Err(fail(problems.0.into_iter().map(problem).collect()))
     }
 }
 
@@ -164,13 +168,17 @@ fn explain(raw: &str) -> String {
     for (start, noun) in [("unknown field `", "key"), ("unknown variant `", "value")] {
         let Some(found) = quoted(raw, start) else { continue };
         let allowed: Vec<&str> = raw.split('`').skip(3).step_by(2).collect();
+        // How near two names are takes memory and time by the product of their lengths, and anybody may have chosen them.
         let near = allowed
             .iter()
+            .filter(|name| found.len().max(name.len()) <= NAME_MAX)
             .map(|name| (strsim::damerau_levenshtein(found, name), *name))
             .min()
             .filter(|(distance, name)| *distance <= 1 + name.len() / 3);
         let hint = near.map_or(String::new(), |(_, name)| format!(" (did you mean `{name}`?)"));
-        return format!("found the unknown {noun} `{found}`{hint}; allowed: {}", allowed.join(", "));
+        let shown: String = found.chars().take(NAME_MAX).collect();
+        let more = if shown.len() < found.len() { "..." } else { "" };
+        return format!("found the unknown {noun} `{shown}{more}`{hint}; allowed: {}", allowed.join(", "));
     }
     raw.replace("invalid type: ", "found ").replace("invalid value: ", "found ").replace(", expected ", "; expected ")
 }
@@ -179,32 +187,49 @@ fn quoted<'a>(raw: &'a str, start: &str) -> Option<&'a str> {
     raw.strip_prefix(start)?.split('`').next()
 }
 
-/// The line on which the longest existing prefix of `field` stands.
-fn locate(text: &str, field: &str) -> Option<usize> {
-    let document = DeTable::parse(text).ok()?;
-    let mut table = document.get_ref();
-    let mut found = None;
-    for part in field.split('.') {
-        let (name, index) =
-            part.split_once('[').map_or((part, None), |(n, i)| (n, i.trim_end_matches(']').parse().ok()));
-        let Some((key, value)) = table.iter().find(|(key, _)| key.get_ref() == name) else { break };
-        found = Some(line_of(text, key.span().start));
-        let value = match (value.get_ref(), index) {
-            (DeValue::Array(items), Some(index)) => match items.get::<usize>(index) {
-                Some(item) => {
-                    found = Some(line_of(text, item.span().start));
-                    item
-                }
-                None => break,
-            },
-            _ => value,
-        };
-        match value.get_ref() {
-            DeValue::Table(inner) => table = inner,
-            _ => break,
-        }
+/// Where fields stand. The text is gone through once, however many are looked for.
+struct Places<'a> {
+    document: Option<Spanned<DeTable<'a>>>,
+    /// Where each line ends.
+    ends: Vec<usize>,
+}
+
+impl<'a> Places<'a> {
+    fn of(text: &'a str) -> Self {
+        let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at).collect();
+        Self { document: DeTable::parse(text).ok(), ends }
     }
-    found
+
+    fn line_at(&self, offset: usize) -> usize {
+        1 + self.ends.partition_point(|end| *end < offset)
+    }
+
+    /// The line on which the longest existing prefix of `field` stands.
+    fn line(&self, field: &str) -> Option<usize> {
+        let mut table = self.document.as_ref()?.get_ref();
+        let mut found = None;
+        for part in field.split('.') {
+            let (name, index) =
+                part.split_once('[').map_or((part, None), |(n, i)| (n, i.trim_end_matches(']').parse().ok()));
+            let Some((key, value)) = table.get_key_value(name) else { break };
+            found = Some(self.line_at(key.span().start));
+            let value = match (value.get_ref(), index) {
+                (DeValue::Array(items), Some(index)) => match items.get::<usize>(index) {
+                    Some(item) => {
+                        found = Some(self.line_at(item.span().start));
+                        item
+                    }
+                    None => break,
+                },
+                _ => value,
+            };
+            match value.get_ref() {
+                DeValue::Table(inner) => table = inner,
+                _ => break,
+            }
+        }
+        found
+    }
 }
 
 fn line_of(text: &str, offset: usize) -> usize {

@@ -536,6 +536,20 @@ fn files_that_are_absent_huge_or_not_text_are_refused() {
     assert!(fedtune_config::load::<Job>(&path).unwrap_err().to_string().contains("at most"));
 }
 
+/// A job's text comes from the network too: one of a few megabytes took hours, or a gigabyte.
+#[test]
+fn faults_without_number_and_names_without_end_are_told_shortly() {
+    let labels = "\"\", ".repeat(100_000);
+    let text = job_with("training", "").replace("[\"a\", \"b\"]", &format!("[\n{labels}]"));
+    let error = read::<Job>(&text).unwrap_err();
+    assert_eq!(error.problems.len(), 1 + 1000 + 999, "their number, 1000 that are empty, 999 that stand twice");
+    assert!(error.problems.iter().skip(1).all(|problem| problem.line == Some(7)), "{:?}", error.problems[1]);
+
+    let name = "seed".repeat(1 << 19);
+    let error = read::<Job>(&job_with("training", &format!("{name} = 1"))).unwrap_err().to_string();
+    assert!(error.contains("seedseed...`; allowed: ") && error.len() < name.len() + 2000, "{} bytes", error.len());
+}
+
 proptest! {
     #[test]
     fn no_text_makes_the_loader_panic(text in "\\PC{0,200}") {

@@ -1,12 +1,11 @@
 //! A site's life, on the wire.
 
-use std::collections::BTreeSet;
 use std::pin::Pin;
 
 use fedtune_proto::delta::Codec;
 use fedtune_proto::digest::ArtifactRef;
 use fedtune_proto::evaluation::{Evaluation, Form};
-use fedtune_proto::recipe::{ExportRecipe, TensorSource};
+use fedtune_proto::recipe::ExportRecipe;
 use fedtune_proto::v1::federation_server::Federation;
 use fedtune_proto::v1::report_result_request::Outcome;
 use fedtune_proto::v1::{self, Directive};
@@ -31,8 +30,6 @@ const SITES: &[Role] = &[Role::Site, Role::Evaluator];
 const TEXT_MAX: usize = 4096;
 /// Most results checked at once.
 const CHECKS_MAX: usize = 2;
-/// Longest export recipe, in bytes.
-const RECIPE_MAX: usize = 2 << 20;
 
 /// The service.
 #[derive(Debug)]
@@ -63,30 +60,8 @@ impl Service {
 
     /// Checks that a model can be written by this recipe out of a state.
     async fn check_recipe(&self, text: &str, state: ArtifactRef) -> Result<(), Rejection> {
-        let unfit = |reason: String| Rejection::Unfit(format!("the export recipe {reason}"));
-        if text.len() > RECIPE_MAX {
-            return Err(unfit(format!("has {} bytes; expected at most {RECIPE_MAX}", text.len())));
-        }
-        let recipe: ExportRecipe = serde_json::from_str(text).map_err(|e| unfit(format!("cannot be read: {e}")))?;
-        let config: Result<serde_json::Map<String, serde_json::Value>, _> = serde_json::from_str(&recipe.config_json);
-        config.map_err(|e| unfit(format!("has a config.json that is not an object: {e}")))?;
-        if let Some(text) = &recipe.adapter_config_json {
-            let config: Result<serde_json::Map<String, serde_json::Value>, _> = serde_json::from_str(text);
-            config.map_err(|e| unfit(format!("has an adapter_config.json that is not an object: {e}")))?;
-        }
         let layout = self.artifacts.layout(state).await?;
-        let mut names = BTreeSet::new();
-        for tensor in &recipe.tensors {
-            if !names.insert(&tensor.name) {
-                return Err(unfit(format!("names tensor {:?} twice", tensor.name)));
-            }
-            if let TensorSource::State(name) = &tensor.source
-                && layout.tensor(name).is_none()
-            {
-                return Err(unfit(format!("takes tensor {name:?} from the state, which has none of this name")));
-            }
-        }
-        Ok(())
+        ExportRecipe::checked(text, &layout).map(drop).map_err(Rejection::Unfit)
     }
 
     /// Checks a result; what is wrong with it becomes an [`Event::Failed`]. The verdict is what is to be counted if the
