@@ -110,18 +110,22 @@ impl Probabilities {
         let histograms = places.into_iter().map(|place| place as usize).zip(counts).collect();
         let found = Self { labels, histograms, gaps };
         for (label, row) in confusion.chunks(labels.max(1)).enumerate() {
-            let sum = |counts: &mut dyn Iterator<Item = u64>| counts.try_fold(0_u64, u64::checked_add);
             let counted = |has| {
                 let start = Self::place(label, has, 0);
-                sum(&mut found.histograms.range(start..start + BINS).map(|(_, count)| *count))
+                sum(found.histograms.range(start..start + BINS).map(|(_, count)| *count))
             };
-            let with = sum(&mut row.iter().copied());
+            let with = sum(row.iter().copied());
             if counted(true) != with || counted(false) != with.and_then(|with| rows.checked_sub(with)) {
                 return Err(format!("the histograms of label {label} do not add up to the {rows} examples claimed"));
             }
         }
         Ok(found)
     }
+}
+
+/// `None` beyond what a count holds.
+fn sum(mut counts: impl Iterator<Item = u64>) -> Option<u64> {
+    counts.try_fold(0, u64::checked_add)
 }
 
 impl From<Probabilities> for v1::ProbabilitySums {
@@ -195,11 +199,11 @@ mod tests {
         let changes: [Change; 7] = [
             |wire| wire.counts[0] += 1,
             |wire| wire.counts[0] = u64::MAX,
-            |wire| drop(wire.counts.pop()),
+            |wire| _ = wire.counts.pop(),
             |wire| wire.places.swap(0, 1),
             |wire| *wire.places.last_mut().unwrap() = u32::MAX,
             |wire| wire.gaps[0] = f64::NAN,
-            |wire| drop(wire.gaps.pop()),
+            |wire| _ = wire.gaps.pop(),
         ];
         for (i, change) in changes.into_iter().enumerate() {
             let mut wire = wire.clone();
