@@ -645,17 +645,14 @@ impl Coordinator {
             Effect::Offer(site, turn) => {
                 info!(job, site, round = turn.round, attempt = turn.attempt, work = ?turn.work, "task offered");
                 active.activity.insert(site.clone(), Activity::begun(turn));
-                let machine = &active.record.machine;
-                let starts = turn.work != Work::Initialize;
-                let state = machine.state_for(&site);
                 let task = Task {
                     job,
                     turn,
                     job_text: active.record.text.clone(),
                     base_model: active.record.base_model.clone(),
-                    state: state.filter(|_| starts),
-                    difference: machine.difference.filter(|_| starts && state == machine.state),
-                    learning_rate_factor: machine.course.learning_rate_factor(),
+                    state: active.record.machine.state_for(&site).filter(|_| turn.work != Work::Initialize),
+                    difference: active.record.machine.difference_for(&site).filter(|_| turn.work != Work::Initialize),
+                    learning_rate_factor: active.record.machine.course.learning_rate_factor(),
                 };
                 self.sessions.send(&site, Directive::Task(task));
             }

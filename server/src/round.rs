@@ -155,6 +155,11 @@ impl Machine {
         }
     }
 
+    /// What a site can make the state of its work of, if it has the one before; late work starts from an older one.
+    pub fn difference_for(&self, site: &str) -> Option<Difference> {
+        self.difference.filter(|_| self.state_for(site) == self.state)
+    }
+
     /// Every site that has something to do.
     pub fn working(&self) -> BTreeSet<String> {
         let of_phase: Vec<&String> = match &self.phase {

@@ -56,20 +56,15 @@ async fn make(
     let runtime = Handle::current();
     let encoding = tokio::task::spawn_blocking(move || {
         let [before, next] = inputs.map(|input| Blocking(input, runtime.clone()));
-        let encoded = difference::encode(before, next, size, Blocking(&mut writer, runtime));
-        (encoded, writer)
+        let bytes = difference::encode(before, next, size, Blocking(&mut writer, runtime))?;
+        Ok::<_, DifferenceError>((bytes, writer))
     });
-    let (encoded, writer) = encoding.await?;
-    match encoded {
-        Ok(bytes) if bytes.saturating_mul(100) <= size.saturating_mul(PER_CENT_MAX) => {
-            Ok(Some(writer.finish(artifacts).await?))
-        }
-        Ok(bytes) => {
-            debug!(bytes, of = size, "the difference to the state before is not worth its bytes");
-            Ok(None)
-        }
-        Err(e) => Err(e.into()),
+    let (bytes, writer) = encoding.await??;
+    if bytes.saturating_mul(100) > size.saturating_mul(PER_CENT_MAX) {
+        debug!(bytes, of = size, "the difference to the state before is not worth its bytes");
+        return Ok(None);
     }
+    Ok(Some(writer.finish(artifacts).await?))
 }
 
 #[cfg(test)]

@@ -248,6 +248,8 @@ fn a_late_update_is_kept_for_the_round_that_is_open_when_it_comes() {
     assert_eq!(training(&drive).1.len(), 2, "who is at work is not asked");
     assert_eq!(drive.machine.state_for("c"), Some(artifact("state 0")));
     assert_eq!(drive.machine.state_for("a"), Some(artifact("state 1")));
+    assert_eq!(drive.machine.difference_for("c"), None, "the one there is makes another state");
+    assert_eq!(drive.machine.difference_for("a").map(|difference| difference.before), Some(artifact("state 0")));
     let late = drive.turn("c");
     assert_eq!((late.round, late.attempt), (1, 1));
     drive.on(Event::Joined("c".into()));
