@@ -306,7 +306,9 @@ async fn late_updates_count_less_by_their_staleness() {
     let bench = Bench::new();
     let state = bench.put("state", &[0.0, 1.0]).await;
     let (fresh, late) = (bench.put("fresh", &[1.0, 0.0]).await, bench.put("late", &[0.0, 1.0]).await);
-    for (rounds, expected) in [(0, 1.0), (1, 0.7071), (2, 0.5774), (3, 0.5), (4, 0.4472), (5, 0.4082)] {
+    for (rounds, expected) in
+        [(0, 1.0), (1, std::f64::consts::FRAC_1_SQRT_2), (2, 0.5774), (3, 0.5), (4, 0.4472), (5, 0.4082)]
+    {
         let stale = Some(Stale { round: 1, attempt: 1, rounds });
         let share = SiteShare { stale, ..SiteShare::new(late, 10, 1.0) };
         let scale = share.staleness_weight();
