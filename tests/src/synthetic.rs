@@ -187,6 +187,9 @@ pub fn delta_file(path: &Path, elements: u64, seed: u64) -> io::Result<PathBuf> 
     values_file(path, elements, seed)
 }
 
+/// Values after which they repeat.
+const PERIOD: u64 = 1024;
+
 fn values_file(path: &Path, elements: u64, seed: u64) -> io::Result<PathBuf> {
     const TENSOR: u64 = 4 << 20;
     let tensors = (0..elements.div_ceil(TENSOR)).map(|i| {
@@ -197,7 +200,9 @@ fn values_file(path: &Path, elements: u64, seed: u64) -> io::Result<PathBuf> {
     let mut file = BufWriter::new(std::fs::File::create(path)?);
     file.write_all(&layout.header())?;
     let mut state = seed;
-    for _ in 0..elements {
+    for i in 0..elements {
+        // A file system that compresses then holds many large ones.
+        state = if i % PERIOD == 0 { seed } else { state };
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let value = ((state >> 40) as f32 / (1 << 24) as f32 - 0.5) * 1e-2;
         file.write_all(&value.to_le_bytes())?;
