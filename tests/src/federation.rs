@@ -338,13 +338,23 @@ impl Federation {
     /// # Panics
     /// It took too long.
     pub fn wait_for(&self, job: &str, what: &str, wanted: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+        self.wait_within(PATIENCE, job, what, wanted)
+    }
+
+    fn wait_within(
+        &self,
+        patience: Duration,
+        job: &str,
+        what: &str,
+        wanted: impl Fn(&serde_json::Value) -> bool,
+    ) -> serde_json::Value {
         let began = Instant::now();
         loop {
             let shown = self.show(job);
             if wanted(&shown) {
                 return shown;
             }
-            assert!(began.elapsed() < PATIENCE, "no {what}: {shown}\naggregator:\n{}", self.log_text("aggregator"));
+            assert!(began.elapsed() < patience, "no {what}: {shown}\naggregator:\n{}", self.log_text("aggregator"));
             std::thread::sleep(Duration::from_millis(100));
         }
     }
@@ -354,8 +364,16 @@ impl Federation {
     /// # Panics
     /// It ended in another one, or did not end.
     pub fn ended(&self, job: &str, status: &str) -> serde_json::Value {
+        self.ended_within(PATIENCE, job, status)
+    }
+
+    /// The same, for what takes longer than tests may.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn ended_within(&self, patience: Duration, job: &str, status: &str) -> serde_json::Value {
         let over = |shown: &serde_json::Value| !["queued", "running"].contains(&shown["status"].as_str().unwrap_or(""));
-        let shown = self.wait_for(job, "end", over);
+        let shown = self.wait_within(patience, job, "end", over);
         assert_eq!(shown["status"], status, "{shown}\naggregator:\n{}", self.log_text("aggregator"));
         shown
     }

@@ -3,11 +3,14 @@
 //! Starts the real aggregator, and in this process sites that speak the protocol and send made-up updates. Prints one
 //! JSON object a run. `cargo run --release -p fedtune-tests --bin aggregator-memory -- --megabytes 440 --sites 8 --sites 2`
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Parser;
 use fedtune_tests::{Federation, SyntheticSite, delta_file, model_folder, state_file, text};
+
+/// Longest wait for a job.
+const PATIENCE: Duration = Duration::from_secs(2 * 60 * 60);
 
 #[derive(Parser)]
 #[command(about = "Measures the aggregator's peak resident memory")]
@@ -60,5 +63,5 @@ fn drive(federation: &Federation, sites: usize, elements: u64, rounds: u32) -> a
         });
     }
     let id = federation.operator(&["job", "submit", text(&job)]).ok().stdout;
-    Ok(federation.ended(id.trim(), "completed"))
+    Ok(federation.ended_within(PATIENCE, id.trim(), "completed"))
 }
