@@ -1,21 +1,29 @@
 //! Moving artifacts. Both directions go on from the bytes the receiver already has, and the receiver verifies the
 //! digest before the artifact exists under its name.
 
-use std::io;
+use std::fs::{File, TryLockError};
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::Channel;
 
 use crate::CHUNK_BYTES;
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 use crate::v1::artifacts_client::ArtifactsClient;
 use crate::v1::upload_request::Part;
-use crate::v1::{Artifact, DownloadRequest, UploadHeader, UploadRequest, UploadStatusRequest};
+use crate::v1::{Artifact, DownloadChunk, DownloadRequest, UploadHeader, UploadRequest, UploadStatusRequest};
+
+/// Chunks between the file and the connection.
+const CHUNKS_IN_FLIGHT: usize = 4;
+
+/// Between two looks at a file that somebody else writes.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// A transfer ended without its artifact. Calling again goes on where it stopped.
 #[derive(Debug, thiserror::Error)]
@@ -84,50 +92,101 @@ fn remote(digest: &str) -> impl Fn(Status) -> TransferError {
 /// # Errors
 /// See [`TransferError`].
 pub async fn download(channel: &Channel, artifact: &Artifact, path: &Path) -> Result<u64, TransferError> {
-    if tokio::fs::metadata(path).await.is_ok_and(|found| found.len() == artifact.size) {
-        return Ok(0);
-    }
     let mut name = path.as_os_str().to_owned();
     name.push(".part");
     let part = PathBuf::from(name);
     let fail = file_error(&part);
-    let mut file = tokio::fs::OpenOptions::new().create(true).append(true).open(&part).await.map_err(&fail)?;
-    let mut have = file.metadata().await.map_err(&fail)?.len();
+    let file = loop {
+        if tokio::fs::metadata(path).await.is_ok_and(|found| found.len() == artifact.size) {
+            return Ok(0);
+        }
+        let file = tokio::fs::OpenOptions::new().create(true).append(true).open(&part).await.map_err(&fail)?;
+        let file = alone(file.into_std().await).await;
+        // Whoever wrote it before may have finished it.
+        if tokio::fs::try_exists(&part).await.map_err(&fail)? {
+            break file;
+        }
+    };
+    let mut have = file.metadata().map_err(&fail)?.len();
     if have > artifact.size {
-        file.set_len(0).await.map_err(&fail)?;
+        file.set_len(0).map_err(&fail)?;
         have = 0;
     }
-    let mut travelled = 0;
-    if have < artifact.size {
-        let remote = remote(&artifact.digest);
-        let request = DownloadRequest { digest: artifact.digest.clone(), offset: have };
-        let mut stream = ArtifactsClient::new(channel.clone()).download(request).await.map_err(&remote)?.into_inner();
-        while let Some(chunk) = stream.message().await.map_err(&remote)? {
-            have += chunk.data.len() as u64;
-            travelled += chunk.data.len() as u64;
-            if have > artifact.size {
-                let status = Status::data_loss(format!("more than the {} bytes announced arrived", artifact.size));
-                return Err(remote(status));
-            }
-            file.write_all(&chunk.data).await.map_err(&fail)?;
-        }
-        if have < artifact.size {
-            return Err(remote(Status::unavailable(format!("{have} of {} bytes arrived", artifact.size))));
-        }
-    }
-    file.flush().await.map_err(&fail)?;
-    file.sync_all().await.map_err(&fail)?;
-    let checked = part.clone();
-    let digest = tokio::task::spawn_blocking(move || Digest::of_file(&checked))
-        .await
-        .map_err(|e| fail(io::Error::other(e)))?
-        .map_err(&fail)?;
-    if digest.0.to_string() != artifact.digest {
+    let (chunks, arriving) = mpsc::channel(CHUNKS_IN_FLIGHT);
+    let (collected, size) = (part.clone(), artifact.size);
+    let writing = spawn_blocking(move || collect(&collected, file, have, size, arriving));
+    let fetched = if have < size { fetch(channel, artifact, have, chunks).await } else { Ok(drop(chunks)) };
+    // Also what arrived before a link broke is kept.
+    let digest = writing.await.map_err(io::Error::other).flatten().map_err(&fail)?;
+    fetched?;
+    let Some(digest) = digest else {
+        let status = Status::unavailable(format!("less than the {size} bytes announced arrived"));
+        return Err(remote(&artifact.digest)(status));
+    };
+    if digest.to_string() != artifact.digest {
         tokio::fs::remove_file(&part).await.map_err(&fail)?;
-        return Err(TransferError::Damaged { expected: artifact.digest.clone(), found: digest.0.to_string() });
+        return Err(TransferError::Damaged { expected: artifact.digest.clone(), found: digest.to_string() });
     }
     tokio::fs::rename(&part, path).await.map_err(&fail)?;
-    Ok(travelled)
+    Ok(size - have)
+}
+
+/// Waits until nobody else writes the file: a call that was broken off, or the process that this one takes over from, may
+/// have chunks that it has not written yet.
+async fn alone(file: File) -> File {
+    // Where a file system has no locks there is nobody to wait for.
+    while let Err(TryLockError::WouldBlock) = file.try_lock() {
+        tokio::time::sleep(LOCK_PAUSE).await;
+    }
+    file
+}
+
+/// Hands over what arrives from the byte at `have` on.
+async fn fetch(
+    channel: &Channel,
+    artifact: &Artifact,
+    mut have: u64,
+    chunks: mpsc::Sender<Bytes>,
+) -> Result<(), TransferError> {
+    let remote = remote(&artifact.digest);
+    let request = DownloadRequest { digest: artifact.digest.clone(), offset: have };
+    let mut stream = ArtifactsClient::new(channel.clone()).download(request).await.map_err(&remote)?.into_inner();
+    while let Some(DownloadChunk { data }) = stream.message().await.map_err(&remote)? {
+        have += data.len() as u64;
+        if have > artifact.size {
+            let status = Status::data_loss(format!("more than the {} bytes announced arrived", artifact.size));
+            return Err(remote(status));
+        }
+        // If nobody takes it, writing has failed and says why.
+        if chunks.send(data).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Writes and digests chunks. Gives the digest once there are `size` bytes and they are synced. Blocks.
+fn collect(
+    path: &Path,
+    mut file: File,
+    mut have: u64,
+    size: u64,
+    mut chunks: mpsc::Receiver<Bytes>,
+) -> io::Result<Option<Digest>> {
+    // Bytes from before a break do not pass here.
+    let mut hasher = (have == 0).then(Hasher::default);
+    while let Some(chunk) = chunks.blocking_recv() {
+        if let Some(hasher) = &mut hasher {
+            hasher.update(&chunk);
+        }
+        file.write_all(&chunk)?;
+        have += chunk.len() as u64;
+    }
+    if have < size {
+        return Ok(None);
+    }
+    file.sync_all()?;
+    Ok(Some(hasher.map_or_else(|| Ok(Digest::of_file(path)?.0), |hasher| io::Result::Ok(hasher.finish()))?))
 }
 
 /// Sends the file at `path`, which has the bytes of `artifact`. Returns the bytes that travelled.
@@ -143,30 +202,71 @@ pub async fn upload(channel: &Channel, artifact: &Artifact, path: &Path) -> Resu
     if status.complete {
         return Ok(0);
     }
-    let mut file = tokio::fs::File::open(path).await.map_err(&fail)?;
-    file.seek(io::SeekFrom::Start(status.received)).await.map_err(&fail)?;
-
-    let (sender, receiver) = mpsc::channel(1);
+    let (chunks, sent) = mpsc::channel(CHUNKS_IN_FLIGHT);
     let header = UploadHeader { artifact: Some(artifact.clone()), offset: status.received };
-    let mut left = artifact.size.saturating_sub(status.received);
-    let travelled = left;
-    let reader = tokio::spawn(async move {
-        let mut part = Part::Header(header);
-        // A closed channel means that the call has ended; its answer says why.
-        while sender.send(UploadRequest { part: Some(part) }).await.is_ok() && left > 0 {
-            let mut chunk = vec![0; usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK_BYTES)];
-            file.read_exact(&mut chunk).await?;
-            left -= chunk.len() as u64;
-            part = Part::Data(Bytes::from(chunk));
-        }
-        io::Result::Ok(())
-    });
-    let answer = client.upload(ReceiverStream::new(receiver)).await;
-    reader.await.map_err(|e| fail(io::Error::other(e)))?.map_err(&fail)?;
+    let travelled = artifact.size.saturating_sub(status.received);
+    let source = path.to_path_buf();
+    let reading = spawn_blocking(move || send(&source, header, travelled, &chunks));
+    let answer = client.upload(ReceiverStream::new(sent)).await;
+    reading.await.map_err(io::Error::other).flatten().map_err(&fail)?;
     let answer = answer.map_err(&remote)?.into_inner();
     if answer.complete {
         Ok(travelled)
     } else {
         Err(remote(Status::unavailable(format!("{} of {} bytes arrived", answer.received, artifact.size))))
+    }
+}
+
+/// Hands over the header, and `left` bytes of the file from there on. Blocks.
+fn send(path: &Path, header: UploadHeader, mut left: u64, chunks: &mpsc::Sender<UploadRequest>) -> io::Result<()> {
+    let mut file = File::open(path)?;
+    file.seek(io::SeekFrom::Start(header.offset))?;
+    let mut part = Part::Header(header);
+    // A closed channel means that the call has ended; its answer says why.
+    while chunks.blocking_send(UploadRequest { part: Some(part) }).is_ok() && left > 0 {
+        let mut chunk = vec![0; usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK_BYTES)];
+        file.read_exact(&mut chunk)?;
+        left -= chunk.len() as u64;
+        part = Part::Data(Bytes::from(chunk));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_that_somebody_writes_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || File::options().create(true).append(true).open(folder.path().join("state.part")).unwrap();
+        let first = alone(open()).await;
+        let second = tokio::spawn(alone(open()));
+        tokio::time::sleep(3 * LOCK_PAUSE).await;
+        assert!(!second.is_finished());
+        drop(first);
+        second.await.unwrap();
+    }
+
+    #[test]
+    fn chunks_that_were_handed_over_are_written_whether_or_not_the_rest_comes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.part");
+        let take = |have, bytes: &'static [u8]| {
+            let file = File::options().create(true).append(true).open(&path).unwrap();
+            let (chunks, arriving) = mpsc::channel(CHUNKS_IN_FLIGHT);
+            for chunk in bytes.chunks(4) {
+                chunks.try_send(Bytes::from_static(chunk)).unwrap();
+            }
+            drop(chunks);
+            collect(&path, file, have, 11, arriving).unwrap()
+        };
+        assert_eq!(take(0, b"hello "), None);
+        assert_eq!(std::fs::read(&path).unwrap(), b"hello ");
+        assert_eq!(take(6, b"world"), Some(Digest::of(b"hello world")), "with what came before");
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(take(0, b"hello world"), Some(Digest::of(b"hello world")));
     }
 }

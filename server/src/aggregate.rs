@@ -7,7 +7,6 @@
 //! Memory is bounded by the number of windows in flight, not by the number of sites or the size of the model, and the
 //! result is the same bit for bit whatever order the updates came in.
 
-mod blocking;
 mod check;
 mod combine;
 mod decode;
@@ -23,7 +22,7 @@ use std::thread::available_parallelism;
 
 use bytes::Bytes;
 use fedtune_config::job::Aggregation;
-use fedtune_proto::digest::ArtifactRef;
+use fedtune_proto::digest::{ArtifactRef, Digest};
 use fedtune_proto::layout::Layout;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 
@@ -33,20 +32,17 @@ pub use difference::difference;
 pub use rules::weights;
 
 use crate::round::After;
-use crate::store::artifacts::Writer;
+use crate::store::artifacts::{Opened, Writer};
 use crate::store::{Artifacts, StoreError};
 use combine::Combination;
 use geometry::Distances;
 use step::Step;
 
-/// Bytes of all updates that are held for one window in flight; the more sites, the shorter a window.
-const WINDOW_BYTES: u64 = 4 << 20;
+/// Bytes that are held for one window in flight, of all updates and whatever else; the more sites, the shorter a window.
+const WINDOW_BYTES: u64 = 8 << 20;
 
 /// A window is cut at multiples of this.
 const WINDOW_UNIT: u64 = 4 << 10;
-
-/// The longest window, in bytes of the state.
-const WINDOW_BYTES_MAX: u64 = 512 << 10;
 
 /// Most windows in flight.
 const WINDOWS_MAX: usize = 8;
@@ -134,10 +130,11 @@ pub async fn aggregate(
 #[derive(Debug, Clone)]
 struct Pass {
     artifacts: Artifacts,
-    state: ArtifactRef,
+    state: Opened,
+    digest: Digest,
     layout: Arc<Layout>,
     /// Every update, in site order, where its data starts, and its scale.
-    sources: Arc<[(ArtifactRef, u64, f64)]>,
+    sources: Arc<[(Opened, u64, f64)]>,
 }
 
 impl Pass {
@@ -150,21 +147,25 @@ impl Pass {
         let mut sources = Vec::with_capacity(updates.len());
         for weighted in updates.values() {
             let start = artifacts.layout(weighted.update).await?.data_start;
-            sources.push((weighted.update, start, weighted.scale));
+            let update = artifacts.open_artifact(weighted.update.digest).await?;
+            sources.push((update, start, weighted.scale));
         }
-        Ok(Self { artifacts: artifacts.clone(), state: before.state, layout, sources: sources.into() })
+        let digest = before.state.digest;
+        let state = artifacts.open_artifact(digest).await?;
+        Ok(Self { artifacts: artifacts.clone(), state, digest, layout, sources: sources.into() })
     }
 
-    /// What `work` makes of each window, in the order of the windows; they are worked on concurrently.
-    fn windows<T, F, W>(&self, work: W) -> impl Stream<Item = Result<T, StoreError>>
+    /// What `work` makes of each window, in the order of the windows; they are worked on concurrently. For each value of a
+    /// window it holds one of each update and so many `beside`, of four bytes.
+    fn windows<T, F, W>(&self, beside: usize, work: W) -> impl Stream<Item = Result<T, StoreError>>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
         W: Fn(Self, Range<u64>) -> F,
     {
         let (start, end) = (self.layout.data_start, self.layout.file_bytes);
-        let share = WINDOW_BYTES / self.sources.len().max(1) as u64;
-        let length = (share / WINDOW_UNIT * WINDOW_UNIT).clamp(WINDOW_UNIT, WINDOW_BYTES_MAX);
+        let share = WINDOW_BYTES / (self.sources.len() + beside) as u64;
+        let length = (share / WINDOW_UNIT * WINDOW_UNIT).max(WINDOW_UNIT);
         let in_flight = available_parallelism().map_or(1, usize::from).min(WINDOWS_MAX);
         let windows = (start..end).step_by(usize::try_from(length).unwrap_or(1));
         stream::iter(windows.map(move |at| at..end.min(at + length)))
@@ -183,7 +184,7 @@ impl Pass {
         let mut updates = Vec::with_capacity(self.sources.len());
         for (update, start, scale) in self.sources.iter() {
             let from = start + offset;
-            let mut values = floats(&self.artifacts.read(update.digest, from..from + length).await?);
+            let mut values = floats(&update.read(from..from + length).await?);
             if *scale != 1.0 {
                 values.iter_mut().for_each(|value| *value = (f64::from(*value) * scale) as f32);
             }
@@ -194,7 +195,8 @@ impl Pass {
 
     async fn distances(&self, with_median: bool) -> Result<Distances, StoreError> {
         let nothing = Distances::new(self.sources.len(), with_median);
-        let seen = self.windows(|pass, window| {
+        // The bytes that values are read from.
+        let seen = self.windows(1, |pass, window| {
             let mut distances = nothing.clone();
             async move {
                 distances.see(&pass.updates(window).await?);
@@ -217,25 +219,32 @@ impl Pass {
         moments: &[ArtifactRef],
         keep: Keep<'_>,
     ) -> Result<(ArtifactRef, Vec<ArtifactRef>), StoreError> {
-        let header = self.artifacts.read(self.state.digest, 0..self.layout.data_start).await?;
+        let header = self.state.read(0..self.layout.data_start).await?;
+        let mut opened = Vec::new();
+        for moment in moments {
+            opened.push(self.artifacts.open_artifact(moment.digest).await?);
+        }
+        let moments: Arc<[Opened]> = opened.into();
         let mut writers = Vec::new();
         for name in std::iter::once("state".to_owned()).chain((0..step.moments()).map(|i| format!("moment-{i}"))) {
             let mut writer = match keep {
                 Keep::All(staging) => Writer::create(&self.artifacts, &format!("{staging}.{name}")).await?,
                 Keep::Nothing => Writer::nowhere(),
             };
-            writer.append(&header).await?;
+            writer.append(header.clone()).await?;
             writers.push(writer);
         }
         let combination = Arc::new(combination);
-        let moved = self.windows(|pass, window| {
-            let (combination, moments) = (combination.clone(), moments.to_vec());
+        // The combined values in f64, those of the state and of each moment, and the bytes that are read or written.
+        let beside = 4 + 2 * step.moments();
+        let moved = self.windows(beside, |pass, window| {
+            let (combination, moments) = (combination.clone(), moments.clone());
             async move { pass.moved(&combination, step, &moments, window).await }
         });
         tokio::pin!(moved);
         while let Some(windows) = moved.try_next().await? {
             for (writer, window) in writers.iter_mut().zip(windows) {
-                writer.append(&window).await?;
+                writer.append(window.into()).await?;
             }
         }
         let mut written = Vec::with_capacity(writers.len());
@@ -251,16 +260,16 @@ impl Pass {
         &self,
         combination: &Combination,
         step: Step,
-        moments: &[ArtifactRef],
+        moments: &[Opened],
         window: Range<u64>,
     ) -> Result<Vec<Vec<u8>>, StoreError> {
         let combined = combine::combine(combination, &self.updates(window.clone()).await?);
-        let mut state = floats(&self.artifacts.read(self.state.digest, window.clone()).await?);
+        let mut state = floats(&self.state.read(window.clone()).await?);
         let mut next_moments = Vec::with_capacity(step.moments());
         for i in 0..step.moments() {
             next_moments.push(match moments.get(i) {
                 // Moments have the header of the state they belong to.
-                Some(moment) => floats(&self.artifacts.read(moment.digest, window.clone()).await?),
+                Some(moment) => floats(&moment.read(window.clone()).await?),
                 None => vec![step.start(i); state.len()],
             });
         }
@@ -268,7 +277,7 @@ impl Pass {
         let all = std::iter::once(&state).chain(&next_moments);
         if !all.clone().flatten().all(|value| value.is_finite()) {
             return Err(StoreError::Unsound {
-                digest: self.state.digest,
+                digest: self.digest,
                 reason: "with these updates added it has a value that is not finite".into(),
             });
         }

@@ -2,6 +2,7 @@
 //! by which defaults, is the aggregator's own code over its own artifact store.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 
 use anyhow::{Context, bail};
 use chacha20::ChaCha8Rng;
@@ -49,7 +50,7 @@ impl Shelf {
     pub(crate) async fn put_bytes(&self, parts: &[&[u8]]) -> anyhow::Result<ArtifactRef> {
         let mut writer = Writer::create(&self.artifacts, "new").await?;
         for part in parts {
-            writer.append(part).await?;
+            writer.write_all(part)?;
         }
         Ok(writer.finish(&self.artifacts).await?)
     }

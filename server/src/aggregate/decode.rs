@@ -4,12 +4,13 @@ use std::io::BufReader;
 
 use fedtune_proto::delta::{self, Codec};
 use fedtune_proto::digest::ArtifactRef;
-use tokio::runtime::Handle;
 
 use super::Rejection;
-use super::blocking::{Blocking, Input, READ_BYTES};
-use crate::store::artifacts::Writer;
+use crate::store::artifacts::{Reader, Writer};
 use crate::store::{Artifacts, StoreError};
+
+/// Bytes of a container that are read in one go.
+const READ_BYTES: usize = 256 << 10;
 
 /// Decodes a container of the tensors of `state`, and stores what it holds. Memory is bounded by a few frames.
 ///
@@ -30,13 +31,10 @@ pub async fn decode(
         return Err(Rejection::Unfit(reason));
     }
     let mut writer = Writer::create(artifacts, staging_name).await?;
-    let (input, runtime) = (Input::new(artifacts, container), Handle::current());
+    let container = artifacts.open_artifact(container.digest).await?;
     let decoding = tokio::task::spawn_blocking(move || {
-        let decoded = {
-            let input = BufReader::with_capacity(READ_BYTES as usize, Blocking(input, runtime.clone()));
-            delta::decode(input, &layout, codec, Blocking(&mut writer, runtime))
-        };
-        decoded.map(|_| writer)
+        let container = BufReader::with_capacity(READ_BYTES, Reader::from(container));
+        delta::decode(container, &layout, codec, &mut writer).map(|_| writer)
     });
     match decoding.await {
         Ok(Ok(writer)) => Ok(writer.finish(artifacts).await?),

@@ -2,12 +2,10 @@
 
 use fedtune_proto::difference::{self, DifferenceError};
 use fedtune_proto::digest::ArtifactRef;
-use tokio::runtime::Handle;
 use tokio::task::JoinError;
 use tracing::{debug, warn};
 
-use super::blocking::{Blocking, Input};
-use crate::store::artifacts::Writer;
+use crate::store::artifacts::{Reader, Writer};
 use crate::store::{Artifacts, StoreError};
 
 /// The most a difference may have of the bytes of the state, in per cent; a larger one is not worth its place on the disk.
@@ -52,11 +50,11 @@ async fn make(
     staging_name: &str,
 ) -> Result<Option<ArtifactRef>, NoDifference> {
     let mut writer = Writer::create(artifacts, staging_name).await?;
-    let (inputs, size) = ([before, next].map(|state| Input::new(artifacts, state)), next.size);
-    let runtime = Handle::current();
+    let size = next.size;
+    let before = Reader::from(artifacts.open_artifact(before.digest).await?);
+    let next = Reader::from(artifacts.open_artifact(next.digest).await?);
     let encoding = tokio::task::spawn_blocking(move || {
-        let [before, next] = inputs.map(|input| Blocking(input, runtime.clone()));
-        let bytes = difference::encode(before, next, size, Blocking(&mut writer, runtime))?;
+        let bytes = difference::encode(before, next, size, &mut writer)?;
         Ok::<_, DifferenceError>((bytes, writer))
     });
     let (bytes, writer) = encoding.await??;

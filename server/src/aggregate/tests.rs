@@ -24,9 +24,9 @@ impl Bench {
         let shape = vec![values.len() as u64];
         let layout = Layout::of_tensors([("x".to_owned(), "F32".to_owned(), shape)]).unwrap();
         let mut writer = Writer::create(&self.artifacts, name).await.unwrap();
-        writer.append(&layout.header()).await.unwrap();
+        writer.append(layout.header().into()).await.unwrap();
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        writer.append(&bytes).await.unwrap();
+        writer.append(bytes.into()).await.unwrap();
         writer.finish(&self.artifacts).await.unwrap()
     }
 
@@ -274,7 +274,7 @@ async fn unfit_updates_are_named() {
     let long = bench.put("c", &[0.0, 0.0, 0.0]).await;
     assert!(check(long, 10).await.contains("[3]; expected F32 [2]"));
     let mut junk = Writer::create(&bench.artifacts, "d").await.unwrap();
-    junk.append(&[0xff; 100]).await.unwrap();
+    junk.append(vec![0xff; 100].into()).await.unwrap();
     let junk = junk.finish(&bench.artifacts).await.unwrap();
     assert!(check(junk, 10).await.contains("not a sound safetensors file"));
 }

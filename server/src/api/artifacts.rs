@@ -4,12 +4,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fedtune_proto::CHUNK_BYTES;
+use bytes::Bytes;
 use fedtune_proto::digest::{ArtifactRef, Digest};
 use fedtune_proto::v1::artifacts_server::Artifacts as ArtifactsRpc;
 use fedtune_proto::v1::upload_request::Part;
 use fedtune_proto::v1::{self, DownloadChunk};
-use futures::{Stream, stream};
+use fedtune_proto::{CHUNK_BYTES, STREAM_WINDOW_BYTES};
+use futures::{FutureExt, Stream, StreamExt, stream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument, Span};
@@ -23,8 +24,11 @@ use crate::metrics::{Direction, Metrics};
 use crate::pki::{Identity, Role};
 use crate::store::{Artifacts, StoreError};
 
-/// Most chunks read or written at once, so that memory does not grow with the number of sites.
-const CHUNKS_MAX: usize = 4;
+/// Most transfers that read or write at once, so that memory does not grow with the number of sites.
+const MOVING_MAX: usize = 4;
+
+/// Most chunks of an upload that are written at once: what a stream's window holds.
+const CHUNKS_MAX: usize = STREAM_WINDOW_BYTES as usize / CHUNK_BYTES;
 
 /// How often moving bytes are reported.
 const PULSE: Duration = Duration::from_secs(1);
@@ -39,7 +43,7 @@ pub(super) struct Service {
     metrics: Metrics,
     drain: Drain,
     limits: SiteLimits,
-    /// Transfers whose chunk is in memory; the others wait, with no more than their window.
+    /// Transfers whose chunks are in memory; the others wait, with no more than their window.
     moving: Arc<Semaphore>,
 }
 
@@ -51,7 +55,7 @@ impl Service {
         drain: Drain,
         limits: SiteLimits,
     ) -> Self {
-        Self { coordinator, artifacts, metrics, drain, limits, moving: Arc::new(Semaphore::new(CHUNKS_MAX)) }
+        Self { coordinator, artifacts, metrics, drain, limits, moving: Arc::new(Semaphore::new(MOVING_MAX)) }
     }
 
     async fn permitted(&self, identity: &Identity, permit: Permit) -> Result<(), Status> {
@@ -95,6 +99,43 @@ impl Pulse {
     }
 }
 
+/// Chunks of an upload that are written together.
+struct Batch {
+    chunks: Vec<Bytes>,
+    /// Bytes that may still come.
+    left: u64,
+}
+
+/// How the chunks of an upload ended.
+enum Ended {
+    /// As they should.
+    Complete,
+    /// By what came, or did not come.
+    Broken(Status),
+    /// With more bytes than were announced.
+    TooLong,
+}
+
+impl Batch {
+    /// Takes the next message of an upload, unless the upload ends with it.
+    fn take(&mut self, message: Option<Result<v1::UploadRequest, Status>>) -> Option<Ended> {
+        let data = match message {
+            None => return Some(Ended::Complete),
+            Some(Err(broken)) => return Some(Ended::Broken(broken)),
+            Some(Ok(v1::UploadRequest { part: Some(Part::Data(data)) })) => data,
+            Some(Ok(_)) => return Some(Ended::Broken(Status::invalid_argument("expected bytes after the header"))),
+        };
+        if data.len() > CHUNK_BYTES {
+            let reason = format!("a chunk has {} bytes; expected at most {CHUNK_BYTES}", data.len());
+            return Some(Ended::Broken(Status::invalid_argument(reason)));
+        }
+        let Some(left) = self.left.checked_sub(data.len() as u64) else { return Some(Ended::TooLong) };
+        self.left = left;
+        self.chunks.push(data);
+        None
+    }
+}
+
 /// Two peers may send the same bytes at once, so each has its own staging file.
 fn staging_name(identity: &Identity, artifact: ArtifactRef) -> String {
     format!("{}-{}.part", artifact.digest, identity.name)
@@ -114,12 +155,12 @@ impl ArtifactsRpc for Service {
         if offset > size {
             return Err(Status::out_of_range(format!("offset {offset} is past the {size} bytes of {digest}")));
         }
-        let artifacts = self.artifacts.clone();
+        let artifact = self.artifacts.open_artifact(digest).await.map_err(wire::storage)?;
         let pulse = Pulse::new(self, identity, Direction::Down)?;
         let (moving, drain) = (self.moving.clone(), self.drain.clone());
         let (entered, call) = (drain.enter()?, Span::current());
         let chunks = stream::try_unfold((offset, pulse, entered), move |(start, mut pulse, entered)| {
-            let (artifacts, moving, drain) = (artifacts.clone(), moving.clone(), drain.clone());
+            let (artifact, moving, drain) = (artifact.clone(), moving.clone(), drain.clone());
             async move {
                 if start >= size {
                     return Ok(None);
@@ -129,7 +170,7 @@ impl ArtifactsRpc for Service {
                 }
                 let end = size.min(start + CHUNK_BYTES as u64);
                 let turn = moving.acquire().await.map_err(wire::gone)?;
-                let data = artifacts.read(digest, start..end).await.map_err(wire::storage)?;
+                let data = artifact.read(start..end).await.map_err(wire::storage)?;
                 drop(turn);
                 pulse.moved(data.len()).await;
                 Ok(Some((DownloadChunk { data }, (end, pulse, entered))))
@@ -174,35 +215,40 @@ impl ArtifactsRpc for Service {
             return Err(Status::out_of_range(reason));
         }
         let mut pulse = Pulse::new(self, identity.clone(), Direction::Up)?;
-        loop {
-            let message = tokio::select! {
-                message = parts.message() => message,
-                () = self.drain.cut() => Err(drain::stopping()),
+        let ended = loop {
+            let first = tokio::select! {
+                message = parts.next() => message,
+                () = self.drain.cut() => Some(Err(drain::stopping())),
             };
-            let data = match message {
-                Ok(Some(v1::UploadRequest { part: Some(Part::Data(data)) })) => data,
-                Ok(Some(_)) => return Err(Status::invalid_argument("expected bytes after the header")),
-                Ok(None) => break,
-                Err(broken) => {
-                    // What has arrived stays; the site goes on from there.
-                    staged.sync().await.map_err(wire::storage)?;
-                    return Err(broken);
-                }
-            };
-            if data.len() > CHUNK_BYTES {
-                return Err(Status::invalid_argument(format!(
-                    "a chunk has {} bytes; expected at most {CHUNK_BYTES}",
-                    data.len()
-                )));
+            let turn = self.moving.acquire().await.map_err(wire::gone)?;
+            let mut batch = Batch { chunks: Vec::new(), left: artifact.size - staged.size() };
+            let mut ended = batch.take(first);
+            // What else has come meanwhile is written in one go.
+            while ended.is_none() && batch.chunks.len() < CHUNKS_MAX {
+                let Some(message) = parts.next().now_or_never() else { break };
+                ended = batch.take(message);
             }
-            if staged.size() + data.len() as u64 > artifact.size {
+            let bytes = batch.chunks.iter().map(Bytes::len).sum();
+            if bytes > 0 {
+                staged.append(batch.chunks).await.map_err(wire::storage)?;
+            }
+            drop(turn);
+            pulse.moved(bytes).await;
+            if let Some(ended) = ended {
+                break ended;
+            }
+        };
+        match ended {
+            Ended::Complete => {}
+            Ended::Broken(broken) => {
+                // What has arrived stays; the site goes on from there.
+                staged.sync().await.map_err(wire::storage)?;
+                return Err(broken);
+            }
+            Ended::TooLong => {
                 staged.discard().await.map_err(wire::storage)?;
                 return Err(Status::invalid_argument(format!("more than the {} bytes announced came", artifact.size)));
             }
-            let turn = self.moving.acquire().await.map_err(wire::gone)?;
-            staged.append(&data).await.map_err(wire::storage)?;
-            drop(turn);
-            pulse.moved(data.len()).await;
         }
         let received = staged.size();
         if received < artifact.size {

@@ -29,7 +29,7 @@ impl Rig {
     /// Stores an artifact of these bytes.
     async fn store(&self, bytes: &str) -> ArtifactRef {
         let mut staged = self.retention.artifacts.stage(bytes).await.unwrap();
-        staged.append(bytes.as_bytes()).await.unwrap();
+        staged.append(vec![bytes.to_owned().into()]).await.unwrap();
         self.retention.artifacts.publish(staged, Digest::of(bytes.as_bytes())).await.unwrap()
     }
 
@@ -143,7 +143,7 @@ async fn what_somebody_was_just_told_is_here_stays() {
 /// Stages a file, as an upload that was cut off leaves it.
 async fn cut_off(artifacts: &Artifacts, name: &str) {
     let mut staged = artifacts.stage(name).await.unwrap();
-    staged.append(b"some").await.unwrap();
+    staged.append(vec![b"some"[..].into()]).await.unwrap();
     staged.sync().await.unwrap();
 }
 
@@ -152,7 +152,7 @@ async fn uploads_that_nobody_finished_go_and_one_in_progress_does_not() {
     let rig = Rig::new().await;
     let artifacts = &rig.retention.artifacts;
     let mut open = artifacts.stage("open.part").await.unwrap();
-    open.append(b"half").await.unwrap();
+    open.append(vec![b"half"[..].into()]).await.unwrap();
     open.sync().await.unwrap();
     cut_off(artifacts, "left.part").await;
     cut_off(artifacts, "job-1-1.state").await;

@@ -1,6 +1,9 @@
 //! Immutable bytes named by their digest, through an object store. New bytes are collected in a staging file on this
 //! machine, synced, verified, and renamed; no artifact is ever seen half written.
 
+mod reading;
+mod staging;
+
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -9,20 +12,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use fedtune_proto::CHUNK_BYTES;
-use fedtune_proto::digest::{ArtifactRef, Digest, Hasher};
+use fedtune_proto::digest::{ArtifactRef, Digest};
 use fedtune_proto::layout::{HEADER_BYTES_MAX, Layout};
 use futures::TryStreamExt;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
-use tokio::fs::File;
-use tokio::io::AsyncWriteExt;
+use tokio::task::spawn_blocking;
 
 use super::StoreError;
+pub use reading::{Opened, Reader};
+use staging::Claim;
+pub use staging::{Staged, Writer};
 
-/// Bytes of an artifact that are read in one go to be hashed.
-const HASHED_AT_ONCE: u64 = 1 << 20;
 /// One block, so that a full disk is seen.
 const PROBE_BYTES: usize = 4096;
 
@@ -98,11 +100,10 @@ impl Artifacts {
         let _none_is_removed = self.use_or_remove.lock().await;
         let size = self.size(digest).await?;
         if size.is_some() {
-            // An object store has no such call; it is a folder of this machine, as is staging.
-            let path = self.root.join(key(digest).as_ref());
+            let path = self.path(digest);
             let touched = path.clone();
             let touch = move || std::fs::File::open(touched)?.set_modified(SystemTime::now());
-            let touched = tokio::task::spawn_blocking(touch).await.map_err(io::Error::other).flatten();
+            let touched = spawn_blocking(touch).await.map_err(io::Error::other).flatten();
             touched.map_err(|source| StoreError::File { path, source })?;
         }
         Ok(size)
@@ -167,7 +168,7 @@ impl Artifacts {
             }
             io::Result::Ok(removed)
         };
-        let removed = tokio::task::spawn_blocking(removal).await.map_err(io::Error::other).flatten();
+        let removed = spawn_blocking(removal).await.map_err(io::Error::other).flatten();
         removed.map_err(|source| StoreError::File { path, source })
     }
 
@@ -176,15 +177,22 @@ impl Artifacts {
     /// # Errors
     /// Storage failed.
     pub async fn digest(&self, name: Digest) -> Result<Option<Digest>, StoreError> {
-        let Some(size) = self.size(name).await? else { return Ok(None) };
-        let mut hasher = Hasher::default();
-        let mut at = 0;
-        while at < size {
-            let end = size.min(at + HASHED_AT_ONCE);
-            hasher.update(&self.read(name, at..end).await?);
-            at = end;
+        if self.size(name).await?.is_none() {
+            return Ok(None);
         }
-        Ok(Some(hasher.finish()))
+        let path = self.path(name);
+        let hashed = path.clone();
+        let hashed = spawn_blocking(move || Digest::of_file(&hashed)).await.map_err(io::Error::other).flatten();
+        hashed.map(|(digest, _)| Some(digest)).map_err(|source| StoreError::File { path, source })
+    }
+
+    /// Opens an artifact, to read much of it.
+    ///
+    /// # Errors
+    /// Storage failed, or the artifact is not here.
+    pub async fn open_artifact(&self, digest: Digest) -> Result<Opened, StoreError> {
+        let path = self.path(digest);
+        spawn_blocking(move || Opened::open(path)).await.map_err(|e| StoreError::Interrupted(e.to_string()))?
     }
 
     /// Some bytes of an artifact.
@@ -192,7 +200,13 @@ impl Artifacts {
     /// # Errors
     /// Storage failed, or the artifact is not here.
     pub async fn read(&self, digest: Digest, range: Range<u64>) -> Result<Bytes, StoreError> {
-        Ok(self.objects.get_range(&key(digest), range).await?)
+        self.open_artifact(digest).await?.read(range).await
+    }
+
+    /// Where an artifact is. An object store has no open files and no time of use; it is a folder of this machine, as is
+    /// staging.
+    fn path(&self, digest: Digest) -> PathBuf {
+        self.root.join(key(digest).as_ref())
     }
 
     /// The tensors of an artifact.
@@ -205,12 +219,13 @@ impl Artifacts {
         if size < 8 {
             return Err(unsound(format!("it has {size} bytes; expected at least 8")));
         }
-        let prefix = self.read(digest, 0..8).await?;
+        let opened = self.open_artifact(digest).await?;
+        let prefix = opened.read(0..8).await?;
         let length = prefix.first_chunk().map_or(u64::MAX, |bytes| u64::from_le_bytes(*bytes));
         if length > HEADER_BYTES_MAX.min(size - 8) {
             return Err(unsound(format!("its header claims {length} bytes")));
         }
-        let header = self.read(digest, 8..8 + length).await?;
+        let header = opened.read(8..8 + length).await?;
         Layout::parse(&header, size).map_err(unsound)
     }
 
@@ -235,17 +250,9 @@ impl Artifacts {
     pub async fn stage(&self, name: &str) -> Result<Staged, StoreError> {
         let claim = Claim::new(&self.staging, name)?;
         let path = self.root.join("staging").join(name);
-        let open = async {
-            let mut file = File::options().create(true).append(true).open(&path).await?;
-            // Tokio would keep up to 2 MiB for each upload.
-            file.set_max_buf_size(CHUNK_BYTES);
-            let size = file.metadata().await?.len();
-            io::Result::Ok((file, size))
-        };
-        match open.await {
-            Ok((file, size)) => Ok(Staged { path, file, size, _claim: claim }),
-            Err(source) => Err(StoreError::File { path, source }),
-        }
+        let opened = path.clone();
+        let opened = spawn_blocking(move || Staged::open(&opened, claim)).await.map_err(io::Error::other).flatten();
+        opened.map_err(|source| StoreError::File { path, source })
     }
 
     /// Syncs staged bytes and gives them their name, if they have the digest expected of them. Otherwise they are
@@ -254,10 +261,7 @@ impl Artifacts {
     /// # Errors
     /// Storage failed, or the digest is another.
     pub async fn publish(&self, mut staged: Staged, expected: Digest) -> Result<ArtifactRef, StoreError> {
-        staged.sync().await?;
-        let path = staged.path.clone();
-        let hashed = tokio::task::spawn_blocking(move || Digest::of_file(&path)).await.map_err(io::Error::other);
-        let (found, _) = hashed.and_then(|result| result).map_err(|source| staged.failed(source))?;
+        let found = staged.finish().await?;
         if found != expected {
             let _ = tokio::fs::remove_file(&staged.path).await;
             return Err(StoreError::Damaged { expected, found });
@@ -279,134 +283,4 @@ fn used_ms(meta: &ObjectMeta) -> u64 {
 fn key(digest: Digest) -> Key {
     let text = digest.to_string();
     Key::from_iter(["blake3", &text[..2], &text])
-}
-
-/// The right to write a staging file, given back when dropped.
-#[derive(Debug)]
-struct Claim {
-    staging: Arc<Mutex<BTreeSet<String>>>,
-    name: String,
-}
-
-impl Claim {
-    fn new(staging: &Arc<Mutex<BTreeSet<String>>>, name: &str) -> Result<Self, StoreError> {
-        let free = staging.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
-        if free { Ok(Self { staging: staging.clone(), name: name.to_owned() }) } else { Err(StoreError::Busy) }
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.staging.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
-    }
-}
-
-/// Bytes on their way to become an artifact.
-#[derive(Debug)]
-pub struct Staged {
-    path: PathBuf,
-    file: File,
-    size: u64,
-    _claim: Claim,
-}
-
-impl Staged {
-    /// Bytes so far.
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Adds bytes at the end.
-    ///
-    /// # Errors
-    /// The disk refused them.
-    pub async fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.file.write_all(bytes).await.map_err(|source| self.failed(source))?;
-        self.size += bytes.len() as u64;
-        Ok(())
-    }
-
-    /// Makes sure that the bytes survive a crash.
-    ///
-    /// # Errors
-    /// The disk refused.
-    pub async fn sync(&mut self) -> Result<(), StoreError> {
-        self.file.flush().await.map_err(|source| self.failed(source))?;
-        self.file.sync_all().await.map_err(|source| self.failed(source))
-    }
-
-    /// Forgets the bytes.
-    ///
-    /// # Errors
-    /// The disk refused.
-    pub async fn discard(self) -> Result<(), StoreError> {
-        tokio::fs::remove_file(&self.path).await.map_err(|source| self.failed(source))
-    }
-
-    fn failed(&self, source: io::Error) -> StoreError {
-        StoreError::File { path: self.path.clone(), source }
-    }
-}
-
-/// A new artifact whose digest is known only once all its bytes are. Nobody goes on with one that was not finished, so
-/// its bytes go with it.
-#[derive(Debug)]
-pub struct Writer {
-    /// `None` where only the digest is wanted.
-    staged: Option<Staged>,
-    size: u64,
-    hasher: Hasher,
-}
-
-impl Writer {
-    /// Begins in a fresh staging file of this name.
-    ///
-    /// # Errors
-    /// The file cannot be made.
-    pub async fn create(artifacts: &Artifacts, name: &str) -> Result<Self, StoreError> {
-        let staged = artifacts.stage(name).await?;
-        staged.file.set_len(0).await.map_err(|source| staged.failed(source))?;
-        Ok(Self { staged: Some(Staged { size: 0, ..staged }), size: 0, hasher: Hasher::default() })
-    }
-
-    /// Keeps no byte, and tells what their name would be.
-    pub fn nowhere() -> Self {
-        Self { staged: None, size: 0, hasher: Hasher::default() }
-    }
-
-    /// Adds bytes at the end.
-    ///
-    /// # Errors
-    /// The disk refused them.
-    pub async fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.hasher.update(bytes);
-        self.size += bytes.len() as u64;
-        match &mut self.staged {
-            Some(staged) => staged.append(bytes).await,
-            None => Ok(()),
-        }
-    }
-
-    /// Syncs the bytes and gives them their name.
-    ///
-    /// # Errors
-    /// Storage failed.
-    pub async fn finish(mut self, artifacts: &Artifacts) -> Result<ArtifactRef, StoreError> {
-        let digest = std::mem::take(&mut self.hasher).finish();
-        if let Some(staged) = &mut self.staged {
-            staged.sync().await?;
-        }
-        match self.staged.take() {
-            Some(staged) => artifacts.adopt(staged, digest).await,
-            None => Ok(ArtifactRef { digest, size: self.size }),
-        }
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        if let Some(staged) = &self.staged {
-            let _ = std::fs::remove_file(&staged.path);
-        }
-    }
 }

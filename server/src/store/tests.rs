@@ -5,7 +5,7 @@ mod migrations;
 use fedtune_config::Job;
 use fedtune_proto::digest::{ArtifactRef, Digest};
 
-use super::artifacts::Writer;
+use super::artifacts::{Reader, Writer};
 use super::records::{BaseFile, JobRecord, JobStatus};
 use super::*;
 use crate::pki::{Identity, Role};
@@ -70,7 +70,7 @@ async fn artifacts_appear_only_whole_and_under_their_own_digest() {
     let artifacts = Artifacts::open(folder.path()).unwrap();
     let digest = Digest::of(b"hello world");
     let mut staged = artifacts.stage("upload").await.unwrap();
-    staged.append(b"hello ").await.unwrap();
+    staged.append(vec![b"hello "[..].into()]).await.unwrap();
     staged.sync().await.unwrap();
     assert!(matches!(artifacts.staged_size("upload").await, Err(StoreError::Busy)), "it is being written");
     drop(staged);
@@ -80,17 +80,39 @@ async fn artifacts_appear_only_whole_and_under_their_own_digest() {
     let artifacts = Artifacts::open(folder.path()).unwrap();
     let mut staged = artifacts.stage("upload").await.unwrap();
     assert_eq!(staged.size(), 6);
-    staged.append(b"world").await.unwrap();
+    staged.append(vec![b"world"[..].into()]).await.unwrap();
     assert_eq!(artifacts.publish(staged, digest).await.unwrap(), ArtifactRef { digest, size: 11 });
     assert_eq!(artifacts.read(digest, 6..11).await.unwrap(), &b"world"[..]);
     let mut staged = artifacts.stage("other").await.unwrap();
-    staged.append(b"hello_world").await.unwrap();
+    staged.append(vec![b"hello_world"[..].into()]).await.unwrap();
     assert!(matches!(artifacts.publish(staged, digest).await, Err(StoreError::Damaged { .. })));
     assert_eq!(artifacts.stage("other").await.unwrap().size(), 0, "damaged bytes are gone");
     let mut writer = Writer::create(&artifacts, "made").await.unwrap();
-    writer.append(b"hello ").await.unwrap();
-    writer.append(b"world").await.unwrap();
+    writer.append(b"hello "[..].into()).await.unwrap();
+    writer.append(b"world"[..].into()).await.unwrap();
     assert_eq!(writer.finish(&artifacts).await.unwrap().digest, digest);
     drop(Writer::create(&artifacts, "unfinished").await.unwrap());
     assert!(!folder.path().join("staging/unfinished").exists(), "nobody goes on with it");
+}
+
+#[tokio::test]
+async fn what_is_open_is_read_to_its_end_and_no_further_even_once_it_is_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let artifacts = Artifacts::open(folder.path()).unwrap();
+    let bytes: Vec<u8> = (0..1_000_000_u32).map(|i| (i % 251) as u8).collect();
+    let mut writer = Writer::create(&artifacts, "large").await.unwrap();
+    writer.append(bytes.clone().into()).await.unwrap();
+    let artifact = writer.finish(&artifacts).await.unwrap();
+    let opened = artifacts.open_artifact(artifact.digest).await.unwrap();
+    assert!(artifacts.remove_unused(artifact.digest, u64::MAX).await.unwrap());
+    assert_eq!(opened.size(), 1_000_000);
+    assert_eq!(opened.read(300_000..900_000).await.unwrap(), bytes[300_000..900_000]);
+    assert!(opened.read(1_000_000..1_000_000).await.unwrap().is_empty());
+    for beyond in [999_999..1_000_001, 2_000_000..3_000_000, u64::MAX - 1..u64::MAX] {
+        assert!(matches!(opened.read(beyond).await, Err(StoreError::File { .. })));
+    }
+    let mut whole = Vec::new();
+    std::io::Read::read_to_end(&mut Reader::from(opened), &mut whole).unwrap();
+    assert_eq!(whole, bytes);
+    assert!(matches!(artifacts.open_artifact(artifact.digest).await, Err(StoreError::File { .. })), "it is removed");
 }

@@ -45,7 +45,7 @@ pub fn update(data: &[u8]) {
             let artifacts = artifacts.clone();
             async move {
                 let mut writer = Writer::create(&artifacts, name).await.expect("a folder of our own");
-                writer.append(&bytes).await.expect("a folder of our own");
+                writer.append(bytes.into()).await.expect("a folder of our own");
                 writer.finish(&artifacts).await.expect("a folder of our own")
             }
         };
