@@ -207,7 +207,7 @@ impl Aggregator {
 
         let around = (metrics, drain.clone(), limits);
         let server = Server::builder()
-            .tls_config(tls.timeout(silence))
+            .tls_config(tls)
             .map_err(transport)?
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -223,7 +223,7 @@ impl Aggregator {
             .add_service(federation)
             .add_service(store)
             .add_service(operator)
-            .serve_with_incoming_shutdown(entrance::connections(listener), drain.clone().stopped());
+            .serve_with_incoming_shutdown(entrance::connections(listener, silence), drain.clone().stopped());
         tokio::pin!(server);
         tokio::select! {
             // Without having been told.

@@ -22,6 +22,8 @@ use fedtune_proto::v1::report_result_request::Outcome;
 use fedtune_proto::v1::upload_request::Part;
 use fedtune_proto::v1::{self, UploadHeader, UploadRequest};
 use fedtune_tests::{Federation, SyntheticSite, delta_file, model_folder, program, run, state_file, text};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -221,7 +223,9 @@ fn told_to_stop_it_lets_an_upload_end_and_takes_nothing_new() {
         assert!(!told.r#final && told.reason.contains("stopping"), "{told:?}");
         assert!(site.directives.message().await.unwrap().is_none(), "the stream ends");
         // Neither on an open connection nor on a new one is a call taken.
-        assert_eq!(site.heartbeat().await.unwrap_err().downcast::<Status>().unwrap().code(), Code::Unavailable);
+        let refused = site.heartbeat().await.unwrap_err().downcast::<Status>().unwrap();
+        // The other is what a client makes of a connection that has just been closed.
+        assert!(matches!(refused.code(), Code::Unavailable | Code::Cancelled), "{refused}");
         assert!(SyntheticSite::connect(federation.address(), &bundle).await.is_err());
         let artifact = upload.artifact.clone();
         assert!(upload.finish().await.unwrap().complete);
@@ -437,6 +441,33 @@ fn a_handshake_that_does_not_go_on_is_closed_after_the_timeout() {
         trickle.await.unwrap();
         site.heartbeat().await.unwrap();
     });
+}
+
+#[test]
+fn a_site_that_says_nothing_after_its_handshake_is_closed_after_the_timeout() {
+    let federation = Federation::start_with(&[("SESSIONS__TIMEOUT", "2s")]);
+    let bundle = federation.enrol("north", "site");
+    let stream = std::net::TcpStream::connect(port_of(&federation)).unwrap();
+    stream.set_read_timeout(Some(KNOWN_WITHIN)).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(bundle.join("ca.pem")).unwrap()).unwrap();
+    let chain = CertificateDer::pem_file_iter(bundle.join("site.pem")).unwrap().map(Result::unwrap).collect();
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, PrivateKeyDer::from_pem_file(bundle.join("site-key.pem")).unwrap())
+        .unwrap();
+    let connection = rustls::ClientConnection::new(config.into(), "localhost".try_into().unwrap()).unwrap();
+    let began = Instant::now();
+    let mut stream = rustls::StreamOwned::new(connection, stream);
+    stream.conn.complete_io(&mut stream.sock).unwrap();
+    // What the aggregator has to say comes, and then the end.
+    let ended = std::io::copy(&mut stream, &mut std::io::sink());
+    assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
+    let timed_out = matches!(&ended, Err(e) if e.kind() == std::io::ErrorKind::WouldBlock);
+    assert!(!timed_out, "it is still open after {:?}", began.elapsed());
 }
 
 #[test]

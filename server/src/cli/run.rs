@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use fedtune_config::{ConfigError, ServerConfig};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -27,10 +28,19 @@ pub(super) struct Run {
     config: PathBuf,
 }
 
+/// Lets as many files be open as this process may have: each connection is one, and in a pass each update.
+fn allow_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(e) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        warn!("no more than {:?} files can be open: {e}", limit.current);
+    }
+}
+
 impl Run {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let config: ServerConfig = fedtune_config::load(&self.config)?;
         let traces = log::init(&config.log).map_err(|e| ConfigError::whole(&self.config, e.to_string()))?;
+        allow_open_files();
         let aggregator = Aggregator::open(config).await?;
         // For whoever started it: the addresses, known even when a port was 0.
         outln!("listening on {}", aggregator.address());
