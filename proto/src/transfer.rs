@@ -115,7 +115,14 @@ pub async fn download(channel: &Channel, artifact: &Artifact, path: &Path) -> Re
     let (chunks, arriving) = mpsc::channel(CHUNKS_IN_FLIGHT);
     let (collected, size) = (part.clone(), artifact.size);
     let writing = spawn_blocking(move || collect(&collected, file, have, size, arriving));
-    let fetched = if have < size { fetch(channel, artifact, have, chunks).await } else { Ok(drop(chunks)) };
+    // All of it may be there, and only not have been verified.
+    let fetched = match have < size {
+        true => fetch(channel, artifact, have, chunks).await,
+        false => {
+            drop(chunks);
+            Ok(())
+        }
+    };
     // Also what arrived before a link broke is kept.
     let digest = writing.await.map_err(io::Error::other).flatten().map_err(&fail)?;
     fetched?;

@@ -13,7 +13,7 @@ mod transition;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fedtune_config::job::Job;
 use fedtune_config::server::{Limits, Sessions as SessionTimes};
@@ -37,6 +37,9 @@ use sessions::Sessions;
 
 const REQUESTS_MAX: usize = 256;
 
+/// The longest time from tick to tick.
+const TICK_MAX: Duration = Duration::from_secs(1);
+
 /// The task's own state.
 struct Coordinator {
     records: Records,
@@ -51,6 +54,8 @@ struct Coordinator {
     passes: Arc<Semaphore>,
     metrics: Metrics,
     rounds: Rounds,
+    /// When sessions were last looked at.
+    ticked: Instant,
     /// The aggregator is about to stop. The job stays where it is: that its sites are away now says nothing.
     draining: bool,
     /// Counts visible changes.
@@ -84,7 +89,7 @@ pub async fn start(
 ) -> Result<Handle, StoreError> {
     let (sender, mut receiver) = mpsc::channel(REQUESTS_MAX);
     let (changes, changed) = watch::channel(0);
-    let tick = times.heartbeat.0.min(Duration::from_secs(1));
+    let tick = times.heartbeat.0.min(TICK_MAX);
     let mut coordinator = Coordinator {
         records,
         artifacts,
@@ -95,6 +100,7 @@ pub async fn start(
         passes: Arc::new(Semaphore::new(1)),
         metrics,
         rounds: Rounds::default(),
+        ticked: Instant::now(),
         draining: false,
         changes,
         own: sender.downgrade(),
@@ -111,7 +117,14 @@ pub async fn start(
                     // Every handle is gone: the aggregator is shutting down.
                     None => return,
                 },
-                _ = ticks.tick() => coordinator.tick().await,
+                _ = ticks.tick() => {
+                    // What was said before is heard before anybody counts as silent or late.
+                    for _ in 0..receiver.len() {
+                        let Ok(request) = receiver.try_recv() else { break };
+                        coordinator.serve(request).await;
+                    }
+                    coordinator.tick().await;
+                }
             }
         }
     });
@@ -209,7 +222,12 @@ impl Coordinator {
     }
 
     async fn tick(&mut self) {
-        for site in self.sessions.expire() {
+        // Held up by storage, say: signs of life wait in the queue meanwhile.
+        let now = Instant::now();
+        let deaf = now.duration_since(self.ticked).saturating_sub(TICK_MAX);
+        self.ticked = now;
+        self.sessions.excuse(deaf, now);
+        for site in self.sessions.expire(now) {
             warn!(site, "session closed: the site was silent too long");
         }
         if !self.draining

@@ -153,7 +153,7 @@ impl SyntheticSite {
                     let artifact = task.state.clone().context("no state")?;
                     let path = work.join(format!("state-{}", artifact.digest));
                     transfer::download(&self.channel, &artifact, &path).await?;
-                    std::fs::remove_file(path)?;
+                    tokio::fs::remove_file(path).await?;
                     self.send_update(&task, update, 100).await?;
                 }
                 _ => {

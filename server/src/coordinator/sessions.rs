@@ -1,7 +1,7 @@
 //! The open sessions: at most one a site, the newest.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fedtune_config::server::Sessions as Times;
 use fedtune_proto::digest::ArtifactRef;
@@ -146,12 +146,19 @@ impl Sessions {
         }
     }
 
+    /// Counts time in which nobody was listened to as nobody's silence.
+    pub(super) fn excuse(&mut self, deaf: Duration, now: Instant) {
+        for session in self.open.values_mut() {
+            session.heard = (session.heard + deaf).min(now);
+        }
+    }
+
     /// Closes the sessions of silent sites and names them.
-    pub(super) fn expire(&mut self) -> Vec<String> {
+    pub(super) fn expire(&mut self, now: Instant) -> Vec<String> {
         let silent: Vec<String> = self
             .open
             .iter()
-            .filter(|(_, session)| session.heard.elapsed() > self.times.timeout.0)
+            .filter(|(_, session)| now.saturating_duration_since(session.heard) > self.times.timeout.0)
             .map(|(site, _)| site.clone())
             .collect();
         for site in &silent {
@@ -193,5 +200,25 @@ impl Sessions {
                 SiteSnapshot { identity, about }
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_site_is_silent_only_while_it_is_listened_to() {
+        let times = Times::default();
+        let timeout = times.timeout.0;
+        let mut sessions = Sessions::new(times);
+        let site = Identity { name: "north".into(), role: Role::Site };
+        let opened = sessions.open(site.clone(), About::default());
+        let later = Instant::now() + 2 * timeout;
+        sessions.excuse(2 * timeout, later);
+        assert!(sessions.expire(later).is_empty());
+        assert!(sessions.expire(later + timeout / 2).is_empty());
+        assert_eq!(sessions.expire(later + 2 * timeout), ["north"]);
+        assert!(!sessions.heard("north", &opened.session));
     }
 }

@@ -57,9 +57,14 @@ fn drive(federation: &Federation, sites: usize, elements: u64, rounds: u32) -> a
         let folder = work.join(format!("site-{i}"));
         std::fs::create_dir_all(&folder)?;
         runtime.spawn(async move {
-            let mut site = SyntheticSite::connect(&address, &bundle).await?;
-            // Ends with the aggregator.
-            site.serve(&state, &update, &folder).await
+            let serving = async {
+                let mut site = SyntheticSite::connect(&address, &bundle).await?;
+                site.serve(&state, &update, &folder).await
+            };
+            // It is dropped once the job has ended; nobody else says why there is no end.
+            if let Err(e) = serving.await {
+                eprintln!("site-{i} is gone: {e:#}");
+            }
         });
     }
     let id = federation.operator(&["job", "submit", text(&job)]).ok().stdout;
