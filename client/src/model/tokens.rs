@@ -1,5 +1,6 @@
 //! Texts to tokens.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use fedtune_config::job::{PROMPT, RESPONSE};
@@ -60,10 +61,13 @@ impl TokenCounter {
         let path = model.join(folder::TOKENIZER);
         let bytes = folder::read(path.clone(), MAX_BYTES)?;
         let wrong = |e: tokenizers::Error| ModelError::Tokenizer { path: path.clone(), message: e.to_string() };
-        let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(wrong)?;
-        tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(wrong)?;
-        Ok(Self(tokenizer))
+        let tokenizer = unpanicked(|| {
+            let mut tokenizer = Tokenizer::from_bytes(&bytes)?;
+            tokenizer.with_padding(None);
+            tokenizer.with_truncation(None)?;
+            Ok(tokenizer)
+        });
+        Ok(Self(tokenizer.map_err(wrong)?))
     }
 
     /// The number of tokens of each text, special tokens counted.
@@ -71,7 +75,6 @@ impl TokenCounter {
     /// # Errors
     /// The tokenizer fails.
     pub fn count(&self, texts: &[Text<'_>]) -> Result<Vec<usize>, ModelError> {
-        let failed = |e: tokenizers::Error| candle_core::Error::Msg(format!("the tokenizer failed: {e}"));
         let inputs: Vec<EncodeInput<'_>> = texts
             .iter()
             .map(|text| match *text {
@@ -81,7 +84,7 @@ impl TokenCounter {
                 Text::Exchange { prompt, response } => EncodeInput::Single(format!("{prompt}\n{response}").into()),
             })
             .collect();
-        let encodings = self.0.encode_batch_fast(inputs, true).map_err(failed)?;
+        let encodings = unpanicked(|| self.0.encode_batch_fast(inputs, true)).map_err(failed)?;
         Ok(encodings.iter().map(tokenizers::Encoding::len).collect())
     }
 }
@@ -111,8 +114,12 @@ impl TextTokenizer {
         let path = model.join(folder::TOKENIZER);
         let wrong = |message: String| ModelError::Tokenizer { path: path.clone(), message };
         let bytes = folder::read(path.clone(), MAX_BYTES)?;
-        let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|e| wrong(e.to_string()))?;
-        let largest = tokenizer.get_vocab(true).into_values().max();
+        let read = unpanicked(|| {
+            let tokenizer = Tokenizer::from_bytes(&bytes)?;
+            let largest = tokenizer.get_vocab(true).into_values().max();
+            Ok((tokenizer, largest))
+        });
+        let (mut tokenizer, largest) = read.map_err(|e| wrong(e.to_string()))?;
         match largest {
             Some(largest) if (largest as usize) < vocabulary => {}
             Some(largest) => return Err(ModelError::Vocabulary { path, largest, vocabulary }),
@@ -150,9 +157,12 @@ impl TextTokenizer {
         template: &str,
         most: usize,
     ) -> Result<Vec<Vec<u32>>, candle_core::Error> {
-        let failed = |e: tokenizers::Error| candle_core::Error::Msg(format!("the tokenizer failed: {e}"));
-        let mut uncut = self.tokenizer.clone();
-        uncut.with_truncation(None).map_err(failed)?;
+        let uncut = unpanicked(|| {
+            let mut uncut = self.tokenizer.clone();
+            uncut.with_truncation(None)?;
+            Ok(uncut)
+        });
+        let uncut = uncut.map_err(failed)?;
         let (mut given, mut ends) = (Vec::with_capacity(prompts.len()), Vec::with_capacity(prompts.len()));
         for prompt in prompts {
             let (mut text, response) = put_together(template, prompt, "");
@@ -163,7 +173,7 @@ impl TextTokenizer {
             ends.push(text.len() - without[before..behind].len());
             given.push(EncodeInput::from(text));
         }
-        let encodings = uncut.encode_batch(given, true).map_err(failed)?;
+        let encodings = unpanicked(|| uncut.encode_batch(given, true)).map_err(failed)?;
         let words = encodings.iter().zip(ends).map(|(encoding, end)| {
             // What the tokenizer puts behind a text belongs behind the response.
             let added = encoding.get_special_tokens_mask().iter().rev().take_while(|mask| **mask == 1).count();
@@ -185,8 +195,7 @@ impl TextTokenizer {
 
     /// The text of tokens, less special ones.
     pub(super) fn text(&self, words: &[u32]) -> Result<String, candle_core::Error> {
-        let failed = |e: tokenizers::Error| candle_core::Error::Msg(format!("the tokenizer failed: {e}"));
-        self.tokenizer.decode(words, true).map_err(failed)
+        unpanicked(|| self.tokenizer.decode(words, true)).map_err(failed)
     }
 
     /// Tokens of each text, in order. `template` puts exchanges together, and `end` is the token that ends them where they
@@ -197,7 +206,6 @@ impl TextTokenizer {
         template: &str,
         end: Option<u32>,
     ) -> Result<Vec<Encoded>, candle_core::Error> {
-        let failed = |e: tokenizers::Error| candle_core::Error::Msg(format!("the tokenizer failed: {e}"));
         let (mut marked, mut starts) = (false, Vec::with_capacity(texts.len()));
         let inputs: Vec<EncodeInput<'_>> = texts
             .iter()
@@ -225,10 +233,11 @@ impl TextTokenizer {
             })
             .collect();
         // Only the slower way tells where tokens come from.
-        let encodings = match marked {
-            true => self.tokenizer.encode_batch(inputs, true).map_err(failed)?,
-            false => self.tokenizer.encode_batch_fast(inputs, true).map_err(failed)?,
-        };
+        let encodings = unpanicked(|| match marked {
+            true => self.tokenizer.encode_batch(inputs, true),
+            false => self.tokenizer.encode_batch_fast(inputs, true),
+        });
+        let encodings = encodings.map_err(failed)?;
         encodings
             .iter()
             .zip(texts)
@@ -237,6 +246,14 @@ impl TextTokenizer {
                 let mut tokens = Tokens { words: encoding.get_ids().to_vec(), types: encoding.get_type_ids().to_vec() };
                 if tokens.words.is_empty() {
                     return Err(candle_core::Error::Msg("the tokenizer made no token of a text".into()));
+                }
+                // A post-processor may repeat what was cut.
+                if tokens.words.len() > self.max_length {
+                    return Err(candle_core::Error::Msg(format!(
+                        "the tokenizer made {} tokens of a text that it was to cut at {}",
+                        tokens.words.len(),
+                        self.max_length
+                    )));
                 }
                 let mut marks = match (text, start) {
                     (Text::Words(_), _) => first_of_words(encoding),
@@ -257,6 +274,17 @@ impl TextTokenizer {
             })
             .collect()
     }
+}
+
+/// What a tokenizer.json says that its library does not check, such as a template with a token that it does not define, makes
+/// the library panic.
+fn unpanicked<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    let torn = "its parts do not go together; expected one that the library tokenizers has written";
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(torn.into()))
+}
+
+fn failed(error: tokenizers::Error) -> candle_core::Error {
+    candle_core::Error::Msg(format!("the tokenizer failed: {error}"))
 }
 
 /// The text of an exchange, and the byte where the response begins. A template without the two places is that of a job that
@@ -298,7 +326,42 @@ fn needs_space(pre_tokenizer: &serde_json::Value) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
+
+    fn tokenizer(pre_tokenizer: Value, post_processor: Value) -> Result<TextTokenizer, ModelError> {
+        let text = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": pre_tokenizer, "post_processor": post_processor, "decoder": null,
+            "model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "a": 1}, "unk_token": "[UNK]"}});
+        let model = tempfile::tempdir().expect("a folder");
+        std::fs::write(model.path().join(folder::TOKENIZER), text.to_string()).expect("a folder of our own");
+        TextTokenizer::load(model.path(), 2, 8, Some(4))
+    }
+
+    fn said(found: Result<TextTokenizer, ModelError>) -> String {
+        let found = found.expect("as far as can be read");
+        let text = Text::Single("a a a a a a");
+        found.encode(&[text], "", None).expect_err("it cannot be used").to_string()
+    }
+
+    #[test]
+    fn a_tokenizer_that_the_library_gives_up_on_is_refused() {
+        let words = json!({"type": "Whitespace"});
+        let template = |single: Value| json!({"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": {}});
+        let (a, b) = (json!({"Sequence": {"id": "A", "type_id": 0}}), json!({"Sequence": {"id": "B", "type_id": 0}}));
+        let undefined = json!({"SpecialToken": {"id": "[CLS]", "type_id": 0}});
+        for found in [
+            tokenizer(json!({"type": "FixedLength", "length": 0}), Value::Null),
+            tokenizer(words.clone(), template(json!([undefined, a]))),
+            tokenizer(words.clone(), template(json!([a, b]))),
+        ] {
+            let message = said(found);
+            assert!(message.contains("its parts do not go together"), "{message}");
+        }
+        let repeated = said(tokenizer(words, template(json!([a, a]))));
+        assert!(repeated.contains("8 tokens of a text that it was to cut at 4"), "{repeated}");
+    }
 
     #[test]
     fn a_template_says_where_the_response_begins() {
@@ -315,10 +378,10 @@ mod tests {
 
     #[test]
     fn byte_level_words_need_a_space() {
-        let bytes = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false});
-        let several = serde_json::json!({"type": "Sequence", "pretokenizers": [{"type": "Split"}, bytes]});
+        let bytes = json!({"type": "ByteLevel", "add_prefix_space": false});
+        let several = json!({"type": "Sequence", "pretokenizers": [{"type": "Split"}, bytes]});
         assert!(needs_space(&bytes) && needs_space(&several));
-        assert!(!needs_space(&serde_json::json!({"type": "ByteLevel", "add_prefix_space": true})));
-        assert!(!needs_space(&serde_json::json!({"type": "Whitespace"})) && !needs_space(&serde_json::Value::Null));
+        assert!(!needs_space(&json!({"type": "ByteLevel", "add_prefix_space": true})));
+        assert!(!needs_space(&json!({"type": "Whitespace"})) && !needs_space(&Value::Null));
     }
 }

@@ -1,6 +1,7 @@
 //! How sure a classifier is: counts of its probabilities, which add up over sites as the rest of an evaluation does.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +35,11 @@ impl Probabilities {
 
     fn place(label: usize, has: bool, bin: usize) -> usize {
         (2 * label + usize::from(!has)) * BINS + bin
+    }
+
+    /// The places of a label, to the last one there is.
+    fn bins(label: usize, has: bool) -> RangeInclusive<usize> {
+        Self::place(label, has, 0)..=Self::place(label, has, BINS - 1)
     }
 
     /// Counts a row: the probability of each label, the label that is predicted, and the one that it has.
@@ -71,8 +77,9 @@ impl Probabilities {
     }
 
     fn counts(&self, label: usize, has: bool) -> impl Iterator<Item = (usize, f64)> {
-        let start = Self::place(label, has, 0);
-        self.histograms.range(start..start + BINS).map(move |(place, count)| (place - start, *count as f64))
+        let bins = Self::bins(label, has);
+        let start = *bins.start();
+        self.histograms.range(bins).map(move |(place, count)| (place - start, *count as f64))
     }
 
     fn auroc(&self, label: usize) -> Option<f64> {
@@ -114,10 +121,7 @@ impl Probabilities {
         let histograms = places.into_iter().map(|place| place as usize).zip(counts).collect();
         let found = Self { labels, histograms, gaps };
         for (label, row) in confusion.chunks(labels.max(1)).enumerate() {
-            let counted = |has| {
-                let start = Self::place(label, has, 0);
-                sum(found.histograms.range(start..start + BINS).map(|(_, count)| *count))
-            };
+            let counted = |has| sum(found.histograms.range(Self::bins(label, has)).map(|(_, count)| *count));
             let with = sum(row.iter().copied());
             if counted(true) != with || counted(false) != with.and_then(|with| rows.checked_sub(with)) {
                 return Err(format!("the histograms of label {label} do not add up to the {rows} examples claimed"));
@@ -185,6 +189,17 @@ mod tests {
         assert_eq!(of(&rows).macro_auroc(), Some(0.875));
         assert_eq!(of(&[(0.5, true)]).macro_auroc(), None);
         assert_eq!(of(&[(1.0, true), (0.0, false)]).macro_auroc(), Some(1.0));
+    }
+
+    #[test]
+    fn a_record_of_places_that_no_label_has_does_no_harm() {
+        let text = format!(
+            r#"{{"labels": 2, "histograms": {{"{}": 3, "{}": 4}}, "gaps": [0.5]}}"#,
+            usize::MAX,
+            usize::MAX / 2
+        );
+        let sums: Probabilities = serde_json::from_str(&text).unwrap();
+        assert_eq!(sums.macro_auroc(), None);
     }
 
     #[test]
