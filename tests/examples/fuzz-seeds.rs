@@ -7,18 +7,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fedtune_config::Job;
-use fedtune_config::job::{Task, TaskKind};
+use fedtune_config::job::{self, Cohort, Download, Evaluator, Late, Patterns, Strategy, Task, TaskKind};
 use fedtune_proto::delta::{Encoder, Rounding};
+use fedtune_proto::difference;
 use fedtune_proto::digest::{ArtifactRef, Digest};
-use fedtune_proto::evaluation::{Counts, Evaluation};
+use fedtune_proto::evaluation::{Counts, Evaluation, Form, Probabilities};
 use fedtune_proto::layout::Layout;
 use fedtune_proto::recipe::{ExportRecipe, ExportTensor, TensorSource};
 use fedtune_proto::{v1, version};
 use fedtune_server::pki::{Authority, Identity, Role};
-use fedtune_server::round::{Machine, Phase, Plan, RoundRecord, SiteShare};
+use fedtune_server::round::{self, Machine, Phase, Plan, RoundRecord, SiteShare, Trainee, Turn, Work};
 use fedtune_server::store::records::BaseFile;
 use fedtune_tests::repository;
-use fuzz::proto::{CODECS, FORMS, PREAMBLE, STATES};
+use fuzz::proto::{CODECS, FORMS, PREAMBLE, SIZES, STATES, before};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::data_type::{ByteArray, ByteArrayType, DoubleType};
 use parquet::file::properties::WriterProperties;
@@ -97,6 +98,18 @@ fn updates(corpus: &Corpus) {
             }
         }
     }
+    for (kind, size) in SIZES.into_iter().enumerate() {
+        let before = before(size);
+        let next: Vec<u8> =
+            (0..size).map(|i| if i % 997 == 5 { before[i].wrapping_sub(1) } else { before[i] }).collect();
+        let mut container = Vec::new();
+        difference::encode(&before[..], &next[..], size as u64, &mut container).expect("of one size");
+        let (cut, whole) = (kind as u8, (kind + SIZES.len()) as u8);
+        corpus.put("difference", &kind.to_string(), [&[cut], &container[16..]].concat());
+        corpus.put("difference", &format!("{kind}-whole"), [&[whole], &container[..]].concat());
+    }
+    let halves: Vec<u8> = (0..90_u8).collect();
+    corpus.put("difference", "halves", [&[2 * SIZES.len() as u8], &halves[..]].concat());
     let layout = &STATES[0];
     let data = &update(layout)[layout.data_start as usize..];
     for number in 0..CODECS.len() as u8 {
@@ -123,6 +136,28 @@ fn updates(corpus: &Corpus) {
 
 fn job() -> Job {
     Job::classify("triage", Path::new("model"), vec!["yes".into(), "no".into()])
+}
+
+/// Jobs that use what few do, and read back.
+fn changes() -> [(&'static str, fn(&mut Job)); 4] {
+    [
+        ("late", |job| {
+            (job.rounds.late, job.rounds.staleness_max) = (Some(Late::Keep), Some(3));
+            (job.rounds.target, job.rounds.cohort) = (Some(3), Cohort::Count(5));
+        }),
+        ("fedbuff", |job| {
+            (job.rounds.late, job.rounds.staleness_max) = (Some(Late::Keep), Some(10));
+            job.aggregation.strategy = Strategy::Fedbuff;
+        }),
+        ("excluded", |job| {
+            job.aggregation.exclude = Patterns::new(["classifier.*", "*.bn[0-3].?"]).expect("patterns");
+            job.evaluation.by = Evaluator::Sites;
+        }),
+        ("sent", |job| {
+            (job.updates.compression, job.updates.top_k) = (job::Compression::TopK, Some(0.25));
+            job.updates.download = Download::Whole;
+        }),
+    ]
 }
 
 fn recipe() -> String {
@@ -162,6 +197,14 @@ fn texts(corpus: &Corpus) {
         corpus.put("job_toml", &format!("{kind:?}").to_lowercase(), job.to_toml());
     }
     corpus.put("job_toml", "canonical", job().to_toml());
+    for (name, change) in changes() {
+        let mut job = job();
+        change(&mut job);
+        let text = job.to_toml();
+        let read: Result<Job, _> = fedtune_config::parse(Path::new(name), &text, std::iter::empty());
+        read.unwrap_or_else(|e| panic!("{e}"));
+        corpus.put("job_toml", name, text);
+    }
     corpus.put(
         "server_toml",
         "environment",
@@ -190,7 +233,17 @@ fn sums() -> Vec<v1::Evaluation> {
         let mut sums = Evaluation::new(form);
         (sums.examples, sums.loss_sum) = (4, 2.5);
         match &mut sums.counts {
-            Counts::Confusion(counts) => counts[0] = 4,
+            Counts::Confusion(counts) => {
+                counts[0] = 4;
+                let labels = counts.len().isqrt();
+                let mut sure = Probabilities::new(labels);
+                for p in [0.999, 0.9, 0.6, 0.9] {
+                    let mut row = vec![(1.0 - p) / (labels - 1) as f64; labels];
+                    row[0] = p;
+                    sure.add(&row, 0, 0);
+                }
+                sums.probabilities = Some(sure);
+            }
             Counts::Sets(sets) => (sets.exact, sets.right[0], sets.predicted[0], sets.actual[0]) = (3, 1, 2, 2),
             Counts::Values(values) => {
                 for (y, p) in [(1.0, 0.5), (2.0, 2.5), (-1.0, -1.0), (0.0, 0.5)] {
@@ -208,9 +261,24 @@ fn sums() -> Vec<v1::Evaluation> {
     all.collect()
 }
 
+/// A classifier's sums as programs wrote them before there were probabilities, and of rows that are not all right.
+fn other_sums() -> [v1::Evaluation; 2] {
+    let mut plain = Evaluation::new(Form::Classes(2));
+    (plain.examples, plain.loss_sum, plain.counts) = (3, 0.5, Counts::Confusion(vec![1, 1, 0, 1]));
+    let mut sure = Probabilities::new(2);
+    for (p, truth) in [(0.9, 1), (0.2, 0), (0.7, 0)] {
+        sure.add(&[1.0 - p, p], usize::from(p > 0.5), truth);
+    }
+    let mixed = Evaluation { probabilities: Some(sure), ..plain.clone() };
+    [plain.into(), mixed.into()]
+}
+
 fn evaluations(corpus: &Corpus) {
     for (form, sums) in sums().into_iter().enumerate() {
         corpus.put("evaluation", &form.to_string(), [&[form as u8], &sums.encode_to_vec()[..]].concat());
+    }
+    for (name, sums) in ["plain", "mixed"].into_iter().zip(other_sums()) {
+        corpus.put("evaluation", name, [&[0], &sums.encode_to_vec()[..]].concat());
     }
 }
 
@@ -248,7 +316,7 @@ fn messages(corpus: &Corpus) {
     let submitted = v1::SubmitJobRequest { protocol, job_text: job().to_toml(), base_model: base_model.clone() };
     put(2, "submit-job", submitted.encode_to_vec());
     let task = v1::Task {
-        difference: None,
+        difference: Some(v1::Difference { artifact: wire.clone(), before: wire.clone() }),
         id: Some(id),
         job_text: job().to_toml(),
         job_digest: Digest::of(job().to_toml().as_bytes()).to_string(),
@@ -289,7 +357,10 @@ fn records(corpus: &Corpus) {
     let mut machine = Machine::new(Plan::of(&job()));
     put(0, "new", json(&machine));
     let sites = BTreeMap::from([("north".to_owned(), SiteShare::new(artifact(), 10, 1.5))]);
-    let evaluations = FORMS.into_iter().enumerate().map(|(place, form)| (place.to_string(), Evaluation::new(form)));
+    let mut evaluations: BTreeMap<String, Evaluation> =
+        FORMS.into_iter().enumerate().map(|(place, form)| (place.to_string(), Evaluation::new(form))).collect();
+    let sure = other_sums().map(|sums| Evaluation::checked(sums, Form::Classes(2), 9).expect("sound"));
+    evaluations.extend(["plain", "sure"].map(str::to_owned).into_iter().zip(sure));
     let record = RoundRecord {
         round: 1,
         attempt: 1,
@@ -303,13 +374,17 @@ fn records(corpus: &Corpus) {
         sites,
         problems: BTreeMap::from([("south".to_owned(), "silent".to_owned())]),
         flags: BTreeMap::new(),
-        evaluations: evaluations.collect(),
+        evaluations,
         aggregate_seconds: 0.5,
         wall_seconds: 2.0,
     };
     put(1, "round", serde_json::to_string(&record).expect("plain text"));
     machine.phase = Phase::Evaluating { record: Box::new(record), sites: BTreeMap::new(), since_ms: 3 };
     put(0, "evaluating", json(&machine));
+    let turn = Turn { work: Work::Train, round: 3, attempt: 0 };
+    let late = round::Late { turn, began: 2, state: artifact(), answer: Trainee::Working(5) };
+    machine.late.insert("south".to_owned(), late);
+    put(0, "late", json(&machine));
     let base = vec![BaseFile { name: "config.json".into(), artifact: artifact() }];
     put(2, "base", serde_json::to_string(&base).expect("plain text"));
 }
@@ -413,7 +488,7 @@ fn models(corpus: &Corpus) {
         }
     }
     let model = read("tests/fixtures/table-class/model.safetensors");
-    for kind in 0..3 {
+    for kind in 0..4 {
         corpus.put("tensors", &kind.to_string(), [&[kind], &model[..]].concat());
     }
     let lora = "tests/fixtures/bert/lora";

@@ -144,9 +144,10 @@ fn table_job(path: &Path) -> Job {
     Job::new("x", path, Task::new(TaskKind::TableClassification, labels()))
 }
 
-/// A safetensors file: the first byte chooses whether of a base model, of a state, or of one that an update is taken from.
+/// A safetensors file: the first byte chooses whether of a base model, of a state, of one that an update is taken from, or of
+/// what a site keeps for itself.
 pub fn tensors(data: &[u8]) {
-    let Some((kind, bytes)) = choice(data, 3) else { return };
+    let Some((kind, bytes)) = choice(data, 4) else { return };
     let base = if kind == 0 { bytes } else { TABLE };
     let files = folder([("config.json", TABLE_CONFIG), ("model.safetensors", base), ("state", bytes)]);
     let spec = ModelSpec::from(&table_job(files.path()));
@@ -156,6 +157,12 @@ pub fn tensors(data: &[u8]) {
         (0, Ok(classifier)) => drop(classifier.write_state(&delta)),
         (0, Err(_)) => {}
         (1, loaded) => drop(loaded.expect("a sound model").load_state(&state)),
+        (3, loaded) => {
+            let mut classifier = loaded.expect("a sound model");
+            if classifier.load_own(&state).is_ok() {
+                let _ = classifier.write_own(&Patterns::new(["*"]).expect("a pattern"), &delta);
+            }
+        }
         (_, loaded) => drop(loaded.expect("a sound model").write_delta(&state, &Patterns::default(), &delta)),
     }
 }

@@ -37,4 +37,7 @@ pub fn job_toml(data: &[u8]) {
     let text = job.to_toml();
     let again: Job = parse(Path::new("canonical.toml"), &text, std::iter::empty()).expect("its own text");
     assert_eq!(again.to_toml(), text);
+    for name in ["classifier.weight", "", "bert.encoder.layer.11.attention.self.query.weight", "é"] {
+        assert_eq!(again.aggregation.exclude.matches(name), job.aggregation.exclude.matches(name));
+    }
 }

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 pub use client::{adapters, checkpoint, csv, jsonl, model_config, parquet, picture, preprocessor, tensors, tokenizer};
 pub use config::{job_toml, server_toml, site_toml};
-pub use proto::{credentials, delta, evaluation, layout, messages, names, recipe, residual};
+pub use proto::{credentials, delta, difference, evaluation, layout, messages, names, recipe, residual};
 pub use server::{authority, certificate, partition, records, update};
 
 /// What bytes are given to.
@@ -31,6 +31,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("credentials", credentials),
     ("csv", csv),
     ("delta", delta),
+    ("difference", difference),
     ("evaluation", evaluation),
     ("job_toml", job_toml),
     ("jsonl", jsonl),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use fedtune_proto::channel::{ChannelError, Credentials};
 use fedtune_proto::delta::{self as container, Codec, Encoder, Rounding, wire_bytes_max};
+use fedtune_proto::difference as change;
 use fedtune_proto::digest::{ArtifactRef, Digest};
 use fedtune_proto::evaluation::{Evaluation, Form};
 use fedtune_proto::layout::Layout;
@@ -79,6 +80,48 @@ pub fn delta(data: &[u8]) {
     assert!(values.iter().all(|value| f32::from_le_bytes(*value).is_finite()));
 }
 
+/// How many bytes the states have whose difference is read: none, less than a word, some words and a part of one, and more
+/// than a frame.
+pub const SIZES: [usize; 4] = [0, 3, 41, 4 * 65_536 + 6];
+
+/// A state of so many bytes, as one before.
+pub fn before(size: usize) -> Vec<u8> {
+    (0..size).map(|i| (i * 31 % 251) as u8).collect()
+}
+
+/// The difference of two states. The first byte chooses their size and whether the preamble is among the rest; or that the
+/// rest are two states.
+pub fn difference(data: &[u8]) {
+    let Some((way, rest)) = choice(data, 2 * SIZES.len() + 1) else { return };
+    let Some(size) = SIZES.get(way % SIZES.len()).copied().filter(|_| way < 2 * SIZES.len()) else {
+        let (before, next) = rest.split_at(rest.len() / 2);
+        return again(before, &next[..before.len()]);
+    };
+    let before = before(size);
+    let mut container = Vec::new();
+    if way < SIZES.len() {
+        container.extend_from_slice(b"ftstate\x01");
+        container.extend_from_slice(&(size as u64).to_le_bytes());
+    }
+    container.extend_from_slice(rest);
+    let mut next = Vec::new();
+    let Ok(read) = change::decode(&container[..], &before[..], size as u64, &mut next) else { return };
+    assert_eq!((read, next.len()), (container.len() as u64, size));
+    again(&before, &next);
+}
+
+/// A difference makes the next state of the one before, and something as long of another one.
+fn again(before: &[u8], next: &[u8]) {
+    let (size, mut container, mut made) = (before.len() as u64, Vec::new(), Vec::new());
+    let written = change::encode(before, next, size, &mut container).expect("two states of a size");
+    assert_eq!(written, container.len() as u64);
+    let read = change::decode(&container[..], before, size, &mut made).expect("its own container");
+    assert_eq!((read, &made[..]), (written, next));
+    made.clear();
+    change::decode(&container[..], next, size, &mut made).expect("a state of its size");
+    assert_eq!(made.len(), next.len());
+}
+
 /// The values of an update and of what earlier ones lost, or their whole files, as a site encodes them.
 pub fn residual(data: &[u8]) {
     let Some((way, rest)) = choice(data, 2 * CODECS.len()) else { return };
@@ -136,6 +179,10 @@ fn sums(wire: v1::Evaluation, form: Form) {
         assert!(sums.measures().iter().all(|(_, value)| value.is_finite()));
         for name in ["accuracy", "macro_f1", "micro_f1", "entity_f1", "exact_match"] {
             assert!(sums.measure(name).is_none_or(|share| (0.0..=1.0).contains(&share)), "{name}: {sums:?}");
+        }
+        // These are quotients of sums of numbers that are no whole ones.
+        for name in ["macro_auroc", "calibration_error"] {
+            assert!(sums.measure(name).is_none_or(|share| (0.0..1.0 + 1e-6).contains(&share)), "{name}: {sums:?}");
         }
         sums.per_label();
     }
@@ -203,7 +250,8 @@ const CHECKED: [Reread; 4] = [
     },
     |data| {
         if let Some(task) = message::<v1::Task>(data) {
-            task.state.as_ref().map(artifact);
+            let change = task.difference.iter().flat_map(|change| [&change.artifact, &change.before]);
+            change.chain([&task.state]).flatten().for_each(artifact);
             super::job_toml(task.job_text.as_bytes());
         }
     },
