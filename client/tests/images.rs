@@ -128,6 +128,26 @@ fn images_are_prepared_as_transformers_does() {
     }
 }
 
+/// Of an image of 7 x 2 the first pixel of the crop gives the columns at the edge of its filter no weight, the second does.
+#[test]
+fn images_of_every_small_shape_are_prepared_with_every_filter() {
+    let folder = tempfile::tempdir().unwrap();
+    for filter in 1..=5 {
+        let config = format!(
+            r#"{{"image_processor_type": "BitImageProcessor", "size": {{"shortest_edge": 14}}, "crop_size": 14,
+                "resample": {filter}, "do_rescale": false, "do_normalize": false}}"#
+        );
+        fs::write(folder.path().join("preprocessor_config.json"), config).unwrap();
+        let preparation = Preparation::of_folder(folder.path()).unwrap();
+        for (width, height) in (1..40).flat_map(|width| (1..40).map(move |height| (width, height))) {
+            let pixels = Pixels::new(width, height, vec![200; 3 * (width * height) as usize]).unwrap();
+            let mut found = vec![0.0; preparation.len()];
+            assert!(preparation.values(&preparation.fit(&pixels), &mut found));
+            assert!(found.iter().all(|value| *value == 200.0), "{width} x {height} with filter {filter}");
+        }
+    }
+}
+
 #[test]
 fn a_preparation_that_cannot_be_followed_names_its_field() {
     let folder = tempfile::tempdir().unwrap();

@@ -212,7 +212,6 @@ impl Preparation {
     /// A part of an image, resized to [`size`](Self::size), for training; what is outside the image is left out.
     pub fn fit_area(&self, image: &Pixels, area: Area) -> Pixels {
         let [height, width] = self.size();
-        let mut fitted = Image::new(width, height, fir::PixelType::U8x3);
         let left = area.left.clamp(0.0, f64::from(image.width) - 1e-3);
         let top = area.top.clamp(0.0, f64::from(image.height) - 1e-3);
         let area = Area {
@@ -221,18 +220,29 @@ impl Preparation {
             width: area.width.clamp(1e-3, f64::from(image.width) - left),
             height: area.height.clamp(1e-3, f64::from(image.height) - top),
         };
-        let options = fir::ResizeOptions::new().resize_alg(self.filter.algorithm()).use_alpha(false).crop(
-            area.left,
-            area.top,
-            area.width,
-            area.height,
-        );
-        // Both images have three bytes a pixel and the area is inside, so neither can be refused.
+        // The library resizes both ways at once with the columns from the first that the first pixel needs. Where that pixel
+        // gives the columns at its edge no weight, others need earlier ones, and it panics. So the rows first, as it has them,
+        // then the columns.
+        let reach = self.filter.reach() * (area.width / f64::from(width)).max(1.0) + 1.0;
+        let first = (left - reach).floor().max(0.0);
+        let columns = (left + area.width + reach).ceil().min(f64::from(image.width)) - first;
+        let mut rows = Image::new(columns as u32, height, fir::PixelType::U8x3);
+        let mut fitted = Image::new(width, height, fir::PixelType::U8x3);
+        // Every image has three bytes a pixel and the areas are inside, so none can be refused.
         if let Ok(source) = ImageRef::new(image.width, image.height, &image.rgb, fir::PixelType::U8x3) {
-            let resized = fir::Resizer::new().resize(&source, &mut fitted, &options);
-            debug_assert!(resized.is_ok(), "{resized:?}");
+            self.resize(&source, &mut rows, Area { left: first, width: columns, ..area });
+            let left = left - first;
+            let width = area.width.min(columns - left);
+            self.resize(&rows, &mut fitted, Area { left, top: 0.0, width, height: f64::from(height) });
         }
         Pixels { width, height, rgb: fitted.into_vec() }
+    }
+
+    fn resize(&self, source: &impl fir::IntoImageView, out: &mut Image<'_>, area: Area) {
+        let Area { left, top, width, height } = area;
+        let options = fir::ResizeOptions::new().resize_alg(self.filter.algorithm()).use_alpha(false);
+        let resized = fir::Resizer::new().resize(source, out, &options.crop(left, top, width, height));
+        debug_assert!(resized.is_ok(), "{resized:?}");
     }
 
     /// Writes the values of a fitted image, rescaled and normalised, as red, green and blue planes (CHW) into `out`, which
@@ -255,6 +265,16 @@ impl Preparation {
 }
 
 impl Filter {
+    /// How far from its middle it has weights, in pixels of the larger of the two images.
+    fn reach(self) -> f64 {
+        match self {
+            Self::Lanczos => 3.0,
+            Self::Bicubic => 2.0,
+            Self::Bilinear | Self::Hamming => 1.0,
+            Self::Box => 0.5,
+        }
+    }
+
     fn algorithm(self) -> fir::ResizeAlg {
         fir::ResizeAlg::Convolution(match self {
             Self::Lanczos => fir::FilterType::Lanczos3,

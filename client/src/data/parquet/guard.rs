@@ -17,6 +17,8 @@ pub(super) const MAX_PAGE: usize = 256 << 20;
 const MAX_HEADER: u64 = 1 << 20;
 /// How deep structs are nested in a page header; the format has two levels.
 const MAX_DEPTH: usize = 6;
+/// How deep structs and lists are nested in a footer; the format has nine levels.
+const FOOTER_DEPTH: usize = 20;
 
 pub(super) struct Guarded {
     pub(super) file: File,
@@ -110,12 +112,18 @@ fn page_sizes(header: impl Read) -> Result<[i64; 2]> {
     }
 }
 
+/// Checks that a footer has bytes for what it declares.
+pub(super) fn check_footer(footer: impl Read) -> Result<()> {
+    Thrift(footer).skip(STRUCT, FOOTER_DEPTH)
+}
+
 fn damaged() -> ParquetError {
-    ParquetError::General("a page header is damaged".into())
+    ParquetError::General("a page header, or the footer, is damaged".into())
 }
 
 const STOP: u8 = 0;
 const I32: u8 = 5;
+const STRUCT: u8 = 12;
 
 /// Thrift's compact protocol, as far as it takes to find the end of a struct.
 struct Thrift<R>(R);
@@ -176,13 +184,14 @@ impl<R: Read> Thrift<R> {
             9 | 10 => {
                 let head = self.byte()?;
                 let count = if head >> 4 == 15 { self.unsigned()? } else { u64::from(head >> 4) };
-                (0..count.min(MAX_HEADER + 1)).try_for_each(|_| match head & 0x0f {
-                    // In a list a boolean has a byte.
-                    1 | 2 => self.pass(1),
-                    kind => self.skip(kind, depth),
-                })
+                // Of booleans the reader reads no byte of theirs, and goes on as often as is declared; the format has no such
+                // lists. Whatever else is in one has a byte at least.
+                match head & 0x0f {
+                    1 | 2 => Err(damaged()),
+                    kind => (0..count).try_for_each(|_| self.skip(kind, depth)),
+                }
             }
-            12 => {
+            STRUCT => {
                 let mut last = 0;
                 loop {
                     let (kind, id) = self.field(last)?;
@@ -233,6 +242,21 @@ mod tests {
         assert_eq!(sizes_in(&twice), None);
         let huge = [0x15, 0, 0x15, 0xfe, 0xff, 0xff, 0xff, 0x0f, 0x15, 2, 0];
         assert_eq!(sizes_in(&huge), Some([1, i64::from(i32::MAX)]));
+    }
+
+    #[test]
+    fn a_footer_has_bytes_for_what_it_declares() {
+        // version 2, num_rows 6, a list of three structs that are empty.
+        let footer = [0x15, 4, 0x26, 12, 0x19, 0x3c, 0, 0, 0, 0];
+        check_footer(&footer[..]).expect("sound");
+        for end in 0..footer.len() {
+            assert!(check_footer(&footer[..end]).is_err());
+        }
+        // Lists of 2^31 - 1 structs and booleans, and of two booleans.
+        for list in [&[0xfc, 0xff, 0xff, 0xff, 0xff, 0x07, 0][..], &[0xf1, 0xff, 0xff, 0xff, 0xff, 0x07], &[0x21, 1, 1]]
+        {
+            assert!(check_footer(&[&[0x15, 4, 0x19], list, &[0]].concat()[..]).is_err());
+        }
     }
 
     proptest! {

@@ -1,7 +1,7 @@
 //! A file, its columns and its parts.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use ::parquet::basic::{LogicalType, Type};
@@ -15,7 +15,7 @@ use super::super::error::DataError;
 use super::cells::{BytesCells, Cells, NameCells};
 use super::classes;
 use super::error::ParquetError;
-use super::guard::{Guarded, MAX_PAGE, tail};
+use super::guard::{Guarded, MAX_PAGE, check_footer, tail};
 
 /// An opened file.
 pub(super) struct Table {
@@ -85,6 +85,9 @@ impl Table {
         if footer > length - 12 || footer > MAX_PAGE as u64 {
             return Err(not(format!("a footer that declares {footer} bytes in a file of {length}")).into());
         }
+        file.seek(SeekFrom::Start(length - 8 - footer)).map_err(read)?;
+        let checked = check_footer(BufReader::new(file.by_ref().take(footer)));
+        checked.map_err(|e| damaged(path, "its footer".into(), &e))?;
         let file = SerializedFileReader::new(Guarded { file, pages_end: length - 8 - footer })
             .map_err(|e| damaged(path, "its footer".into(), &e))?;
         check_places(file.metadata(), length).map_err(|message| ParquetError::Damaged {
