@@ -112,9 +112,25 @@ fn page_sizes(header: impl Read) -> Result<[i64; 2]> {
     }
 }
 
-/// Checks that a footer has bytes for what it declares.
+/// Checks that a footer has bytes for what it declares and no others, and that its fields are of the types that the reader
+/// takes them for, which it does not look at: version, schema, rows, row groups, keys and values, creator, orders of columns,
+/// encryption and its key.
 pub(super) fn check_footer(footer: impl Read) -> Result<()> {
-    Thrift(footer).skip(STRUCT, FOOTER_DEPTH)
+    const KINDS: [u8; 9] = [I32, LIST, I64, LIST, LIST, BINARY, LIST, STRUCT, BINARY];
+    let (mut footer, mut last) = (Thrift(footer), 0);
+    loop {
+        let (kind, id) = footer.field(last)?;
+        if kind == STOP {
+            break;
+        }
+        let expected = usize::try_from(id.wrapping_sub(1)).ok().and_then(|place| KINDS.get(place));
+        if expected.is_some_and(|expected| *expected != kind) {
+            return Err(damaged());
+        }
+        footer.skip(kind, FOOTER_DEPTH)?;
+        last = id;
+    }
+    if footer.byte().is_ok() { Err(damaged()) } else { Ok(()) }
 }
 
 fn damaged() -> ParquetError {
@@ -123,6 +139,9 @@ fn damaged() -> ParquetError {
 
 const STOP: u8 = 0;
 const I32: u8 = 5;
+const I64: u8 = 6;
+const BINARY: u8 = 8;
+const LIST: u8 = 9;
 const STRUCT: u8 = 12;
 
 /// Thrift's compact protocol, as far as it takes to find the end of a struct.
@@ -159,7 +178,7 @@ impl<R: Read> Thrift<R> {
         let id = match byte >> 4 {
             _ if byte == STOP => last,
             0 => self.signed()?,
-            more => last + i64::from(more),
+            more => last.wrapping_add(i64::from(more)),
         };
         Ok((byte & 0x0f, id))
     }
@@ -175,13 +194,13 @@ impl<R: Read> Thrift<R> {
             // Booleans are in the type.
             1 | 2 => Ok(()),
             3 => self.pass(1),
-            4..=6 => self.unsigned_or_long(),
+            4..=I64 => self.unsigned_or_long(),
             7 => self.pass(8),
-            8 => {
+            BINARY => {
                 let length = self.unsigned()?;
                 self.pass(length)
             }
-            9 | 10 => {
+            LIST | 10 => {
                 let head = self.byte()?;
                 let count = if head >> 4 == 15 { self.unsigned()? } else { u64::from(head >> 4) };
                 // Of booleans the reader reads no byte of theirs, and goes on as often as is declared; the format has no such
@@ -252,6 +271,8 @@ mod tests {
         for end in 0..footer.len() {
             assert!(check_footer(&footer[..end]).is_err());
         }
+        assert!(check_footer(&[&footer[..], &[0]].concat()[..]).is_err(), "what the reader would go on with");
+        assert!(check_footer(&[0x15, 4, 0x27, 0, 0, 0, 0, 0, 0, 0, 0, 0][..]).is_err(), "num_rows as a double");
         // Lists of 2^31 - 1 structs and booleans, and of two booleans.
         for list in [&[0xfc, 0xff, 0xff, 0xff, 0xff, 0x07, 0][..], &[0xf1, 0xff, 0xff, 0xff, 0xff, 0x07], &[0x21, 1, 1]]
         {
