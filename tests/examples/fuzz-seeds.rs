@@ -138,8 +138,11 @@ fn job() -> Job {
     Job::classify("triage", Path::new("model"), vec!["yes".into(), "no".into()])
 }
 
+/// What a seed has that the plainest job does not, and its name.
+type Change = (&'static str, fn(&mut Job));
+
 /// Jobs that use what few do, and read back.
-fn changes() -> [(&'static str, fn(&mut Job)); 4] {
+fn changes() -> [Change; 4] {
     [
         ("late", |job| {
             (job.rounds.late, job.rounds.staleness_max) = (Some(Late::Keep), Some(3));
