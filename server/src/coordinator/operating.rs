@@ -7,13 +7,22 @@ use super::handle::Rejected;
 use super::snapshot::{JobSnapshot, Overview};
 use crate::pki::Role;
 use crate::round::{Event, World};
+use crate::store::StoreError;
 use crate::store::records::{JobRecord, JobStatus};
 
 impl Coordinator {
-    pub(super) async fn pause(&mut self, job: &str) -> Result<(), Rejected> {
-        if self.active.contains_key(job) {
-            self.apply(job, Event::Pause).await?;
+    /// Tells a job that runs; `false` where it does not.
+    async fn told(&mut self, job: &str, event: Event) -> Result<bool, StoreError> {
+        let runs = self.active.contains_key(job);
+        if runs {
+            self.apply(job, event).await?;
             self.pass_on().await;
+        }
+        Ok(runs)
+    }
+
+    pub(super) async fn pause(&mut self, job: &str) -> Result<(), Rejected> {
+        if self.told(job, Event::Pause).await? {
             return Ok(());
         }
         let mut record = self.find(job).await?;
@@ -32,9 +41,7 @@ impl Coordinator {
     }
 
     pub(super) async fn resume(&mut self, job: &str) -> Result<(), Rejected> {
-        if self.active.contains_key(job) {
-            self.apply(job, Event::Resume).await?;
-            self.pass_on().await;
+        if self.told(job, Event::Resume).await? {
             return Ok(());
         }
         let mut record = self.find(job).await?;
@@ -52,9 +59,7 @@ impl Coordinator {
     }
 
     pub(super) async fn cancel(&mut self, job: &str) -> Result<(), Rejected> {
-        if self.active.contains_key(job) {
-            self.apply(job, Event::Cancel).await?;
-            self.pass_on().await;
+        if self.told(job, Event::Cancel).await? {
             return Ok(());
         }
         let mut record = self.find(job).await?;

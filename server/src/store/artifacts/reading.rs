@@ -45,8 +45,8 @@ impl Opened {
     /// Storage failed, or there are not so many bytes.
     pub async fn read(&self, range: Range<u64>) -> Result<Bytes, StoreError> {
         let failed = |source| StoreError::File { path: self.path.to_path_buf(), source };
-        let length = range.end.min(self.size).checked_sub(range.start).and_then(|length| usize::try_from(length).ok());
-        let length = length.filter(|_| range.end <= self.size).ok_or_else(|| failed(ended()))?;
+        let length = range.end.checked_sub(range.start).filter(|_| range.end <= self.size);
+        let length = length.and_then(|length| usize::try_from(length).ok()).ok_or_else(|| failed(ended()))?;
         let mut bytes = vec![0; length];
         let read = read_in_memory(&self.file, &mut bytes, range.start);
         if read == length {
