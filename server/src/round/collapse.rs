@@ -1,7 +1,16 @@
 //! Whether a model has collapsed: whether it predicts hardly anything but one label, as federated training of a pre-trained
 //! model sometimes comes to do all at once.
 
+use fedtune_config::job::OnCollapse;
 use fedtune_proto::evaluation::Evaluation;
+
+use super::{Effect, Machine, RoundRecord, late};
+
+/// Rounds in a row without knowledge that make a collapse.
+const COLLAPSE_ROUNDS: u32 = 2;
+
+/// How often a collapsed job is taken back to its best state.
+pub(super) const ROLL_BACKS: u32 = 2;
 
 /// Entropy of the predicted labels, in nats, below which one label is nearly all that is predicted.
 const ENTROPY_MIN: f64 = 0.1;
@@ -42,6 +51,38 @@ pub(super) fn sign(sums: &Evaluation) -> Option<Sign> {
 
 fn entropy(shares: &[f64]) -> f64 {
     shares.iter().filter(|share| **share > 0.0).map(|share| -share * share.ln()).sum()
+}
+
+impl Machine {
+    /// Whether a classifier that had learnt something has come to predict one label, in this round and the one before.
+    pub(super) fn collapsed(&mut self, record: &RoundRecord) -> bool {
+        match record.evaluation().and_then(|sums| sign(&sums)) {
+            Some(Sign::Learnt) => (self.course.learnt, self.course.idle) = (true, 0),
+            Some(Sign::Idle | Sign::OneLabel) if self.course.learnt => self.course.idle += 1,
+            _ => {}
+        }
+        self.course.idle >= COLLAPSE_ROUNDS
+    }
+
+    pub(super) fn take_back(&mut self, round: u32, effects: &mut Vec<Effect>) {
+        let Some((best, state, moments)) = self.course.best.clone() else { return };
+        match self.plan.on_collapse {
+            OnCollapse::RollBack => {
+                self.forget_late(late::NO_ROUND, effects);
+                (self.state, self.moments) = (Some(state), moments);
+                self.difference = None;
+                self.course.from = Some(best);
+                self.course.rolled_back += 1;
+                self.course.idle = 0;
+            }
+            OnCollapse::Pause => {
+                self.course.idle = 0;
+                let reason = format!("the model collapsed in round {round}; its best state is that of round {best}");
+                self.paused = Some(reason);
+            }
+            OnCollapse::GoOn => {}
+        }
+    }
 }
 
 #[cfg(test)]

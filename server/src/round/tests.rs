@@ -1,8 +1,11 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod collapse;
+mod late;
+
 use fedtune_config::job::{Admission, BelowQuorum, Evaluator, Metric, OnCollapse};
 use fedtune_proto::digest::Digest;
-use fedtune_proto::evaluation::Counts;
+use fedtune_proto::evaluation::{Counts, Evaluation};
 use proptest::prelude::*;
 
 use super::admission::LeftOut;
@@ -111,6 +114,10 @@ impl Drive {
     }
 }
 
+fn working(drive: &Drive) -> Vec<String> {
+    drive.machine.working().into_iter().collect()
+}
+
 #[test]
 fn a_paused_job_finishes_what_was_begun_and_opens_no_round() {
     let mut drive = Drive::new(plan());
@@ -129,218 +136,12 @@ fn a_paused_job_finishes_what_was_begun_and_opens_no_round() {
     assert_eq!(drive.machine.phase, Phase::Ended(Outcome::Cancelled));
 }
 
-/// Sums of twenty examples, half of them of each label, of which so many of the second are right; the first all are.
-fn halves(right: u64) -> Evaluation {
-    Evaluation { examples: 20, loss_sum: 3.0, ..Evaluation::from(Counts::Confusion(vec![10, 0, 10 - right, right])) }
-}
-
-fn scored(drive: &mut Drive, state: &str, right: u64) {
-    drive.update("a").update("b").update("c").aggregate(state);
-    let turn = drive.turn("judge");
-    drive.on(Event::Evaluated { site: "judge".into(), turn, sums: halves(right) });
-}
-
-#[test]
-fn a_collapsed_model_is_taken_back_to_its_best_state_with_half_the_rate() {
-    let mut drive = Drive::new(Plan { rounds: 20, ..plan() });
-    drive.initialize();
-    // At first nothing is known, which is no collapse.
-    scored(&mut drive, "idle", 0);
-    scored(&mut drive, "idle too", 0);
-    assert_eq!(drive.machine.course.rolled_back, 0);
-    scored(&mut drive, "best", 9);
-    scored(&mut drive, "worse", 0);
-    assert_eq!(drive.machine.state, Some(artifact("worse")), "one round may be an accident");
-    scored(&mut drive, "lost", 0);
-    assert_eq!(drive.machine.state, Some(artifact("best")));
-    assert_eq!(drive.machine.difference, None, "not what the lost state was made of");
-    assert_eq!(drive.machine.course.learning_rate_factor(), 0.5);
-    scored(&mut drive, "next", 8);
-    let record = drive.effects.iter().find_map(|effect| match effect {
-        Effect::Record(record) => Some(record.clone()),
-        _ => None,
-    });
-    let record = record.unwrap();
-    assert_eq!((record.base, record.from), (Some(artifact("best")), Some(3)));
-    for _ in 0..4 {
-        scored(&mut drive, "lost", 0);
-    }
-    assert!(
-        matches!(&drive.machine.phase, Phase::Ended(Outcome::Completed(reason)) if reason.contains("collapsed again")),
-        "{:?}",
-        drive.machine.phase
-    );
-}
-
-#[test]
-fn a_difference_belongs_to_the_state_before_and_a_machine_of_earlier_has_none() {
-    let mut drive = Drive::new(plan());
-    drive.initialize();
-    assert_eq!(drive.machine.difference, None);
-    drive.update("a").update("b").update("c").aggregate("one");
-    let difference = Difference { artifact: artifact("difference to one"), before: artifact("state 0") };
-    assert_eq!(drive.machine.difference, Some(difference));
-    let Phase::Evaluating { record, .. } = &drive.machine.phase else { panic!("{:?}", drive.machine.phase) };
-    assert_eq!(record.difference, Some(difference.artifact));
-    let mut stored = serde_json::to_value(&drive.machine).unwrap();
-    assert_eq!(serde_json::from_value::<Machine>(stored.clone()).unwrap(), drive.machine);
-    stored.as_object_mut().unwrap().remove("difference");
-    stored["phase"]["Evaluating"]["record"].as_object_mut().unwrap().remove("difference");
-    let earlier: Machine = serde_json::from_value(stored).unwrap();
-    let Phase::Evaluating { record, .. } = &earlier.phase else { panic!("{:?}", earlier.phase) };
-    assert_eq!((earlier.difference, record.difference), (None, None));
-    drive.evaluate(5).update("a").update("b").update("c");
-    drive.on(Event::Aggregated {
-        round: 2,
-        attempt: 1,
-        after: After { difference: None, ..after("two") },
-        seconds: 0.1,
-    });
-    assert_eq!(drive.machine.difference, None, "none was made");
-}
-
-#[test]
-fn a_collapse_pauses_the_job_where_it_says_so() {
-    let mut drive = Drive::new(Plan { rounds: 20, on_collapse: OnCollapse::Pause, ..plan() });
-    drive.initialize();
-    scored(&mut drive, "best", 9);
-    scored(&mut drive, "lost", 0);
-    scored(&mut drive, "lost too", 0);
-    assert!(drive.machine.rests());
-    assert_eq!(drive.machine.state, Some(artifact("lost too")));
-    let reason = drive.machine.paused.clone().unwrap();
-    assert!(reason.contains("round 3") && reason.contains("of round 1"), "{reason}");
-}
-
 #[test]
 fn a_round_closes_at_its_target_and_tells_the_others_to_stop() {
     let mut drive = Drive::new(Plan { target: Some(2), ..plan() });
     drive.initialize().update("c").update("a");
     let turn = Turn { work: Work::Train, round: 1, attempt: 1 };
     assert_eq!(drive.effects, [Effect::Withdraw("b".into(), turn, NOT_NEEDED.into()), Effect::Aggregate]);
-}
-
-fn working(drive: &Drive) -> Vec<String> {
-    drive.machine.working().into_iter().collect()
-}
-
-fn training(drive: &Drive) -> (u32, BTreeMap<String, Trainee>) {
-    match &drive.machine.phase {
-        Phase::Training { round, sites, .. } => (*round, sites.clone()),
-        other => panic!("{other:?}"),
-    }
-}
-
-fn stale_of(trainee: &Trainee) -> Option<u32> {
-    match trainee {
-        Trainee::Done(share) => share.stale.map(|stale| stale.rounds),
-        other => panic!("{other:?}"),
-    }
-}
-
-#[test]
-fn a_late_update_is_kept_for_the_round_that_is_open_when_it_comes() {
-    let mut drive = Drive::new(Plan { rounds: 9, target: Some(2), staleness_max: Some(2), ..plan() });
-    drive.initialize().update("a").update("b");
-    assert_eq!(drive.effects, [Effect::Aggregate], "c is not told to stop");
-    drive.aggregate("state 1").evaluate(5);
-    assert_eq!(working(&drive), ["a", "b", "c"]);
-    assert_eq!(training(&drive).1.len(), 2, "who is at work is not asked");
-    assert_eq!(drive.machine.state_for("c"), Some(artifact("state 0")));
-    assert_eq!(drive.machine.state_for("a"), Some(artifact("state 1")));
-    assert_eq!(drive.machine.difference_for("c"), None, "the one there is makes another state");
-    assert_eq!(drive.machine.difference_for("a").map(|difference| difference.before), Some(artifact("state 0")));
-    let late = drive.turn("c");
-    assert_eq!((late.round, late.attempt), (1, 1));
-    drive.on(Event::Joined("c".into()));
-    assert_eq!(drive.effects, [Effect::Offer("c".into(), late)]);
-    drive.update("c");
-    assert_eq!(stale_of(&training(&drive).1["c"]), Some(1));
-    assert_eq!(drive.machine.answer_to("c", late), Some(Ok(())));
-    drive.update("b");
-    let Phase::Aggregating { updates, problems, .. } = drive.machine.phase.clone() else { panic!() };
-    assert_eq!(updates.keys().collect::<Vec<_>>(), ["b", "c"]);
-    assert!((updates["c"].staleness_weight() - 0.5_f64.sqrt()).abs() < 1e-15 && updates["b"].staleness_weight() == 1.0);
-    assert!(problems["a"].contains("counts in a later round"), "{problems:?}");
-    // One that comes while no round is open waits for the next.
-    drive.update("a");
-    assert_eq!(working(&drive), Vec::<String>::new());
-    drive.aggregate("state 2").evaluate(6);
-    let (round, sites) = training(&drive);
-    assert_eq!((round, sites.len(), stale_of(&sites["a"])), (3, 3, Some(1)));
-}
-
-#[test]
-fn what_is_too_old_or_comes_after_the_last_round_does_not_count() {
-    let mut drive = Drive::new(Plan { rounds: 3, target: Some(2), staleness_max: Some(1), ..plan() });
-    drive.initialize().update("a").update("b").aggregate("state 1").evaluate(5);
-    let late = drive.turn("c");
-    drive.update("a").update("b").aggregate("state 2").evaluate(5);
-    assert!(
-        drive.effects.contains(&Effect::Withdraw("c".into(), late, crate::round::late::TOO_OLD.into())),
-        "{:?}",
-        drive.effects
-    );
-    assert_eq!(drive.turn("c"), Turn { work: Work::Train, round: 3, attempt: 1 });
-    let last = drive.turn("c");
-    drive.update("a").update("b");
-    assert!(drive.effects.contains(&Effect::Withdraw("c".into(), last, NOT_NEEDED.into())), "{:?}", drive.effects);
-    assert_eq!(working(&drive), Vec::<String>::new());
-}
-
-#[test]
-fn an_asynchronous_job_gives_work_at_once_and_never_the_same_turn_twice() {
-    let mut drive = Drive::new(Plan { rounds: 9, quorum: 1, asynchronous: true, staleness_max: Some(10), ..plan() });
-    let d = "d".to_owned();
-    drive.initialize().update("a");
-    let ahead = Turn { work: Work::Train, round: 2, attempt: 0 };
-    assert_eq!(drive.effects, [Effect::Offer("a".into(), ahead)], "two of three are needed");
-    drive.world.trainers.insert(d.clone());
-    drive.on(Event::Joined(d.clone()));
-    assert_eq!(drive.effects, [Effect::Offer(d.clone(), Turn { work: Work::Train, round: 1, attempt: 1 })]);
-    // A failure ahead is not repeated in this round.
-    drive.on(Event::Failed { site: "a".into(), turn: ahead, reason: "no memory".into(), fault: Fault::Failed });
-    assert_eq!(drive.effects, []);
-    drive.update("b");
-    assert_eq!(drive.effects, [Effect::Offer("b".into(), ahead), Effect::Aggregate]);
-    assert_eq!(working(&drive), ["b", "c", "d"]);
-    drive.update("c").aggregate("state 1").evaluate(5);
-    let (round, sites) = training(&drive);
-    assert_eq!((round, stale_of(&sites["c"])), (2, Some(1)));
-    assert_eq!(drive.turn("a"), Turn { work: Work::Train, round: 2, attempt: 1 }, "asked anew");
-    assert_eq!((drive.turn("b"), drive.turn("c")), (ahead, Turn { round: 3, ..ahead }));
-    drive.on(Event::Pause);
-    drive.update("b");
-    let Phase::Aggregating { updates, .. } = &drive.machine.phase else { panic!("{:?}", drive.machine.phase) };
-    assert_eq!(updates["b"].stale.unwrap(), Stale { round: 2, attempt: 0, rounds: 1 });
-    drive.aggregate("state 2").evaluate(5);
-    assert_eq!(working(&drive), ["a", "b", "c", "d"]);
-    assert!(!drive.machine.rests(), "they are still at work");
-    drive.update("a").update("b").update("c").update("d");
-    assert!(drive.machine.rests());
-    drive.on(Event::Resume);
-    assert!(matches!(&drive.machine.phase, Phase::Aggregating { round: 3, updates, .. } if updates.len() == 4));
-    assert_eq!(working(&drive), ["a", "b", "c", "d"]);
-    drive.on(Event::Cancel);
-    assert_eq!(working(&drive), Vec::<String>::new());
-}
-
-#[test]
-fn a_silent_late_site_is_given_up_and_asked_again() {
-    let mut drive = Drive::new(Plan { rounds: 9, target: Some(2), staleness_max: Some(5), ..plan() });
-    drive.initialize().update("a").update("b").aggregate("state 1").evaluate(5);
-    let late = drive.turn("c");
-    drive.world.now_ms = 900;
-    for site in ["a", "b"] {
-        let turn = drive.turn(site);
-        drive.on(Event::Progress(site.into(), turn));
-    }
-    drive.world.now_ms = 1500;
-    drive.on(Event::Tick);
-    assert_eq!(drive.effects, [Effect::Withdraw("c".into(), late, SILENT.into())]);
-    assert_eq!(drive.machine.answer_to("c", late), Some(Err(SILENT.into())));
-    drive.update("a").update("b").aggregate("state 2").evaluate(5);
-    assert_eq!(drive.turn("c"), Turn { round: 3, ..late });
 }
 
 #[test]
