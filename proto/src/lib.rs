@@ -4,7 +4,8 @@
 //! [`digest`] (how artifacts are named), [`layout`] (how states and updates lie in a file), [`delta`] (how updates are sent
 //! smaller), [`difference`] (how a state is sent to who has the one before), [`folder`] (the files of a model), [`recipe`]
 //! (how a whole model is written from a base model and a state), [`evaluation`] (what scores are sums of), [`channel`]
-//! (dialling the aggregator with mutual TLS), [`transfer`] (moving artifacts, resumable both ways).
+//! (dialling the aggregator with mutual TLS), [`transfer`] (moving artifacts, resumable both ways), [`incoming`] (the files
+//! in which they arrive).
 
 pub mod channel;
 mod container;
@@ -13,6 +14,7 @@ pub mod difference;
 pub mod digest;
 pub mod evaluation;
 pub mod folder;
+pub mod incoming;
 pub mod layout;
 pub mod recipe;
 pub mod transfer;

@@ -2,7 +2,7 @@
 //! digest before the artifact exists under its name.
 
 use std::fs::{File, TryLockError};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use crate::CHUNK_BYTES;
-use crate::digest::{Digest, Hasher};
+use crate::digest::Digest;
+use crate::incoming::Incoming;
 use crate::v1::artifacts_client::ArtifactsClient;
 use crate::v1::upload_request::Part;
 use crate::v1::{Artifact, DownloadChunk, DownloadRequest, UploadHeader, UploadRequest, UploadStatusRequest};
@@ -107,14 +108,15 @@ pub async fn download(channel: &Channel, artifact: &Artifact, path: &Path) -> Re
             break file;
         }
     };
-    let mut have = file.metadata().map_err(&fail)?.len();
-    if have > artifact.size {
-        file.set_len(0).map_err(&fail)?;
-        have = 0;
+    // Holds the lock until the artifact has its name.
+    let _held = file.try_clone().map_err(&fail)?;
+    let mut incoming = Incoming::of(&part, file).map_err(&fail)?;
+    if incoming.size() > artifact.size {
+        incoming.clear().map_err(&fail)?;
     }
+    let (have, size) = (incoming.size(), artifact.size);
     let (chunks, arriving) = mpsc::channel(CHUNKS_IN_FLIGHT);
-    let (collected, size) = (part.clone(), artifact.size);
-    let writing = spawn_blocking(move || collect(&collected, file, have, size, arriving));
+    let writing = spawn_blocking(move || collect(incoming, size, arriving));
     // All of it may be there, and only not have been verified.
     let fetched = match have < size {
         true => fetch(channel, artifact, have, chunks).await,
@@ -172,28 +174,12 @@ async fn fetch(
     Ok(())
 }
 
-/// Writes and digests chunks. Gives the digest once there are `size` bytes and they are synced. Blocks.
-fn collect(
-    path: &Path,
-    mut file: File,
-    mut have: u64,
-    size: u64,
-    mut chunks: mpsc::Receiver<Bytes>,
-) -> io::Result<Option<Digest>> {
-    // Bytes from before a break do not pass here.
-    let mut hasher = (have == 0).then(Hasher::default);
+/// Writes chunks. Gives the digest once there are `size` bytes and they are synced. Blocks.
+fn collect(mut incoming: Incoming, size: u64, mut chunks: mpsc::Receiver<Bytes>) -> io::Result<Option<Digest>> {
     while let Some(chunk) = chunks.blocking_recv() {
-        if let Some(hasher) = &mut hasher {
-            hasher.update(&chunk);
-        }
-        file.write_all(&chunk)?;
-        have += chunk.len() as u64;
+        incoming.append(&chunk)?;
     }
-    if have < size {
-        return Ok(None);
-    }
-    file.sync_all()?;
-    Ok(Some(hasher.map_or_else(|| Ok(Digest::of_file(path)?.0), |hasher| io::Result::Ok(hasher.finish()))?))
+    if incoming.size() < size { Ok(None) } else { incoming.finish().map(Some) }
 }
 
 /// Sends the file at `path`, which has the bytes of `artifact`. Returns the bytes that travelled.
@@ -261,19 +247,18 @@ mod tests {
     fn chunks_that_were_handed_over_are_written_whether_or_not_the_rest_comes() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.part");
-        let take = |have, bytes: &'static [u8]| {
-            let file = File::options().create(true).append(true).open(&path).unwrap();
+        let take = |bytes: &'static [u8]| {
             let (chunks, arriving) = mpsc::channel(CHUNKS_IN_FLIGHT);
             for chunk in bytes.chunks(4) {
                 chunks.try_send(Bytes::from_static(chunk)).unwrap();
             }
             drop(chunks);
-            collect(&path, file, have, 11, arriving).unwrap()
+            collect(Incoming::open(&path).unwrap(), 11, arriving).unwrap()
         };
-        assert_eq!(take(0, b"hello "), None);
+        assert_eq!(take(b"hello "), None);
         assert_eq!(std::fs::read(&path).unwrap(), b"hello ");
-        assert_eq!(take(6, b"world"), Some(Digest::of(b"hello world")), "with what came before");
+        assert_eq!(take(b"world"), Some(Digest::of(b"hello world")), "with what came before");
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(take(0, b"hello world"), Some(Digest::of(b"hello world")));
+        assert_eq!(take(b"hello world"), Some(Digest::of(b"hello world")));
     }
 }

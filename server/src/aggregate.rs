@@ -41,6 +41,10 @@ use step::Step;
 /// Bytes that are held for one window in flight, of all updates and whatever else; the more sites, the shorter a window.
 const WINDOW_BYTES: u64 = 8 << 20;
 
+/// What is taken off for the connection of each site, which holds buffers meanwhile, so that the peak does not grow with
+/// their number.
+const CONNECTION_BYTES: u64 = 64 << 10;
+
 /// A window is cut at multiples of this.
 const WINDOW_UNIT: u64 = 4 << 10;
 
@@ -164,7 +168,8 @@ impl Pass {
         W: Fn(Self, Range<u64>) -> F,
     {
         let (start, end) = (self.layout.data_start, self.layout.file_bytes);
-        let share = WINDOW_BYTES / (self.sources.len() + beside) as u64;
+        let windows = WINDOW_BYTES.saturating_sub(self.sources.len() as u64 * CONNECTION_BYTES);
+        let share = windows / (self.sources.len() + beside) as u64;
         let length = (share / WINDOW_UNIT * WINDOW_UNIT).max(WINDOW_UNIT);
         let in_flight = available_parallelism().map_or(1, usize::from).min(WINDOWS_MAX);
         let windows = (start..end).step_by(usize::try_from(length).unwrap_or(1));

@@ -1,13 +1,13 @@
 //! Bytes on their way to become an artifact, in files that each have one writer.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use fedtune_proto::digest::{ArtifactRef, Digest, Hasher};
+use fedtune_proto::incoming::Incoming;
 use tokio::task::spawn_blocking;
 
 use super::Artifacts;
@@ -36,19 +36,8 @@ impl Drop for Claim {
 /// The open file of [`Staged`]. It goes where it is written, so that the claim lasts as long as the writing does.
 #[derive(Debug)]
 struct Sink {
-    file: File,
-    /// Of all bytes, if all passed here.
-    hasher: Option<Hasher>,
+    incoming: Incoming,
     _claim: Claim,
-}
-
-impl Sink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if let Some(hasher) = &mut self.hasher {
-            hasher.update(bytes);
-        }
-        self.file.write_all(bytes)
-    }
 }
 
 /// Bytes on their way to become an artifact.
@@ -63,10 +52,9 @@ pub struct Staged {
 impl Staged {
     /// Opens the file, which may hold bytes from before. Blocks.
     pub(super) fn open(path: &Path, claim: Claim) -> io::Result<Self> {
-        let file = File::options().create(true).append(true).open(path)?;
-        let size = file.metadata()?.len();
-        let hasher = (size == 0).then(Hasher::default);
-        Ok(Self { path: path.to_path_buf(), sink: Some(Sink { file, hasher, _claim: claim }), size })
+        let incoming = Incoming::open(path)?;
+        let size = incoming.size();
+        Ok(Self { path: path.to_path_buf(), sink: Some(Sink { incoming, _claim: claim }), size })
     }
 
     /// Bytes so far.
@@ -80,7 +68,7 @@ impl Staged {
     /// The disk refused them.
     pub async fn append(&mut self, parts: Vec<Bytes>) -> Result<(), StoreError> {
         let size = parts.iter().map(|part| part.len() as u64).sum::<u64>();
-        self.on_a_thread(move |sink| parts.iter().try_for_each(|part| sink.write(part))).await?;
+        self.on_a_thread(move |sink| parts.iter().try_for_each(|part| sink.incoming.append(part))).await?;
         self.size += size;
         Ok(())
     }
@@ -90,18 +78,12 @@ impl Staged {
     /// # Errors
     /// The disk refused.
     pub async fn sync(&mut self) -> Result<(), StoreError> {
-        self.on_a_thread(|sink| sink.file.sync_all()).await
+        self.on_a_thread(|sink| sink.incoming.sync()).await
     }
 
     /// Syncs the bytes, and gives their digest.
     pub(super) async fn finish(&mut self) -> Result<Digest, StoreError> {
-        let path = self.path.clone();
-        let finishing = move |sink: &mut Sink| {
-            sink.file.sync_all()?;
-            // Bytes from before a break were not seen by this writer.
-            sink.hasher.take().map_or_else(|| Ok(Digest::of_file(&path)?.0), |hasher| Ok(hasher.finish()))
-        };
-        self.on_a_thread(finishing).await
+        self.on_a_thread(|sink| sink.incoming.finish()).await
     }
 
     /// Forgets the bytes.
@@ -117,7 +99,7 @@ impl Staged {
         T: Send + 'static,
         W: FnOnce(&mut Sink) -> io::Result<T> + Send + 'static,
     {
-        let mut sink = self.sink.take().ok_or_else(|| self.broken_off())?;
+        let mut sink = self.sink.take().ok_or_else(|| self.failed(broken_off()))?;
         let working = spawn_blocking(move || {
             let done = work(&mut sink);
             (sink, done)
@@ -127,13 +109,13 @@ impl Staged {
         done.map_err(|source| self.failed(source))
     }
 
-    fn broken_off(&self) -> StoreError {
-        self.failed(io::Error::other("writing was broken off"))
-    }
-
     fn failed(&self, source: io::Error) -> StoreError {
         StoreError::File { path: self.path.clone(), source }
     }
+}
+
+fn broken_off() -> io::Error {
+    io::Error::other("writing was broken off")
 }
 
 /// A new artifact whose digest is known only once all its bytes are. Nobody goes on with one that was not finished, so
@@ -144,6 +126,7 @@ impl Staged {
 pub struct Writer {
     /// `None` where only the digest is wanted.
     staged: Option<Staged>,
+    /// What is counted where nothing is staged.
     size: u64,
     hasher: Hasher,
 }
@@ -155,12 +138,7 @@ impl Writer {
     /// The file cannot be made.
     pub async fn create(artifacts: &Artifacts, name: &str) -> Result<Self, StoreError> {
         let mut staged = artifacts.stage(name).await?;
-        let empty = |sink: &mut Sink| {
-            // The digest is computed here, also where nothing is staged.
-            sink.hasher = None;
-            sink.file.set_len(0)
-        };
-        staged.on_a_thread(empty).await?;
+        staged.on_a_thread(|sink| sink.incoming.clear()).await?;
         Ok(Self { staged: Some(Staged { size: 0, ..staged }), size: 0, hasher: Hasher::default() })
     }
 
@@ -174,12 +152,18 @@ impl Writer {
     /// # Errors
     /// The disk refused them.
     pub async fn append(&mut self, bytes: Bytes) -> Result<(), StoreError> {
-        self.hasher.update(&bytes);
-        self.size += bytes.len() as u64;
         match &mut self.staged {
             Some(staged) => staged.append(vec![bytes]).await,
-            None => Ok(()),
+            None => {
+                self.count(&bytes);
+                Ok(())
+            }
         }
+    }
+
+    fn count(&mut self, bytes: &[u8]) {
+        self.hasher.update(bytes);
+        self.size += bytes.len() as u64;
     }
 
     /// Syncs the bytes and gives them their name.
@@ -187,10 +171,10 @@ impl Writer {
     /// # Errors
     /// Storage failed.
     pub async fn finish(mut self, artifacts: &Artifacts) -> Result<ArtifactRef, StoreError> {
-        let digest = std::mem::take(&mut self.hasher).finish();
-        if let Some(staged) = &mut self.staged {
-            staged.sync().await?;
-        }
+        let digest = match &mut self.staged {
+            Some(staged) => staged.finish().await?,
+            None => std::mem::take(&mut self.hasher).finish(),
+        };
         match self.staged.take() {
             Some(staged) => artifacts.adopt(staged, digest).await,
             None => Ok(ArtifactRef { digest, size: self.size }),
@@ -200,12 +184,13 @@ impl Writer {
 
 impl Write for Writer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.hasher.update(bytes);
-        self.size += bytes.len() as u64;
-        if let Some(staged) = &mut self.staged {
-            let sink = staged.sink.as_mut().ok_or_else(|| io::Error::other("writing was broken off"))?;
-            sink.write(bytes)?;
-            staged.size += bytes.len() as u64;
+        match &mut self.staged {
+            Some(staged) => {
+                let sink = staged.sink.as_mut().ok_or_else(broken_off)?;
+                sink.incoming.append(bytes)?;
+                staged.size += bytes.len() as u64;
+            }
+            None => self.count(bytes),
         }
         Ok(bytes.len())
     }
