@@ -11,7 +11,7 @@ use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
-use sqlx::{Row, SqlSafeStr};
+use sqlx::{Connection, Row, SqlSafeStr};
 
 use super::StoreError;
 use crate::pki::{Identity, Role};
@@ -127,7 +127,7 @@ pub struct JobArtifacts {
 /// The records.
 #[derive(Debug, Clone)]
 pub struct Records {
-    pool: SqlitePool,
+    pub(super) pool: SqlitePool,
 }
 
 impl Records {
@@ -144,7 +144,15 @@ impl Records {
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(10));
         // One writer, so that transactions queue here and not inside SQLite.
-        let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
+        let pool = SqlitePoolOptions::new()
+            .max_connections(1)
+            // After a COMMIT that failed sqlx goes on inside a transaction that nothing ends, and calls that stored.
+            .after_release(|connection, _| {
+                let sound = !connection.is_in_transaction();
+                Box::pin(async move { Ok(sound) })
+            })
+            .connect_with(options)
+            .await?;
         let migrations = MIGRATIONS.iter().zip(1..).map(|((name, sql), version)| {
             Migration::new(version, (*name).into(), MigrationType::Simple, (*sql).into_sql_str(), false)
         });
@@ -230,7 +238,7 @@ impl Records {
     /// Storage failed, and nothing of the transition is stored.
     pub async fn save(&self, job: &JobRecord, rounds: &[RoundRecord]) -> Result<(), StoreError> {
         let mut transaction = self.pool.begin().await?;
-        sqlx::query("UPDATE jobs SET status = $1, reason = $2, machine = $3, recipe = $4 WHERE id = $5")
+        let stored = sqlx::query("UPDATE jobs SET status = $1, reason = $2, machine = $3, recipe = $4 WHERE id = $5")
             .bind(job.status.as_str())
             .bind(&job.reason)
             .bind(json("the round machine", &job.machine)?)
@@ -238,6 +246,9 @@ impl Records {
             .bind(&job.id)
             .execute(&mut *transaction)
             .await?;
+        if stored.rows_affected() != 1 {
+            return Err(sqlx::Error::RowNotFound.into());
+        }
         for round in rounds {
             sqlx::query(
                 "INSERT INTO rounds (job, round, record) VALUES ($1, $2, $3) \

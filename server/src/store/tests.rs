@@ -2,6 +2,9 @@
 
 mod migrations;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use fedtune_config::Job;
 use fedtune_proto::digest::{ArtifactRef, Digest};
 
@@ -54,6 +57,34 @@ async fn records_survive_a_restart() {
     assert!(jobs[0].machine.work_of("north").is_some());
     assert_eq!((jobs[0].recipe.as_deref(), jobs[1].recipe.as_deref()), (Some("{}"), None));
     assert!(records.rounds("first").await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn after_commits_that_failed_what_is_called_stored_is_stored() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("records.sqlite");
+    let records = Records::open(&path).await.unwrap();
+    records.add_job(&job("a", 10)).await.unwrap();
+    let refusals = Arc::new(AtomicU32::new(0));
+    let refuse = async || {
+        let refusals = refusals.clone();
+        let mut connection = records.pool.acquire().await.unwrap();
+        connection.lock_handle().await.unwrap().set_commit_hook(move || {
+            refusals.fetch_add(1, Ordering::Relaxed);
+            false
+        });
+    };
+    let running = JobRecord { status: JobStatus::Running, ..job("a", 10) };
+    for tried in 1..=3 {
+        // A disk that is full refuses also a connection that was made anew.
+        refuse().await;
+        assert!(records.save(&running, &[]).await.is_err());
+        assert_eq!(refusals.load(Ordering::Relaxed), tried);
+    }
+    records.save(&running, &[]).await.unwrap();
+    let others = Records::open(&path).await.unwrap();
+    assert_eq!(others.jobs().await.unwrap()[0].status, JobStatus::Running);
+    assert!(records.save(&job("unknown", 10), &[]).await.is_err());
 }
 
 #[tokio::test]
