@@ -81,20 +81,26 @@ impl Incoming {
     /// Makes sure that the bytes survive a crash.
     ///
     /// # Errors
-    /// The disk refused.
+    /// The disk refused. Then the file is gone.
     pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_all()
+        self.file.sync_all().inspect_err(|_| forget(&self.path))
     }
 
     /// Syncs the bytes, and gives their digest.
     ///
     /// # Errors
-    /// The disk refused.
+    /// The disk refused. If it refused to sync, the file is gone.
     pub fn finish(&mut self) -> io::Result<Digest> {
         self.sync()?;
         // Bytes from before a break were not seen by this writer.
         self.hasher.take().map_or_else(|| Ok(Digest::of_file(&self.path)?.0), |hasher| Ok(hasher.finish()))
     }
+}
+
+/// Removes a file that the disk refused: the system has told so, counts what it holds of it in memory as written, and would
+/// give it to whoever goes on there.
+fn forget(path: &Path) {
+    let _ = std::fs::remove_file(path);
 }
 
 /// Has a thread bring the bytes of a file to the disk, unless one does so for another file.
@@ -105,7 +111,11 @@ fn begin_sync(path: &Path) -> bool {
     let path = path.to_path_buf();
     let begun = std::thread::Builder::new().name("sync".into()).spawn(move || {
         // Opened anew: the system tells each opened file once that the disk has failed, and whoever waits must hear of it.
-        let _ = File::open(path).and_then(|file| file.sync_data());
+        if let Ok(file) = File::open(&path)
+            && file.sync_data().is_err()
+        {
+            forget(&path);
+        }
         SYNCING.store(false, Ordering::Release);
     });
     if begun.is_err() {
@@ -133,6 +143,19 @@ mod tests {
         incoming.append(b"again").unwrap();
         assert_eq!((incoming.size(), incoming.finish().unwrap()), (5, Digest::of(b"again")));
         assert_eq!(std::fs::read(&path).unwrap(), b"again");
+    }
+
+    #[test]
+    fn what_the_disk_refused_to_sync_is_not_gone_on_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.part");
+        std::fs::write(&path, b"").unwrap();
+        // A pipe cannot be synced.
+        let (_reader, pipe) = io::pipe().unwrap();
+        let mut incoming = Incoming::of(&path, File::from(std::os::fd::OwnedFd::from(pipe))).unwrap();
+        incoming.append(b"hello").unwrap();
+        assert!(incoming.finish().is_err());
+        assert!(!path.exists());
     }
 
     #[test]

@@ -217,9 +217,12 @@ fn send(path: &Path, header: UploadHeader, mut left: u64, chunks: &mpsc::Sender<
     let mut part = Part::Header(header);
     // A closed channel means that the call has ended; its answer says why.
     while chunks.blocking_send(UploadRequest { part: Some(part) }).is_ok() && left > 0 {
-        let mut chunk = vec![0; usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK_BYTES)];
-        file.read_exact(&mut chunk)?;
-        left -= chunk.len() as u64;
+        let length = left.min(CHUNK_BYTES as u64);
+        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+        if file.by_ref().take(length).read_to_end(&mut chunk)? as u64 != length {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        left -= length;
         part = Part::Data(Bytes::from(chunk));
     }
     Ok(())

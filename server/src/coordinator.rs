@@ -72,6 +72,8 @@ struct Active {
     /// When it was last given sites, on the coordinator's count.
     served: u64,
     activity: BTreeMap<String, Activity>,
+    /// What each site has begun to store for its turn.
+    uploads: BTreeMap<String, (Turn, BTreeSet<Digest>)>,
     /// `None` until it is asked for.
     counted: Option<Counted>,
 }
@@ -356,7 +358,14 @@ impl Coordinator {
                     let id = record.id.clone();
                     self.active.insert(
                         id.clone(),
-                        Active { record, job, served: self.turns, activity: BTreeMap::new(), counted: None },
+                        Active {
+                            record,
+                            job,
+                            served: self.turns,
+                            activity: BTreeMap::new(),
+                            uploads: BTreeMap::new(),
+                            counted: None,
+                        },
                     );
                     self.apply(&id, Event::Resumed).await?;
                 }

@@ -438,12 +438,35 @@ fn uploads_resume_and_damaged_or_oversized_ones_are_refused() {
         ];
         let status = client.upload(tokio_stream::iter(parts)).await.unwrap_err();
         assert!(status.message().contains("more than the 1000 bytes"), "{status}");
+        // Bytes that are here of a larger one of the same name do not lift the limit.
+        for (size, expected) in [(2000, None), (100, Some("are forgotten")), (100, Some("goes on at byte 0"))] {
+            let shrunk = v1::Artifact { digest: "ee".repeat(32), size };
+            let offset = if size == 2000 { 0 } else { 1000 };
+            let parts = vec![
+                part(v1::upload_request::Part::Header(v1::UploadHeader { artifact: Some(shrunk), offset })),
+                part(v1::upload_request::Part::Data(bytes[..1000].to_vec().into())),
+            ];
+            let answer = client.upload(tokio_stream::iter(parts)).await;
+            match expected {
+                None => assert_eq!(answer.unwrap().into_inner().received, 1000),
+                Some(text) => assert!(answer.unwrap_err().message().contains(text)),
+            }
+        }
         let huge = v1::Artifact { digest: "ab".repeat(32), size: u64::MAX };
         let error = transfer::upload(&site.channel, &huge, &synthetic.state).await.unwrap_err();
         assert!(matches!(&error, TransferError::Remote { .. }) && error.to_string().contains("at most"), "{error}");
         let malformed = v1::Artifact { digest: "../../etc/passwd".into(), size: 5 };
         let error = transfer::upload(&site.channel, &malformed, &synthetic.state).await.unwrap_err();
         assert!(error.to_string().contains("expected a BLAKE3 digest"), "{error}");
+
+        // Artifacts without end are not for one task.
+        let mut refused = None;
+        for number in 0..20 {
+            let other = v1::Artifact { digest: format!("{number:064x}"), size: 1000 };
+            let asked = v1::UploadStatusRequest { artifact: Some(other) };
+            refused = refused.or(client.upload_status(asked).await.err());
+        }
+        assert!(refused.unwrap().message().contains("artifacts came for one task"));
 
         let recipe_json = r#"{"config_json":"{}","tensors":[]}"#.into();
         let initialized = v1::Initialized { state: Some(artifact.clone()), recipe_json };

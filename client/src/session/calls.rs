@@ -58,6 +58,8 @@ impl Transient for Status {
                 | Code::DeadlineExceeded
                 // An earlier call of ours, whose link broke, has not ended yet.
                 | Code::Aborted
+                // Too many at once.
+                | Code::ResourceExhausted
         )
     }
 }

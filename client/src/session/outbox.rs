@@ -113,7 +113,7 @@ impl Outbox {
         let folder = models.join(Digest::of(names.concat().as_bytes()).to_string());
         std::fs::create_dir_all(&folder)?;
         File::open(&folder)?.set_modified(SystemTime::now())?;
-        keep_latest(&models, MODELS_MAX)?;
+        keep_latest(&models, &folder, MODELS_MAX)?;
         Ok(folder)
     }
 
@@ -211,7 +211,7 @@ impl Outbox {
         for (path, _) in self.residuals(&id.job)?.into_iter().filter(|(path, _)| *path != kept) {
             std::fs::remove_file(path)?;
         }
-        keep_latest(&folder, RESIDUALS_MAX)
+        keep_latest(&folder, &kept, RESIDUALS_MAX)
     }
 
     /// The residuals of a job, with their rounds.
@@ -255,15 +255,18 @@ fn whole(folder: &Path) -> Option<(Finished, PathBuf)> {
     whole.then_some((finished, update))
 }
 
-/// Removes all but so many of a folder's entries that were changed last.
-pub(super) fn keep_latest(folder: &Path, most: usize) -> io::Result<()> {
-    let mut entries = Vec::new();
+/// Removes all but so many of a folder's entries: what is in use, and those that were changed last. The clock may have been
+/// set back, so that the time of what is in use says nothing.
+pub(super) fn keep_latest(folder: &Path, in_use: &Path, most: usize) -> io::Result<()> {
+    let mut others = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
-        entries.push((entry.metadata()?.modified()?, entry.path()));
+        if entry.path() != in_use {
+            others.push((entry.metadata()?.modified()?, entry.path()));
+        }
     }
-    entries.sort();
-    for (_, path) in entries.iter().rev().skip(most) {
+    others.sort();
+    for (_, path) in others.iter().rev().skip(most.saturating_sub(1)) {
         if path.is_dir() { std::fs::remove_dir_all(path)? } else { std::fs::remove_file(path)? }
     }
     Ok(())
@@ -369,5 +372,20 @@ mod tests {
         let others: Vec<PathBuf> = (1..=MODELS_MAX).map(|i| model(&i.to_string())).collect();
         assert!(!first.exists());
         assert!(others.iter().all(|folder| folder.exists()));
+    }
+
+    #[test]
+    fn what_is_in_use_stays_whatever_the_clock_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |number: u64| {
+            let path = folder.path().join(number.to_string());
+            let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1000 * number);
+            File::create(&path).unwrap().set_modified(time).unwrap();
+            path
+        };
+        let files: Vec<_> = (0..6).map(file).collect();
+        keep_latest(folder.path(), &files[0], 3).unwrap();
+        let left: Vec<_> = (0..6).filter(|i| files[*i].exists()).collect();
+        assert_eq!(left, [0, 4, 5]);
     }
 }

@@ -75,7 +75,7 @@ impl States {
     pub(super) fn used(&self, place: &Place) -> io::Result<()> {
         self.remove_unfinished(|_| false)?;
         File::open(&place.whole)?.set_modified(SystemTime::now())?;
-        keep_latest(&self.folder, STATES_MAX)
+        keep_latest(&self.folder, &place.whole, STATES_MAX)
     }
 
     /// Removes what is no whole state, but for names that are wanted.

@@ -186,7 +186,7 @@ impl ArtifactsRpc for Service {
     ) -> Result<Response<v1::UploadStatusResponse>, Status> {
         let identity = identity::require(&request, ANYBODY)?;
         let artifact = wire::artifact(request.into_inner().artifact.as_ref())?;
-        self.permitted(&identity, Permit::Write(artifact.size)).await?;
+        self.permitted(&identity, Permit::Write(artifact)).await?;
         if self.complete(artifact).await? {
             return Ok(Response::new(v1::UploadStatusResponse { received: artifact.size, complete: true }));
         }
@@ -204,7 +204,7 @@ impl ArtifactsRpc for Service {
             return Err(Status::invalid_argument("the first message must name the artifact"));
         };
         let artifact = wire::artifact(header.artifact.as_ref())?;
-        self.permitted(&identity, Permit::Write(artifact.size)).await?;
+        self.permitted(&identity, Permit::Write(artifact)).await?;
         if self.complete(artifact).await? {
             return Ok(Response::new(v1::UploadResponse { received: artifact.size, complete: true }));
         }
@@ -212,6 +212,12 @@ impl ArtifactsRpc for Service {
         if header.offset != staged.size() {
             let reason =
                 format!("the upload goes on at byte {}, not {}; ask UploadStatus", staged.size(), header.offset);
+            return Err(Status::out_of_range(reason));
+        }
+        if staged.size() > artifact.size {
+            let reason =
+                format!("{} bytes are here of the {} announced; they are forgotten", staged.size(), artifact.size);
+            staged.discard().await.map_err(wire::storage)?;
             return Err(Status::out_of_range(reason));
         }
         let mut pulse = Pulse::new(self, identity.clone(), Direction::Up)?;

@@ -1,7 +1,10 @@
 //! What sites may do, and what becomes of what they send.
 
+use std::collections::BTreeSet;
+
 use fedtune_config::job::{self, Copies, Job, TaskKind};
 use fedtune_proto::delta::{self, Codec};
+use fedtune_proto::digest::ArtifactRef;
 use fedtune_proto::evaluation::Form;
 use tracing::warn;
 
@@ -12,6 +15,9 @@ use crate::aggregate::Bounds;
 use crate::pki::{Identity, Role};
 use crate::round::{Event, Fault, Turn, Work};
 use crate::store::StoreError;
+
+/// Most artifacts that a site may begin to store for one task: one, and those of attempts that it lost.
+const UPLOADS_MAX: usize = 16;
 
 impl Coordinator {
     /// What a result of this turn would be checked against, or the answer it has had already.
@@ -114,14 +120,14 @@ impl Coordinator {
             .map(|(round, site)| format!("the update is the one that {site} sent in round {round}, byte for byte")))
     }
 
-    pub(super) async fn permits(&self, identity: &Identity, permit: Permit) -> Result<(), String> {
+    pub(super) async fn permits(&mut self, identity: &Identity, permit: Permit) -> Result<(), String> {
         let within = |size: u64, most: u64| {
             if size <= most { Ok(()) } else { Err(format!("the artifact has {size} bytes; expected at most {most}")) }
         };
         if identity.role == Role::Operator {
             return match permit {
                 Permit::Read(_) => Ok(()),
-                Permit::Write(size) => within(size, self.limits.artifact_bytes),
+                Permit::Write(artifact) => within(artifact.size, self.limits.artifact_bytes),
             };
         }
         if !self.records.sites().await.map_err(|e| e.to_string())?.contains(identity) {
@@ -135,9 +141,9 @@ impl Coordinator {
                     Err(format!("artifact {digest} is not part of a running job"))
                 }
             }
-            Permit::Write(size) => {
+            Permit::Write(ArtifactRef { digest, size }) => {
                 let work = self.work_of(&identity.name);
-                let active = work.as_ref().and_then(|(job, _)| self.active.get(job));
+                let active = work.as_ref().and_then(|(job, _)| self.active.get_mut(job));
                 let (Some((_, turn)), Some(active)) = (work, active) else {
                     return Err("no task of this site asks for an upload".into());
                 };
@@ -154,7 +160,16 @@ impl Coordinator {
                     },
                     Work::Evaluate => return Err("no task of this site asks for an upload".into()),
                 };
-                within(size, most)
+                within(size, most)?;
+                let (of, begun) = active.uploads.entry(identity.name.clone()).or_insert((turn, BTreeSet::new()));
+                if *of != turn {
+                    (*of, *begun) = (turn, BTreeSet::new());
+                }
+                begun.insert(digest);
+                if begun.len() > UPLOADS_MAX {
+                    return Err(format!("more than {UPLOADS_MAX} artifacts came for one task; expected one"));
+                }
+                Ok(())
             }
         }
     }

@@ -64,8 +64,8 @@ pub enum Expected {
 pub enum Permit {
     /// Read this one.
     Read(Digest),
-    /// Store one of this size.
-    Write(u64),
+    /// Store this one.
+    Write(ArtifactRef),
 }
 
 type Reply<T> = oneshot::Sender<T>;

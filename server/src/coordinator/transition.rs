@@ -19,9 +19,16 @@ impl Coordinator {
     pub(super) async fn apply_logged(&mut self, job: &str, event: Event) {
         if let Err(e) = self.apply(job, event.clone()).await {
             error!(job, round = self.round(job), "a transition could not be stored, it is tried again: {e}");
-            // Signs of life come again by themselves.
-            if !matches!(event, Event::Tick | Event::Progress(..)) && self.unstored.len() < REQUESTS_MAX {
-                self.unstored.push_back((job.to_owned(), event));
+            let again = match event {
+                // Signs of life come again by themselves.
+                Event::Tick | Event::Progress(..) => false,
+                // Of a job there is one pass, and nobody says again what came of it.
+                Event::Aggregated { .. } | Event::AggregationFailed(_) => true,
+                _ => self.unstored.len() < REQUESTS_MAX,
+            };
+            let event = (job.to_owned(), event);
+            if again && !self.unstored.contains(&event) {
+                self.unstored.push_back(event);
             }
         }
     }

@@ -22,7 +22,8 @@ impl Machine {
                     *site = Trainee::Working(now_ms);
                 }
             }
-            Phase::Evaluating { sites, .. } => {
+            Phase::Evaluating { sites, since_ms, .. } => {
+                *since_ms = now_ms;
                 for site in sites.values_mut().filter(|site| matches!(site, Judge::Working(_))) {
                     *site = Judge::Working(now_ms);
                 }

@@ -118,9 +118,13 @@ impl Machine {
         let free: Vec<&String> = free.collect();
         for site in free {
             let offer = match sites.get(site) {
-                Some(Trainee::Done(_)) if *round < self.plan.rounds => {
+                Some(Trainee::Done(share)) if *round < self.plan.rounds => {
                     // No attempt at that round has this number.
                     let turn = Turn { work: Work::Train, round: *round + 1, attempt: 0 };
+                    // It has done that, and the round that it was begun in is tried again.
+                    if share.made_for(*round, *attempt) == (turn.round, turn.attempt) {
+                        continue;
+                    }
                     let answer = Trainee::Working(world.now_ms);
                     self.late.insert(site.clone(), Late { turn, began: *round, state, answer });
                     turn

@@ -8,6 +8,9 @@ use super::admission::{self, Verdict};
 use super::collapse::ROLL_BACKS;
 use super::{Effect, Judge, Machine, Outcome, Phase, SILENT, Trainee, Turn, Work, World, late, seconds_between, told};
 
+/// Why an evaluation is not waited for although the site is not silent.
+pub(super) const OVERDUE: &str = "gave no evaluation within rounds.limit";
+
 impl Machine {
     /// Everything that follows by itself from where the machine stands, until it has to wait.
     pub(super) fn settle(&mut self, world: &World, effects: &mut Vec<Effect>) {
@@ -188,14 +191,21 @@ impl Machine {
                 record.problems.insert("evaluation".into(), "no site of role evaluator is online".into());
             }
         }
+        let over = self.plan.limit_ms.is_some_and(|limit| world.now_ms.saturating_sub(*since_ms) >= limit);
         for (name, site) in sites.iter_mut() {
+            if over && *site == Judge::Waiting {
+                *site = Judge::Out(OVERDUE.into());
+            }
             if *site == Judge::Waiting && !world.busy.contains(name) {
                 effects.push(Effect::Offer(name.clone(), turn));
                 *site = Judge::Working(world.now_ms);
             }
-            if matches!(site, Judge::Working(heard) if world.now_ms.saturating_sub(*heard) > deadline) {
-                effects.push(Effect::Withdraw(name.clone(), turn, SILENT.into()));
-                *site = Judge::Out(SILENT.into());
+            let Judge::Working(heard) = site else { continue };
+            let silent = world.now_ms.saturating_sub(*heard) > deadline;
+            if silent || over {
+                let reason = if silent { SILENT } else { OVERDUE };
+                effects.push(Effect::Withdraw(name.clone(), turn, reason.into()));
+                *site = Judge::Out(reason.into());
             }
         }
         if sites.values().any(|site| matches!(site, Judge::Working(_) | Judge::Waiting)) {

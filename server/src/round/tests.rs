@@ -189,6 +189,27 @@ fn a_round_over_its_limit_closes_with_its_quorum_and_not_below() {
 }
 
 #[test]
+fn evaluations_are_not_waited_for_longer_than_the_limit() {
+    let plan = Plan { limit_ms: Some(500), deadline_ms: 10_000, by: Evaluator::Sites, ..plan() };
+    let mut drive = Drive::new(plan);
+    drive.initialize().update("a").update("b").update("c");
+    drive.world.now_ms = 1000;
+    drive.aggregate("next");
+    let turn = drive.turn("a");
+    drive.on(Event::Evaluated { site: "a".into(), turn, sums: sums(6) });
+    drive.world.now_ms = 1400;
+    drive.on(Event::Resumed);
+    drive.world.now_ms = 1600;
+    drive.on(Event::Progress("b".into(), turn));
+    assert_eq!(working(&drive), ["b", "c"], "they have their time anew");
+    drive.world.now_ms = 1900;
+    drive.on(Event::Tick);
+    assert!(drive.effects.contains(&Effect::Withdraw("b".into(), turn, settling::OVERDUE.into())));
+    assert_eq!(drive.machine.best.unwrap().score, Some(0.6), "of those that are in");
+    assert_eq!(drive.turn("b"), Turn { work: Work::Train, round: 2, attempt: 1 });
+}
+
+#[test]
 fn a_job_below_quorum_is_paused_where_it_says_so_and_has_its_attempts_anew() {
     let mut drive = Drive::new(Plan { below_quorum: BelowQuorum::Pause, ..plan() });
     drive.initialize();

@@ -60,6 +60,9 @@ impl Artifacts {
             let path = root.join(folder);
             std::fs::create_dir_all(&path).map_err(|source| StoreError::File { path, source })?;
         }
+        for folder in root.ancestors().take(2).filter(|folder| !folder.as_os_str().is_empty()) {
+            sync_folder(folder).map_err(|source| StoreError::File { path: folder.to_path_buf(), source })?;
+        }
         let objects = Arc::new(LocalFileSystem::new_with_prefix(root)?.with_fsync(true));
         let (staging, use_or_remove) = Default::default();
         Ok(Self { root: root.to_path_buf(), objects, staging, use_or_remove })
@@ -102,7 +105,11 @@ impl Artifacts {
         if size.is_some() {
             let path = self.path(digest);
             let touched = path.clone();
-            let touch = move || std::fs::File::open(touched)?.set_modified(SystemTime::now());
+            let touch = move || {
+                // Whoever gave it its name may not have come to sync that.
+                touched.ancestors().skip(1).take(2).try_for_each(sync_folder)?;
+                std::fs::File::open(touched)?.set_modified(SystemTime::now())
+            };
             let touched = spawn_blocking(touch).await.map_err(io::Error::other).flatten();
             touched.map_err(|source| StoreError::File { path, source })?;
         }
@@ -270,10 +277,16 @@ impl Artifacts {
     }
 
     async fn adopt(&self, staged: Staged, digest: Digest) -> Result<ArtifactRef, StoreError> {
+        // Where there is an old one of this name, it is not removed in this moment.
+        let _none_is_removed = self.use_or_remove.lock().await;
         let name = staged.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         self.objects.rename(&Key::from_iter(["staging", name]), &key(digest)).await?;
         Ok(ArtifactRef { digest, size: staged.size })
     }
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    std::fs::File::open(path)?.sync_all()
 }
 
 fn used_ms(meta: &ObjectMeta) -> u64 {

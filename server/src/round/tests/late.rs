@@ -104,6 +104,18 @@ fn an_asynchronous_job_gives_work_at_once_and_never_the_same_turn_twice() {
 }
 
 #[test]
+fn work_ahead_that_is_done_is_not_given_again_when_the_round_is_tried_again() {
+    let mut drive = Drive::new(Plan { rounds: 9, quorum: 1, asynchronous: true, staleness_max: Some(10), ..plan() });
+    drive.initialize().update("a");
+    let ahead = drive.turn("a");
+    drive.update("a").update("b").on(Event::AggregationFailed("no space".into()));
+    let (round, sites) = training(&drive);
+    assert!(round == 1 && matches!(&sites["a"], Trainee::Done(share) if share.made_for(1, 2) == (2, 0)), "{sites:?}");
+    assert!(!drive.effects.contains(&Effect::Offer("a".into(), ahead)), "{:?}", drive.effects);
+    assert_eq!(drive.machine.answer_to("a", ahead), Some(Ok(())));
+}
+
+#[test]
 fn a_silent_late_site_is_given_up_and_asked_again() {
     let mut drive = Drive::new(Plan { rounds: 9, target: Some(2), staleness_max: Some(5), ..plan() });
     drive.initialize().update("a").update("b").aggregate("state 1").evaluate(5);
