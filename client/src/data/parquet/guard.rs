@@ -3,12 +3,17 @@
 //! The header of a page declares how large it is compressed and not; the reader takes memory for both. A damaged or hostile
 //! header would make it take up to 2 GiB.
 
+mod format;
+mod thrift;
+
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 
 use ::parquet::errors::{ParquetError, Result};
 use ::parquet::file::reader::{ChunkReader, Length};
 use bytes::Bytes;
+
+use thrift::{Thrift, damaged, shape};
 
 /// The largest page, compressed or not, and the largest footer. Writers make pages of about 1 MiB, but some put as many as
 /// a thousand values in one, whatever their size.
@@ -90,19 +95,17 @@ pub(super) fn tail<const N: usize>(file: &mut File) -> std::io::Result<[u8; N]> 
     Ok(bytes)
 }
 
-/// The compressed and uncompressed size that a page header declares: fields 3 and 2 of a struct in Thrift's compact
-/// protocol. The whole header is gone through, so that no second field of that number can follow.
+/// The compressed and uncompressed size that a page header declares: fields 3 and 2. The whole header is gone through, so
+/// that no second field of that number can follow.
 fn page_sizes(header: impl Read) -> Result<[i64; 2]> {
     let mut header = Thrift(header);
     let (mut sizes, mut last) = ([None, None], 0);
-    loop {
-        let (kind, id) = header.field(last)?;
-        match (kind, id) {
-            (STOP, _) => break,
-            (_, id) if id <= last => return Err(damaged()),
-            (I32, 2) => sizes[1] = Some(header.signed()?),
-            (I32, 3) => sizes[0] = Some(header.signed()?),
-            _ => header.skip(kind, MAX_DEPTH)?,
+    while let Some((kind, id)) = header.field(last, format::PAGE)? {
+        match id {
+            id if id <= last => return Err(damaged()),
+            2 => sizes[1] = Some(header.signed()?),
+            3 => sizes[0] = Some(header.signed()?),
+            _ => header.pass(kind, shape(format::PAGE, id), MAX_DEPTH)?,
         }
         last = id;
     }
@@ -113,127 +116,11 @@ fn page_sizes(header: impl Read) -> Result<[i64; 2]> {
 }
 
 /// Checks that a footer has bytes for what it declares and no others, and that its fields are of the types that the reader
-/// takes them for, which it does not look at: version, schema, rows, row groups, keys and values, creator, orders of columns,
-/// encryption and its key.
+/// takes them for.
 pub(super) fn check_footer(footer: impl Read) -> Result<()> {
-    const KINDS: [u8; 9] = [I32, LIST, I64, LIST, LIST, BINARY, LIST, STRUCT, BINARY];
-    let (mut footer, mut last) = (Thrift(footer), 0);
-    loop {
-        let (kind, id) = footer.field(last)?;
-        if kind == STOP {
-            break;
-        }
-        let expected = usize::try_from(id.wrapping_sub(1)).ok().and_then(|place| KINDS.get(place));
-        if expected.is_some_and(|expected| *expected != kind) {
-            return Err(damaged());
-        }
-        footer.skip(kind, FOOTER_DEPTH)?;
-        last = id;
-    }
+    let mut footer = Thrift(footer);
+    footer.fields(format::FOOTER, FOOTER_DEPTH)?;
     if footer.byte().is_ok() { Err(damaged()) } else { Ok(()) }
-}
-
-fn damaged() -> ParquetError {
-    ParquetError::General("a page header, or the footer, is damaged".into())
-}
-
-const STOP: u8 = 0;
-const I32: u8 = 5;
-const I64: u8 = 6;
-const BINARY: u8 = 8;
-const LIST: u8 = 9;
-const STRUCT: u8 = 12;
-
-/// Thrift's compact protocol, as far as it takes to find the end of a struct.
-struct Thrift<R>(R);
-
-impl<R: Read> Thrift<R> {
-    fn byte(&mut self) -> Result<u8> {
-        let mut byte = [0];
-        self.0.read_exact(&mut byte)?;
-        Ok(byte[0])
-    }
-
-    fn unsigned(&mut self) -> Result<u64> {
-        let mut value = 0;
-        for shift in (0..63).step_by(7) {
-            let byte = self.byte()?;
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return Ok(value);
-            }
-        }
-        Err(damaged())
-    }
-
-    /// Zigzag.
-    fn signed(&mut self) -> Result<i64> {
-        let value = self.unsigned()?;
-        Ok((value >> 1) as i64 ^ -((value & 1) as i64))
-    }
-
-    /// Type and number of the next field.
-    fn field(&mut self, last: i64) -> Result<(u8, i64)> {
-        let byte = self.byte()?;
-        let id = match byte >> 4 {
-            _ if byte == STOP => last,
-            0 => self.signed()?,
-            more => last.wrapping_add(i64::from(more)),
-        };
-        Ok((byte & 0x0f, id))
-    }
-
-    fn pass(&mut self, bytes: u64) -> Result<()> {
-        let passed = std::io::copy(&mut self.0.by_ref().take(bytes), &mut std::io::sink())?;
-        if passed == bytes { Ok(()) } else { Err(damaged()) }
-    }
-
-    fn skip(&mut self, kind: u8, depth: usize) -> Result<()> {
-        let depth = depth.checked_sub(1).ok_or_else(damaged)?;
-        match kind {
-            // Booleans are in the type.
-            1 | 2 => Ok(()),
-            3 => self.pass(1),
-            4..=I64 => self.unsigned_or_long(),
-            7 => self.pass(8),
-            BINARY => {
-                let length = self.unsigned()?;
-                self.pass(length)
-            }
-            LIST | 10 => {
-                let head = self.byte()?;
-                let count = if head >> 4 == 15 { self.unsigned()? } else { u64::from(head >> 4) };
-                // Of booleans the reader reads no byte of theirs, and goes on as often as is declared; the format has no such
-                // lists. Whatever else is in one has a byte at least.
-                match head & 0x0f {
-                    1 | 2 => Err(damaged()),
-                    kind => (0..count).try_for_each(|_| self.skip(kind, depth)),
-                }
-            }
-            STRUCT => {
-                let mut last = 0;
-                loop {
-                    let (kind, id) = self.field(last)?;
-                    if kind == STOP {
-                        return Ok(());
-                    }
-                    self.skip(kind, depth)?;
-                    last = id;
-                }
-            }
-            _ => Err(damaged()),
-        }
-    }
-
-    /// A number of any width; 64 bits take ten bytes.
-    fn unsigned_or_long(&mut self) -> Result<()> {
-        for _ in 0..10 {
-            if self.byte()? < 0x80 {
-                return Ok(());
-            }
-        }
-        Err(damaged())
-    }
 }
 
 /// Of a page header in memory, for tests.
@@ -274,6 +161,14 @@ mod tests {
         assert!(check_footer(&[&footer[..], &[0]].concat()[..]).is_err(), "what the reader would go on with");
         assert!(check_footer(&[0x15, 4, 0x27, 0, 0, 0, 0, 0, 0, 0, 0, 0][..]).is_err(), "num_rows as a double");
         // Lists of 2^31 - 1 structs and booleans, and of two booleans.
+        // A row group whose rows are a list.
+        assert!(check_footer(&[0x49, 0x1c, 0x39, 0x1c, 0, 0, 0][..]).is_err());
+        check_footer(&[0x49, 0x1c, 0x36, 12, 0, 0][..]).expect("its rows are a number");
+        // Key and value as numbers; schema elements as texts.
+        assert!(check_footer(&[0x59, 0x1c, 0x16, 2, 0, 0][..]).is_err());
+        assert!(check_footer(&[0x29, 0x18, 1, b'a', 0][..]).is_err());
+        // A number that has the low bits of 1: 65537, zigzag.
+        assert!(check_footer(&[0x09, 0x82, 0x80, 0x08, 0x1c, 0, 0][..]).is_err());
         for list in [&[0xfc, 0xff, 0xff, 0xff, 0xff, 0x07, 0][..], &[0xf1, 0xff, 0xff, 0xff, 0xff, 0x07], &[0x21, 1, 1]]
         {
             assert!(check_footer(&[&[0x15, 4, 0x19], list, &[0]].concat()[..]).is_err());
