@@ -21,7 +21,7 @@ use fedtune_config::SiteConfig;
 use fedtune_proto::channel::{self, ChannelError, Credentials};
 use fedtune_proto::v1::directive::Kind;
 use fedtune_proto::v1::federation_client::FederationClient;
-use fedtune_proto::v1::{HeartbeatRequest, OpenSessionRequest, Welcome};
+use fedtune_proto::v1::{Close, Directive, HeartbeatRequest, OpenSessionRequest, Welcome};
 use fedtune_proto::{MESSAGE_BYTES_MAX, version};
 use tokio::sync::watch;
 use tonic::transport::Channel;
@@ -31,6 +31,9 @@ use tracing::{info, warn};
 use calls::Backoff;
 pub use error::SessionError;
 use tasks::Tasks;
+
+/// How long a session that does not answer any more is listened to for why.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// This program and its version, as it tells its peers.
 pub const PROGRAM: &str = concat!("fedtune-client ", env!("CARGO_PKG_VERSION"));
@@ -108,7 +111,14 @@ async fn live(site: Arc<work::Site>) -> Result<(), SessionError> {
                     reason: channel::explained(&reason),
                 });
             }
-            Ended::Broken(reason) => {
+            // Once the aggregator was there, what answers in its place, or a clock, may be wrong for a while.
+            Ended::Refused(reason) if session.borrow().is_empty() => {
+                return Err(SessionError::Refused {
+                    address: aggregator.address.clone(),
+                    reason: channel::explained(&reason),
+                });
+            }
+            Ended::Refused(reason) | Ended::Broken(reason) => {
                 warn!("session ended: {reason}; connecting again in {}", backoff.next_in());
                 backoff.wait().await;
             }
@@ -117,7 +127,11 @@ async fn live(site: Arc<work::Site>) -> Result<(), SessionError> {
 }
 
 enum Ended {
+    /// Worth another try.
     Broken(String),
+    /// By TLS, of the other side or by it.
+    Refused(String),
+    /// By the aggregator.
     Final(String),
 }
 
@@ -157,8 +171,7 @@ async fn follow(
                 Ok(Some(directive)) => match directive.kind {
                     Some(Kind::Task(task)) => tasks.begin(task),
                     Some(Kind::Withdraw(withdraw)) => tasks.withdraw(withdraw),
-                    Some(Kind::Close(close)) if close.r#final => return Ended::Final(close.reason),
-                    Some(Kind::Close(close)) => return Ended::Broken(close.reason),
+                    Some(Kind::Close(close)) => return closed(close),
                     Some(Kind::Notice(notice)) => {
                         let round = notice.id.unwrap_or_default().round;
                         warn!(round, "the aggregator leaves this site's result out: {}", notice.reason);
@@ -171,11 +184,20 @@ async fn follow(
             },
             _ = heartbeat.tick() => {
                 if let Err(status) = client.heartbeat(HeartbeatRequest { session: id.clone() }).await {
-                    return Ended::Broken(status.message().into());
+                    // If the session was closed, the reason is on its way.
+                    let said = tokio::time::timeout(FAREWELL, directives.message()).await;
+                    return match said {
+                        Ok(Ok(Some(Directive { kind: Some(Kind::Close(close)) }))) => closed(close),
+                        _ => Ended::Broken(status.message().into()),
+                    };
                 }
             }
         }
     }
+}
+
+fn closed(close: Close) -> Ended {
+    if close.r#final { Ended::Final(close.reason) } else { Ended::Broken(close.reason) }
 }
 
 fn ended_by(status: &Status) -> Ended {
@@ -184,7 +206,7 @@ fn ended_by(status: &Status) -> Ended {
     if refused {
         Ended::Final(status.message().into())
     } else if channel::is_refusal(&reason) {
-        Ended::Final(reason)
+        Ended::Refused(reason)
     } else {
         Ended::Broken(reason)
     }

@@ -8,6 +8,9 @@ pub use probabilities::Probabilities;
 
 mod probabilities;
 
+/// Most words or tokens that one example may have.
+const ROW_MAX: u64 = 1 << 16;
+
 /// A mean loss above this, in nats, is past anything that a logit in f32 gives on purpose.
 const LOSS_MAX: f64 = 1e6;
 
@@ -375,6 +378,9 @@ impl Evaluation {
                 let v1::TagSums { confusion, entities_right, entities_predicted, entities_actual } =
                     tags.ok_or_else(|| absent("words"))?;
                 let words = matrix(&confusion, labels)?.ok_or("the confusion counts are absurdly large")?;
+                if words > examples.saturating_mul(ROW_MAX) {
+                    return Err(format!("{words} words are counted in {examples} examples"));
+                }
                 if entities_right > entities_predicted.min(entities_actual)
                     || entities_predicted.max(entities_actual) > words
                 {
@@ -384,6 +390,9 @@ impl Evaluation {
             }
             Form::NextToken => {
                 let v1::TokenSums { counted, right } = tokens.ok_or_else(|| absent("tokens"))?;
+                if counted > examples.saturating_mul(ROW_MAX) {
+                    return Err(format!("{counted} tokens are counted in {examples} examples"));
+                }
                 if right > counted {
                     return Err(format!("{right} of {counted} tokens are said to be right"));
                 }

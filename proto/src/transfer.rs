@@ -56,6 +56,14 @@ pub enum TransferError {
 }
 
 impl TransferError {
+    /// What the other side is told of it: no path of this one.
+    pub fn told(&self) -> String {
+        match self {
+            Self::File { source, .. } => format!("a file of this site: {source}; its own log says which"),
+            other => other.to_string(),
+        }
+    }
+
     /// Whether the link, and not the request, is at fault.
     pub fn is_transient(&self) -> bool {
         match self {
@@ -66,6 +74,8 @@ impl TransferError {
                     | tonic::Code::Cancelled
                     | tonic::Code::Internal
                     | tonic::Code::DeadlineExceeded
+                    // Too many at once.
+                    | tonic::Code::ResourceExhausted
                     // Another call of ours has not ended yet, or has moved the offset.
                     | tonic::Code::Aborted
                     | tonic::Code::OutOfRange

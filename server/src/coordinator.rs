@@ -12,7 +12,7 @@ mod snapshot;
 mod transition;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fedtune_config::job::Job;
@@ -315,11 +315,13 @@ impl Coordinator {
 
     /// The world as a job may see it.
     async fn world(&self, job: &str) -> Result<World, StoreError> {
+        let enrolled = self.records.sites().await?;
         let mut world = World {
-            now_ms: now_ms(),
+            now_ms: steady_ms(),
             trainers: self.sessions.online(Role::Site),
             evaluators: self.sessions.online(Role::Evaluator),
-            evaluator_enrolled: self.records.sites().await?.iter().any(|site| site.role == Role::Evaluator),
+            evaluator_enrolled: enrolled.iter().any(|site| site.role == Role::Evaluator),
+            enrolled: enrolled.into_iter().filter(|site| site.role == Role::Site).map(|site| site.name).collect(),
             busy: BTreeSet::new(),
         };
         let mut busy = BTreeSet::new();
@@ -394,6 +396,13 @@ fn round_of(phase: &Phase) -> Option<u32> {
         Phase::Evaluating { record, .. } => Some(record.round),
         _ => None,
     }
+}
+
+/// Milliseconds since 1970, by a clock that nobody sets while this program runs: deadlines count on it.
+fn steady_ms() -> u64 {
+    static BEGAN: LazyLock<(Instant, u64)> = LazyLock::new(|| (Instant::now(), now_ms()));
+    let since = u64::try_from(BEGAN.0.elapsed().as_millis()).unwrap_or(u64::MAX);
+    BEGAN.1.saturating_add(since)
 }
 
 /// Milliseconds since 1970.

@@ -21,7 +21,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fedtune_proto::digest::ArtifactRef;
+use fedtune_proto::digest::{ArtifactRef, Digest};
 use serde::{Deserialize, Serialize};
 
 pub use event::{Effect, Event, Fault, Turn, Work, World};
@@ -68,7 +68,7 @@ pub struct Machine {
 impl Machine {
     /// A job at its beginning.
     pub fn new(plan: Plan) -> Self {
-        let phase = Phase::Initializing { attempt: 0, site: None, heard_ms: 0, problems: BTreeMap::new() };
+        let phase = Phase::Initializing { attempt: 0, site: None, asked_ms: 0, heard_ms: 0, problems: BTreeMap::new() };
         Self {
             plan,
             phase,
@@ -179,13 +179,33 @@ impl Machine {
             }
             Phase::Gathering { .. } if !self.is_held() => {
                 let willing = self.willing(world);
-                if willing.len() < self.plan.needed() { BTreeSet::new() } else { willing }
+                if willing.len() < self.needed(world).0 { BTreeSet::new() } else { willing }
             }
             _ => BTreeSet::new(),
         }
     }
 
     /// Training sites that are online and have not refused this job.
+    /// Sites without which no round opens, and those that may come at all.
+    fn needed(&self, world: &World) -> (usize, usize) {
+        let left = world.sites().filter(|site| !self.refused.contains_key(*site)).count();
+        (self.plan.needed(world.sites().count(), left), left)
+    }
+
+    /// Whether an update of a site is in the open round, or waits for the next one.
+    pub fn holds(&self, site: &str, update: Digest) -> bool {
+        let done = |trainee: Option<&Trainee>| match trainee {
+            Some(Trainee::Done(share)) => Some(share.update.digest),
+            _ => None,
+        };
+        let open = match &self.phase {
+            Phase::Training { sites, .. } => done(sites.get(site)),
+            Phase::Aggregating { updates, .. } => updates.get(site).map(|share| share.update.digest),
+            _ => None,
+        };
+        open == Some(update) || done(self.late.get(site).map(|late| &late.answer)) == Some(update)
+    }
+
     fn willing(&self, world: &World) -> BTreeSet<String> {
         world.trainers.iter().filter(|site| !self.refused.contains_key(*site)).cloned().collect()
     }

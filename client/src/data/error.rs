@@ -302,6 +302,25 @@ pub enum DataError {
     },
 }
 
+impl DataError {
+    /// What is wrong, without a value, name or path of the data.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Read { .. } => "a data file cannot be read",
+            Self::Empty { .. } | Self::NoRows { .. } => "a data file has no row",
+            Self::ColumnMissing { .. } | Self::WishMissing { .. } | Self::CellMissing { .. } => {
+                "the data lack a column that the job or site.toml asks for"
+            }
+            Self::NoUsableRow { .. } => "no row of the data can be used for this job",
+            Self::OneLabel { .. } => "every row of the data has the same label",
+            Self::TooManyLabels { .. } => "the label column has too many different values",
+            Self::Mapping { .. } => "data.labels in site.toml names a label that the job does not have",
+            Self::Changed { .. } => "a data file changed while it was read",
+            _ => "the data do not fit this job",
+        }
+    }
+}
+
 /// Why a row is left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {

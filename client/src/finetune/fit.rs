@@ -167,7 +167,10 @@ fn run(
                 && checkpoints.due(steps)
             {
                 let position = Position { steps, loss_sum, scale: Some(trainer.scale) };
-                checkpoints.save(classifier, &trainer.optimizer, stopping.as_ref(), position)?;
+                // Without one the training ends as well as with it, if nothing interrupts it.
+                if let Err(e) = checkpoints.save(classifier, &trainer.optimizer, stopping.as_ref(), position) {
+                    tracing::warn!(step = steps, "no checkpoint: {e}");
+                }
             }
             let progress = Progress {
                 step: steps,

@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 /// Base models that are kept.
 const MODELS_MAX: usize = 4;
 
-/// Jobs of which residuals are kept.
-const RESIDUALS_MAX: usize = 16;
+/// Residuals that are kept, two of each job.
+const RESIDUALS_MAX: usize = 32;
 
 /// A residual of so many rounds ago is of no use any more.
 const RESIDUAL_ROUNDS: u32 = 5;
@@ -208,7 +208,10 @@ impl Outbox {
         std::fs::create_dir_all(&folder)?;
         let kept = folder.join(format!("{}-{}.safetensors", job_name(&id.job), id.round));
         std::fs::rename(residual, &kept)?;
-        for (path, _) in self.residuals(&id.job)?.into_iter().filter(|(path, _)| *path != kept) {
+        // The one before stays: where the attempt fails, the round is tried again from there.
+        let others = self.residuals(&id.job)?.into_iter().filter(|(_, round)| *round != id.round);
+        let before = others.clone().map(|(_, round)| round).filter(|round| *round < id.round).max();
+        for (path, _) in others.filter(|(_, round)| Some(*round) != before) {
             std::fs::remove_file(path)?;
         }
         keep_latest(&folder, &kept, RESIDUALS_MAX)
@@ -332,7 +335,8 @@ mod tests {
         answer(3, true);
         assert_eq!(std::fs::read(residual(4).unwrap()).unwrap(), [3]);
         assert_eq!(std::fs::read(residual(8).unwrap()).unwrap(), [3]);
-        assert_eq!((residual(9), residual(3)), (None, None), "too long ago, and of the same round");
+        assert_eq!(residual(9), None, "too long ago");
+        assert_eq!(std::fs::read(residual(3).unwrap()).unwrap(), [1], "the round is tried again");
         // What a kill left, in whatever order the folder lists it.
         let kept = residual(4).unwrap().with_file_name(format!("{}-ROUND.safetensors", job_name(&id(1, 1).job)));
         for round in [1, 2, 4, 5] {

@@ -138,10 +138,15 @@ impl Running {
             Err(Failure::Work(e)) if e.is_cancelled() => return,
             Err(failure) => {
                 let (reason, refused) = match failure {
-                    Failure::Work(e) => (e.to_string(), e.is_refusal()),
-                    Failure::Transfer(e) => (e.to_string(), false),
+                    Failure::Work(e) => {
+                        warn!("the task failed: {e}");
+                        (e.told(), e.is_refusal())
+                    }
+                    Failure::Transfer(e) => {
+                        warn!("the task failed: {e}");
+                        (e.told(), false)
+                    }
                 };
-                warn!("the task failed: {reason}");
                 let outcome = Outcome::Failed(v1::Failed { reason, refused });
                 Report { outcome, bytes_down: 0, bytes_up: 0 }
             }

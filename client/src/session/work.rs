@@ -67,6 +67,18 @@ impl WorkError {
         )
     }
 
+    /// What the aggregator is told of it. The site's own log has all; what it says of data (values, names, paths) stays here.
+    pub(super) fn told(&self) -> String {
+        let what = match self {
+            Self::Data(e) => e.kind(),
+            Self::Finetune(FinetuneError::Data(e)) => e.kind(),
+            Self::File { source, .. } => return format!("a file of this site: {source}; its own log says which"),
+            Self::Panicked(_) => "the computation panicked",
+            other => return other.to_string(),
+        };
+        format!("{what}; the site's own log says more")
+    }
+
     pub(super) fn is_cancelled(&self) -> bool {
         matches!(self, Self::Finetune(FinetuneError::Cancelled { .. }))
     }

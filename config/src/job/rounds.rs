@@ -102,8 +102,8 @@ pub struct Rounds {
     /// How long a round waits for its updates once it is open. A site that is still moving bytes or taking steps
     /// is waited for; one that is silent is not.
     pub deadline: Span,
-    /// A round that has its quorum closes when it has been open for so long, whoever is still at work; its evaluations are
-    /// waited for no longer than that again.
+    /// A round that has its quorum closes when it has been open for so long, whoever is still at work; a site's first
+    /// state, and its evaluations, are waited for no longer than that either.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<Span>,
     /// What becomes of sites that are still at work when a round closes. After reading it is there.

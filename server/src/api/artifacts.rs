@@ -18,8 +18,7 @@ use tracing::{Instrument, Span};
 use super::drain::{self, Drain};
 use super::limits::SiteLimits;
 use super::{identity, wire};
-use crate::coordinator::Handle;
-use crate::coordinator::Permit;
+use crate::coordinator::{Handle, Permit, Rejected};
 use crate::metrics::{Direction, Metrics};
 use crate::pki::{Identity, Role};
 use crate::store::{Artifacts, StoreError};
@@ -60,7 +59,10 @@ impl Service {
 
     async fn permitted(&self, identity: &Identity, permit: Permit) -> Result<(), Status> {
         let permitted = self.coordinator.permit(identity.clone(), permit).await.map_err(wire::gone)?;
-        permitted.map_err(Status::permission_denied)
+        permitted.map_err(|rejected| match rejected {
+            Rejected::Refused(reason) => Status::permission_denied(reason),
+            other => wire::rejected(other),
+        })
     }
 
     async fn complete(&self, artifact: ArtifactRef) -> Result<bool, Status> {

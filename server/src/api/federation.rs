@@ -1,6 +1,8 @@
 //! A site's life, on the wire.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use fedtune_proto::delta::Codec;
 use fedtune_proto::digest::ArtifactRef;
@@ -40,11 +42,13 @@ pub(super) struct Service {
     limits: SiteLimits,
     /// Checks running at once, so that their memory is bounded.
     checks: Semaphore,
+    /// Sites of which a result is being checked, or waits for that.
+    reporting: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Service {
     pub(super) fn new(coordinator: Handle, artifacts: Artifacts, metrics: Metrics, limits: SiteLimits) -> Self {
-        Self { coordinator, artifacts, metrics, limits, checks: Semaphore::new(CHECKS_MAX) }
+        Self { coordinator, artifacts, metrics, limits, checks: Semaphore::new(CHECKS_MAX), reporting: Arc::default() }
     }
 
     /// An artifact that a site says it has uploaded; the reason if it is not here.
@@ -76,6 +80,7 @@ impl Service {
         let (state, form, bounds, codec) = expected;
         let site = site.to_owned();
         let quarantine = |site: String, reason: String, verdict| {
+            let reason = clipped(reason);
             (Event::Failed { site, turn, reason, fault: Fault::Quarantined }, None, verdict)
         };
         let outcome = request.outcome.ok_or_else(|| Status::invalid_argument("the outcome is missing"))?;
@@ -155,6 +160,28 @@ impl Service {
             }
             _ => return Err(Status::invalid_argument("the outcome does not fit the task's kind")),
         })
+    }
+}
+
+/// A result of a site on its way through the checks: one at a time, so that no site fills them.
+struct Reporting {
+    sites: Arc<Mutex<BTreeSet<String>>>,
+    site: String,
+}
+
+impl Reporting {
+    fn begin(sites: &Arc<Mutex<BTreeSet<String>>>, site: &str) -> Result<Self, Status> {
+        if sites.lock().unwrap_or_else(PoisonError::into_inner).insert(site.to_owned()) {
+            Ok(Self { sites: sites.clone(), site: site.to_owned() })
+        } else {
+            Err(Status::aborted("a result of this site is being checked; report again in a moment"))
+        }
+    }
+}
+
+impl Drop for Reporting {
+    fn drop(&mut self) {
+        self.sites.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.site);
     }
 }
 
@@ -241,6 +268,7 @@ impl Federation for Service {
         let site = identity::require(&request, SITES)?.name;
         let request = request.into_inner();
         let (job, turn) = wire::turn(request.task.clone())?;
+        let _alone = Reporting::begin(&self.reporting, &site)?;
         let expected = self.coordinator.expect(site.clone(), job.clone(), turn).await.map_err(wire::gone)?;
         let answer = match expected.map_err(wire::storage)? {
             Expected::Answered(answer) => {

@@ -89,7 +89,7 @@ impl Site {
                 }
                 let rows = sites.into_iter().map(|s| {
                     let online = if s.online { "online" } else { "offline" };
-                    let examples: u64 = s.label_counts.iter().map(|count| count.examples).sum();
+                    let examples: u64 = s.label_counts.iter().fold(0, |sum, count| sum.saturating_add(count.examples));
                     let examples = if s.label_counts.is_empty() { "-".into() } else { examples.to_string() };
                     [s.name, s.role, online.into(), s.device, s.program, examples]
                 });

@@ -16,6 +16,9 @@ use crate::pki::{Identity, Role};
 use crate::round::{Event, Fault, Turn, Work};
 use crate::store::StoreError;
 
+/// Rounds after the one it was made for in which an update is looked for.
+const LATE_MAX: u32 = 64;
+
 /// Most artifacts that a site may begin to store for one task: one, and those of attempts that it lost.
 const UPLOADS_MAX: usize = 16;
 
@@ -41,7 +44,11 @@ impl Coordinator {
                 state: machine.state_for(site),
                 form: form(&active.job.task),
                 bounds: Bounds {
-                    examples: self.limits.examples_per_update.min(self.sessions.examples(site).unwrap_or(u64::MAX)),
+                    examples: self.limits.examples_per_update.min(match turn.work {
+                        // What a site registers is its training data.
+                        Work::Evaluate => u64::MAX,
+                        _ => self.sessions.examples(site).unwrap_or(u64::MAX),
+                    }),
                     norm: active.job.admission.norm_max.unwrap_or(f64::INFINITY),
                     excluded: active.job.aggregation.exclude.clone(),
                 },
@@ -55,7 +62,9 @@ impl Coordinator {
             Some(Err(reason)) => return Ok(stale(reason)),
             None => {}
         }
-        let rounds = self.records.rounds(job).await?;
+        // An update counts in the round it was made for, in one a little later, or, where that is tried again, in the one before.
+        let near = turn.round.saturating_sub(1)..=turn.round.saturating_add(LATE_MAX);
+        let rounds = self.records.rounds_within(job, near).await?;
         let counted = rounds.iter().any(|record| {
             let made = (turn.round, turn.attempt);
             match turn.work {
@@ -82,7 +91,7 @@ impl Coordinator {
         if let Expected::Answered(answer) = self.expect(site, job, turn).await? {
             return Ok(answer);
         }
-        let replay = self.replay(job, &event).await?;
+        let replay = self.replay(site, job, &event).await?;
         let replayed = replay.is_some();
         let event = match replay {
             Some(reason) => Event::Failed { site: site.to_owned(), turn, reason, fault: Fault::Quarantined },
@@ -107,10 +116,13 @@ impl Coordinator {
     }
 
     /// Why an update is none of this round: it counted in an earlier one.
-    async fn replay(&mut self, job: &str, event: &Event) -> Result<Option<String>, StoreError> {
+    async fn replay(&mut self, site: &str, job: &str, event: &Event) -> Result<Option<String>, StoreError> {
         let (Event::Updated { share, .. }, Some(active)) = (event, self.active.get_mut(job)) else { return Ok(None) };
         if active.job.admission.copies == Copies::Count || share.norm == 0.0 {
             return Ok(None);
+        }
+        if active.record.machine.holds(site, share.update.digest) {
+            return Ok(Some("the update is one that this site sent for an earlier task, byte for byte".into()));
         }
         if active.counted.is_none() {
             active.counted = Some(Counted::of(&self.records.rounds(job).await?));
@@ -120,9 +132,14 @@ impl Coordinator {
             .map(|(round, site)| format!("the update is the one that {site} sent in round {round}, byte for byte")))
     }
 
-    pub(super) async fn permits(&mut self, identity: &Identity, permit: Permit) -> Result<(), String> {
+    pub(super) async fn permits(&mut self, identity: &Identity, permit: Permit) -> Result<(), Rejected> {
+        let refused = |reason: String| Err(Rejected::Refused(reason));
         let within = |size: u64, most: u64| {
-            if size <= most { Ok(()) } else { Err(format!("the artifact has {size} bytes; expected at most {most}")) }
+            if size <= most {
+                Ok(())
+            } else {
+                refused(format!("the artifact has {size} bytes; expected at most {most}"))
+            }
         };
         if identity.role == Role::Operator {
             return match permit {
@@ -130,45 +147,45 @@ impl Coordinator {
                 Permit::Write(artifact) => within(artifact.size, self.limits.artifact_bytes),
             };
         }
-        if !self.records.sites().await.map_err(|e| e.to_string())?.contains(identity) {
-            return Err(format!("{} is not enrolled here", identity.name));
+        if !self.records.sites().await?.contains(identity) {
+            return refused(format!("{} is not enrolled here", identity.name));
         }
         match permit {
             Permit::Read(digest) => {
                 if self.active.values().any(|active| active.record.gives(&identity.name, digest)) {
                     Ok(())
                 } else {
-                    Err(format!("artifact {digest} is not part of a running job"))
+                    refused(format!("artifact {digest} is not part of a running job"))
                 }
             }
             Permit::Write(ArtifactRef { digest, size }) => {
                 let work = self.work_of(&identity.name);
                 let active = work.as_ref().and_then(|(job, _)| self.active.get_mut(job));
                 let (Some((_, turn)), Some(active)) = (work, active) else {
-                    return Err("no task of this site asks for an upload".into());
+                    return refused("no task of this site asks for an upload".into());
                 };
                 let most = match turn.work {
                     Work::Initialize => self.limits.artifact_bytes,
                     Work::Train => match (active.record.machine.state, codec(&active.job)) {
                         (Some(state), Some(codec)) => {
-                            let layout = self.artifacts.layout(state).await.map_err(|e| e.to_string())?;
+                            let layout = self.artifacts.layout(state).await?;
                             delta::wire_bytes_max(&layout, codec)
                         }
                         // An update has the layout of the state; only the header's padding may differ.
                         (Some(state), None) => state.size + (1 << 16),
                         (None, _) => 0,
                     },
-                    Work::Evaluate => return Err("no task of this site asks for an upload".into()),
+                    Work::Evaluate => return refused("no task of this site asks for an upload".into()),
                 };
                 within(size, most)?;
                 let (of, begun) = active.uploads.entry(identity.name.clone()).or_insert((turn, BTreeSet::new()));
                 if *of != turn {
                     (*of, *begun) = (turn, BTreeSet::new());
                 }
-                begun.insert(digest);
-                if begun.len() > UPLOADS_MAX {
-                    return Err(format!("more than {UPLOADS_MAX} artifacts came for one task; expected one"));
+                if begun.len() >= UPLOADS_MAX && !begun.contains(&digest) {
+                    return refused(format!("more than {UPLOADS_MAX} artifacts came for one task; expected one"));
                 }
+                begun.insert(digest);
                 Ok(())
             }
         }

@@ -113,7 +113,7 @@ pub(super) enum Request {
     Permit {
         identity: Identity,
         permit: Permit,
-        reply: Reply<Result<(), String>>,
+        reply: Reply<Result<(), Rejected>>,
     },
     Aggregated {
         job: String,
@@ -222,7 +222,7 @@ impl Handle {
     }
 
     /// Whether a peer may read or store an artifact; the reason if not.
-    pub async fn permit(&self, identity: Identity, permit: Permit) -> Result<Result<(), String>, Gone> {
+    pub async fn permit(&self, identity: Identity, permit: Permit) -> Result<Result<(), Rejected>, Gone> {
         self.ask(|reply| Request::Permit { identity, permit, reply }).await
     }
 

@@ -16,7 +16,7 @@ impl Machine {
             late.answer = Trainee::Working(now_ms);
         }
         match &mut self.phase {
-            Phase::Initializing { heard_ms, .. } => *heard_ms = now_ms,
+            Phase::Initializing { asked_ms, heard_ms, .. } => (*asked_ms, *heard_ms) = (now_ms, now_ms),
             Phase::Training { sites, .. } => {
                 for site in sites.values_mut().filter(|site| matches!(site, Trainee::Working(_))) {
                     *site = Trainee::Working(now_ms);

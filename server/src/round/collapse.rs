@@ -31,13 +31,14 @@ pub(super) enum Sign {
 
 /// What sums over one label for each example show; `None` for other tasks.
 pub(super) fn sign(sums: &Evaluation) -> Option<Sign> {
-    let confusion = sums.confusion()?;
+    // As f64: sums of what sites claim may be larger than an integer.
+    let confusion: Vec<f64> = sums.confusion()?.iter().map(|count| *count as f64).collect();
     let labels = confusion.len().isqrt();
-    let total: u64 = confusion.iter().sum();
-    if total == 0 || labels < 2 {
+    let total: f64 = confusion.iter().sum();
+    if total == 0.0 || labels < 2 {
         return None;
     }
-    let share = |count: u64| count as f64 / total as f64;
+    let share = |count: f64| count / total;
     let actual: Vec<f64> = confusion.chunks(labels).map(|row| share(row.iter().sum())).collect();
     let predicted: Vec<f64> = (0..labels).map(|p| share(confusion.iter().skip(p).step_by(labels).sum())).collect();
     if entropy(&predicted) < ENTROPY_MIN && entropy(&actual) >= ENTROPY_MIN {
@@ -45,7 +46,7 @@ pub(super) fn sign(sums: &Evaluation) -> Option<Sign> {
     }
     let right: f64 = (0..labels).map(|label| share(confusion[label * labels + label])).sum();
     let frequent = actual.into_iter().fold(0.0, f64::max);
-    let deviation = (frequent * (1.0 - frequent) / total as f64).sqrt();
+    let deviation = (frequent * (1.0 - frequent) / total).sqrt();
     Some(if right > frequent + DEVIATIONS * deviation { Sign::Learnt } else { Sign::Idle })
 }
 

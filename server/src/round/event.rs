@@ -51,6 +51,8 @@ pub struct World {
     pub trainers: BTreeSet<String>,
     /// Evaluators with an open session.
     pub evaluators: BTreeSet<String>,
+    /// Training sites that are enrolled, with a session or without.
+    pub enrolled: BTreeSet<String>,
     /// Whether any evaluator is enrolled at all.
     pub evaluator_enrolled: bool,
     /// Sites and evaluators that are at work for another job, or that it is another job's turn to have.
@@ -58,6 +60,11 @@ pub struct World {
 }
 
 impl World {
+    /// Training sites that are there, or may come.
+    pub fn sites(&self) -> impl Iterator<Item = &String> {
+        self.enrolled.union(&self.trainers)
+    }
+
     /// Training sites that are online and not busy.
     pub fn free(&self) -> impl Iterator<Item = &String> {
         self.trainers.difference(&self.busy)

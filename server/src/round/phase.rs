@@ -39,6 +39,9 @@ pub enum Phase {
         attempt: u32,
         /// The site that was asked, `None` while nobody is online.
         site: Option<String>,
+        /// When it was asked; a job of earlier versions does not say.
+        #[serde(default)]
+        asked_ms: u64,
         /// When it last gave a sign.
         heard_ms: u64,
         /// Why the sites before it could not.

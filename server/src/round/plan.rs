@@ -92,9 +92,11 @@ impl Plan {
         }
     }
 
-    /// Sites without which no round opens.
-    pub(super) fn needed(&self) -> usize {
-        self.quorum.max(self.cohort.unwrap_or(0))
+    /// Sites without which no round opens, where so many may come at all, and so many of them are willing.
+    pub(super) fn needed(&self, known: usize, willing: usize) -> usize {
+        // Those that refuse do not come; others may yet be enrolled.
+        let cohort = self.cohort.map_or(0, |cohort| if known >= cohort { cohort.min(willing) } else { cohort });
+        self.quorum.max(cohort)
     }
 
     /// With how many updates a round closes while so many sites are at work on it; `None` to wait for all.

@@ -6,10 +6,12 @@ use fedtune_config::job::{BelowQuorum, Evaluator, OnCollapse};
 
 use super::admission::{self, Verdict};
 use super::collapse::ROLL_BACKS;
-use super::{Effect, Judge, Machine, Outcome, Phase, SILENT, Trainee, Turn, Work, World, late, seconds_between, told};
+use super::{
+    Effect, Judge, Machine, Outcome, Phase, SILENT, SiteShare, Trainee, Turn, Work, World, late, seconds_between, told,
+};
 
-/// Why an evaluation is not waited for although the site is not silent.
-pub(super) const OVERDUE: &str = "gave no evaluation within rounds.limit";
+/// Why an answer is not waited for although the site is not silent.
+pub(super) const OVERDUE: &str = "gave no answer within rounds.limit";
 
 impl Machine {
     /// Everything that follows by itself from where the machine stands, until it has to wait.
@@ -35,12 +37,14 @@ impl Machine {
 
     pub(super) fn settle_initializing(&mut self, world: &World, effects: &mut Vec<Effect>) {
         let deadline = self.plan.deadline_ms;
-        let Phase::Initializing { attempt, site, heard_ms, problems } = &mut self.phase else { return };
+        let Phase::Initializing { attempt, site, asked_ms, heard_ms, problems } = &mut self.phase else { return };
         if let Some(asked) = site {
-            if world.now_ms.saturating_sub(*heard_ms) <= deadline {
+            let silent = world.now_ms.saturating_sub(*heard_ms) > deadline;
+            let over = self.plan.limit_ms.is_some_and(|limit| world.now_ms.saturating_sub(*asked_ms) >= limit);
+            if !silent && !over {
                 return;
             }
-            problems.insert(asked.clone(), SILENT.into());
+            problems.insert(asked.clone(), if silent { SILENT } else { OVERDUE }.into());
             let turn = Turn { work: Work::Initialize, round: 0, attempt: *attempt };
             effects.push(Effect::Withdraw(asked.clone(), turn, "another site makes the first state".into()));
             *site = None;
@@ -52,13 +56,16 @@ impl Machine {
         let free = || willing().filter(|name| !world.busy.contains(*name));
         let untried = willing().find(|name| !problems.contains_key(*name)).is_some();
         let candidate = free().find(|name| !untried || !problems.contains_key(*name));
-        if *attempt >= self.plan.attempts || (willing().next().is_none() && online().next().is_some()) {
+        let known = || world.sites().chain(&world.evaluators);
+        let refuse = known().next().is_some() && known().all(|name| self.refused.contains_key(name));
+        let awaited = world.evaluator_enrolled && world.evaluators.is_empty();
+        if *attempt >= self.plan.attempts || (refuse && !awaited) {
             let reason = format!("no site could make the first state: {}", told(problems));
             return self.end(Outcome::Failed(reason), "", effects);
         }
         if let Some(candidate) = candidate {
             *site = Some(candidate.clone());
-            *heard_ms = world.now_ms;
+            (*asked_ms, *heard_ms) = (world.now_ms, world.now_ms);
             let turn = Turn { work: Work::Initialize, round: 0, attempt: *attempt };
             effects.push(Effect::Offer(candidate.clone(), turn));
         }
@@ -66,12 +73,16 @@ impl Machine {
 
     pub(super) fn settle_gathering(&mut self, world: &World, effects: &mut Vec<Effect>) {
         let Phase::Gathering { round, attempt } = self.phase else { return };
-        let (willing, needed) = (self.willing(world), self.plan.needed());
+        let willing = self.willing(world);
+        let (needed, left) = self.needed(world);
         if willing.len() < needed {
-            // Those who are missing are not away: they will not.
-            if world.trainers.len() >= needed {
+            // Whoever else is enrolled will not; who is only away is waited for.
+            if left < self.plan.quorum && world.sites().count() >= self.plan.quorum {
                 let reason = format!("too few sites are left for round {round}: {}", told(&self.refused));
-                self.end(Outcome::Failed(reason), "", effects);
+                match self.plan.below_quorum {
+                    BelowQuorum::Fail => self.end(Outcome::Failed(reason), "", effects),
+                    BelowQuorum::Pause => self.paused = Some(reason),
+                }
             }
             return;
         }
@@ -107,7 +118,13 @@ impl Machine {
                 *site = Trainee::Out(SILENT.into());
             }
         }
-        let done = sites.values().filter(|site| matches!(site, Trainee::Done(_))).count();
+        // Those that would be left out do not close a round.
+        let updates = sites.iter().filter_map(|(name, site)| match site {
+            Trainee::Done(share) => Some((name.clone(), share.clone())),
+            _ => None,
+        });
+        let updates: BTreeMap<String, SiteShare> = updates.collect();
+        let done = updates.len() - admission::compare(&self.plan.admission, &updates).left_out.len();
         let over = self.plan.limit_ms.is_some_and(|limit| world.now_ms.saturating_sub(*opened_ms) >= limit);
         let target = self.plan.closes_with(sites.len() + late);
         let closes = target.is_some_and(|target| done >= target) || (over && done >= self.plan.quorum);

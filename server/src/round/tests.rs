@@ -65,6 +65,7 @@ impl Drive {
             now_ms: 0,
             trainers: names(&["a", "b", "c"]),
             evaluators: names(&["judge"]),
+            enrolled: BTreeSet::new(),
             evaluator_enrolled: true,
             busy: BTreeSet::new(),
         };
@@ -186,6 +187,59 @@ fn a_round_over_its_limit_closes_with_its_quorum_and_not_below() {
     assert!(drive.effects.is_empty(), "one update is below the quorum");
     drive.update("b");
     assert!(matches!(&drive.machine.phase, Phase::Aggregating { updates, .. } if updates.len() == 2));
+}
+
+#[test]
+fn a_site_that_refuses_ends_no_job_that_others_may_come_to() {
+    let mut drive = Drive::new(Plan { cohort: Some(3), ..plan() });
+    drive.world.enrolled = drive.world.trainers.clone();
+    drive.initialize().fail("c", true).update("a").update("b");
+    drive.world.trainers.remove("b");
+    drive.aggregate("next").evaluate(5);
+    assert_eq!(drive.machine.phase, Phase::Gathering { round: 2, attempt: 1 }, "b is only away");
+    drive.world.trainers.insert("b".into());
+    drive.on(Event::Tick);
+    assert_eq!(working(&drive), ["a", "b"], "a cohort of those that do not refuse");
+    // The first state waits as well.
+    let mut drive = Drive::new(plan());
+    drive.world.enrolled = std::mem::take(&mut drive.world.trainers);
+    drive.world.trainers.insert("c".into());
+    drive.world.evaluators.clear();
+    drive.world.evaluator_enrolled = false;
+    drive.on(Event::Tick).fail("c", true);
+    assert!(matches!(drive.machine.phase, Phase::Initializing { site: None, .. }), "{:?}", drive.machine.phase);
+    drive.world.trainers.insert("a".into());
+    drive.on(Event::Tick);
+    assert_eq!(working(&drive), ["a"]);
+}
+
+#[test]
+fn an_update_that_would_be_left_out_closes_no_round() {
+    let mut drive = Drive::new(Plan { target: Some(2), ..plan() });
+    drive.initialize();
+    let turn = drive.turn("a");
+    let idle = SiteShare { norm: 0.0, ..share("a") };
+    drive.on(Event::Updated { site: "a".into(), turn, share: idle });
+    drive.update("b");
+    assert_eq!(working(&drive), ["c"], "one of the two does not count");
+    drive.update("c");
+    let Phase::Aggregating { updates, problems, .. } = &drive.machine.phase else {
+        panic!("{:?}", drive.machine.phase)
+    };
+    assert_eq!(updates.keys().collect::<Vec<_>>(), ["b", "c"]);
+    assert!(problems.contains_key("a"));
+}
+
+#[test]
+fn the_first_state_is_not_waited_for_longer_than_the_limit() {
+    let mut drive = Drive::new(Plan { limit_ms: Some(500), deadline_ms: 10_000, ..plan() });
+    drive.on(Event::Tick);
+    let turn = drive.turn("judge");
+    drive.world.now_ms = 400;
+    drive.on(Event::Progress("judge".into(), turn));
+    drive.world.now_ms = 600;
+    drive.on(Event::Progress("judge".into(), turn));
+    assert_eq!(working(&drive), ["a"]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Jobs, rounds and sites in SQLite. A transition of a job is one transaction.
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
@@ -362,16 +363,26 @@ impl Records {
         Ok(found)
     }
 
+    /// The committed rounds of a job within a range, in order.
+    ///
+    /// # Errors
+    /// Storage failed.
+    pub async fn rounds_within(&self, job: &str, rounds: RangeInclusive<u32>) -> Result<Vec<RoundRecord>, StoreError> {
+        let rows = sqlx::query("SELECT record FROM rounds WHERE job = $1 AND round BETWEEN $2 AND $3 ORDER BY round")
+            .bind(job)
+            .bind(i64::from(*rounds.start()))
+            .bind(i64::from(*rounds.end()))
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter().map(|row| parsed("a round", row, "record")).collect()
+    }
+
     /// The committed rounds of a job, in order.
     ///
     /// # Errors
     /// Storage failed.
     pub async fn rounds(&self, job: &str) -> Result<Vec<RoundRecord>, StoreError> {
-        let rows = sqlx::query("SELECT record FROM rounds WHERE job = $1 ORDER BY round")
-            .bind(job)
-            .fetch_all(&self.pool)
-            .await?;
-        rows.iter().map(|row| parsed("a round", row, "record")).collect()
+        self.rounds_within(job, 0..=u32::MAX).await
     }
 }
 

@@ -113,6 +113,8 @@ fn work_ahead_that_is_done_is_not_given_again_when_the_round_is_tried_again() {
     assert!(round == 1 && matches!(&sites["a"], Trainee::Done(share) if share.made_for(1, 2) == (2, 0)), "{sites:?}");
     assert!(!drive.effects.contains(&Effect::Offer("a".into(), ahead)), "{:?}", drive.effects);
     assert_eq!(drive.machine.answer_to("a", ahead), Some(Ok(())));
+    let held = |site, update| drive.machine.holds(site, artifact(update).digest);
+    assert!(held("a", "a") && !held("b", "b"), "b trains again");
 }
 
 #[test]
