@@ -95,7 +95,7 @@ async fn audit(
             (site.clone(), Weighted { update: share.update, weight: *weight, scale: share.staleness_weight() })
         })
         .collect();
-    let before = Before { state: base, moments: moments.to_vec(), step: round.round };
+    let before = Before { state: base, moments: moments.to_vec(), step: round.step() };
     let after = match aggregate::aggregate(artifacts, &job.aggregation, &before, &weighted, Keep::Nothing).await {
         Ok(after) => after,
         Err(AggregateError::Store(error @ StoreError::Unsound { .. })) => return Ok(Finding::Wrong(error.to_string())),

@@ -369,6 +369,7 @@ fn records(corpus: &Corpus) {
         attempt: 1,
         opened_ms: 1,
         base: Some(artifact()),
+        undone: 0,
         from: Some(1),
         state: artifact(),
         moments: vec![artifact()],

@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 /// Base models that are kept.
 const MODELS_MAX: usize = 4;
 
-/// Residuals that are kept, two of each job.
-const RESIDUALS_MAX: usize = 32;
+/// Files of residuals that are kept: of each job two, and how often it was taken back.
+const RESIDUALS_MAX: usize = 48;
 
 /// A residual of so many rounds ago is of no use any more.
 const RESIDUAL_ROUNDS: u32 = 5;
@@ -203,6 +203,24 @@ impl Outbox {
         File::open(&folder)?.sync_all()
     }
 
+    /// Forgets what was lost of updates if the job was taken back to an earlier state since: it was lost of changes to states
+    /// that are given up. Each time halves the factor of the learning rate.
+    pub(super) fn continues(&self, job: &str, factor: f64) -> io::Result<()> {
+        let folder = self.root.join("residuals");
+        let noted = folder.join(format!("{}.factor", job_name(job)));
+        let before = std::fs::read_to_string(&noted).ok().and_then(|text| text.parse().ok()).unwrap_or(1.0);
+        // An aggregator that knows no such factor says 0.
+        let factor = if factor == 0.0 { 1.0 } else { factor };
+        if factor == before {
+            return Ok(());
+        }
+        std::fs::create_dir_all(&folder)?;
+        for (path, _) in self.residuals(job)? {
+            std::fs::remove_file(path)?;
+        }
+        std::fs::write(noted, factor.to_string())
+    }
+
     fn keep_residual(&self, id: &TaskId, residual: &Path) -> io::Result<()> {
         let folder = self.root.join("residuals");
         std::fs::create_dir_all(&folder)?;
@@ -345,6 +363,14 @@ mod tests {
         for round in 2..=6 {
             assert_eq!(std::fs::read(residual(round).unwrap()).unwrap(), [round as u8 - 1]);
         }
+        outbox.continues(&id(6, 1).job, 0.0).unwrap();
+        outbox.continues(&id(6, 1).job, 1.0).unwrap();
+        assert!(residual(6).is_some());
+        outbox.continues(&id(6, 1).job, 0.5).unwrap();
+        assert_eq!(residual(6), None, "it was lost on the way to states that are given up");
+        answer(6, true);
+        outbox.continues(&id(7, 1).job, 0.5).unwrap();
+        assert!(residual(7).is_some());
         let other = TaskId { job: "other".into(), ..id(4, 1) };
         assert_eq!(outbox.begin(&other).unwrap().residual, None);
     }

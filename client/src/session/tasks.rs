@@ -190,7 +190,8 @@ impl Running {
         };
         let turn = self.computing.clone().lock_owned().await;
         self.settle().await?;
-        let attempt = self.outbox.begin(&self.id).map_err(file(&self.site.config.storage.work))?;
+        let begun = self.outbox.continues(&self.id.job, task.learning_rate_factor);
+        let attempt = begun.and_then(|()| self.outbox.begin(&self.id)).map_err(file(&self.site.config.storage.work))?;
         let out = attempt.update();
         let site = self.site.clone();
         match kind {

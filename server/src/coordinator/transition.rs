@@ -145,7 +145,11 @@ impl Coordinator {
             })
             .collect();
         let (round, attempt, job) = (*round, *attempt, job.to_owned());
-        let before = Before { state: *state, moments: moments.clone(), step: round };
+        let before = Before {
+            state: *state,
+            moments: moments.clone(),
+            step: round.saturating_sub(active.record.machine.course.undone),
+        };
         let (artifacts, own, passes) = (self.artifacts.clone(), self.own.clone(), self.passes.clone());
         let span = self.rounds.aggregation(&job, round, attempt);
         let with_difference = active.job.updates.download == Download::Difference;

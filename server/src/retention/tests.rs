@@ -55,6 +55,7 @@ impl Rig {
                 opened_ms: 0,
                 base: Some(state),
                 from: None,
+                undone: 0,
                 state: next,
                 difference: Some(self.store(&format!("{id} difference {round}")).await),
                 moments: Vec::new(),

@@ -128,6 +128,7 @@ impl Machine {
             opened_ms: *opened_ms,
             base: before,
             from: self.course.from.take(),
+            undone: self.course.undone,
             state,
             difference,
             moments: moments.clone(),

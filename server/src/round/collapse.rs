@@ -73,6 +73,7 @@ impl Machine {
                 (self.state, self.moments) = (Some(state), moments);
                 self.difference = None;
                 self.course.from = Some(best);
+                self.course.undone = self.course.best_undone + (round - best);
                 self.course.rolled_back += 1;
                 self.course.idle = 0;
             }

@@ -21,6 +21,12 @@ pub struct Course {
     pub rolled_back: u32,
     /// The round that the state is of, where it was taken back.
     pub from: Option<u32>,
+    /// Rounds that were taken back: the server's optimiser has stepped that much less often than there were rounds.
+    #[serde(default)]
+    pub undone: u32,
+    /// The same for the best state.
+    #[serde(default)]
+    pub best_undone: u32,
 }
 
 impl Course {

@@ -120,6 +120,9 @@ pub struct RoundRecord {
     /// The round that made that state, where it is not the one before.
     #[serde(default)]
     pub from: Option<u32>,
+    /// Rounds before it that were taken back.
+    #[serde(default)]
+    pub undone: u32,
     /// The state it made.
     pub state: ArtifactRef,
     /// Its difference to `base`, where sites were to have it.
@@ -147,6 +150,11 @@ pub struct RoundRecord {
 }
 
 impl RoundRecord {
+    /// The step of the server's optimiser that made the state, from 1 on.
+    pub fn step(&self) -> u32 {
+        self.round.saturating_sub(self.undone)
+    }
+
     /// The sum of all evaluations; one of another form than the first's, which the edge refuses, does not count.
     pub fn evaluation(&self) -> Option<Evaluation> {
         self.evaluations.values().cloned().reduce(|mut sum, next| {

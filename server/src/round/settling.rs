@@ -241,6 +241,7 @@ impl Machine {
         self.best = self.plan.better(self.best, &record);
         if self.best.is_some_and(|best| best.round == round && best.score.is_some()) {
             self.course.best = Some((round, record.state, record.moments.clone()));
+            self.course.best_undone = record.undone;
         }
         let collapsed = self.collapsed(&record);
         effects.push(Effect::Record(record));

@@ -35,6 +35,7 @@ fn a_collapsed_model_is_taken_back_to_its_best_state_with_half_the_rate() {
     });
     let record = record.unwrap();
     assert_eq!((record.base, record.from), (Some(artifact("best")), Some(3)));
+    assert_eq!((record.round, record.step()), (6, 4), "two rounds were taken back");
     for _ in 0..4 {
         scored(&mut drive, "lost", 0);
     }
