@@ -104,25 +104,18 @@ async fn live(site: Arc<work::Site>) -> Result<(), SessionError> {
             capabilities: Some(capabilities.clone()),
         };
         let ended = follow(link, request, tasks, &session, &mut backoff).await;
-        match ended {
-            Ended::Final(reason) => {
-                return Err(SessionError::Refused {
-                    address: aggregator.address.clone(),
-                    reason: channel::explained(&reason),
-                });
-            }
+        let (reason, for_good) = match ended {
+            Ended::Final(reason) => (reason, true),
             // Once the aggregator was there, what answers in its place, or a clock, may be wrong for a while.
-            Ended::Refused(reason) if session.borrow().is_empty() => {
-                return Err(SessionError::Refused {
-                    address: aggregator.address.clone(),
-                    reason: channel::explained(&reason),
-                });
-            }
-            Ended::Refused(reason) | Ended::Broken(reason) => {
-                warn!("session ended: {reason}; connecting again in {}", backoff.next_in());
-                backoff.wait().await;
-            }
+            Ended::Refused(reason) => (reason, session.borrow().is_empty()),
+            Ended::Broken(reason) => (reason, false),
+        };
+        if for_good {
+            let address = aggregator.address.clone();
+            return Err(SessionError::Refused { address, reason: channel::explained(&reason) });
         }
+        warn!("session ended: {reason}; connecting again in {}", backoff.next_in());
+        backoff.wait().await;
     }
 }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tonic::Code;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use crate::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
@@ -143,6 +144,21 @@ impl Credentials {
             .await
             .map_err(|e| ChannelError::Connect { address: address.to_owned(), reason: chain(&e) })
     }
+}
+
+/// Whether the link, or how much is asked at once, and not the request is at fault: the same may succeed later.
+pub fn is_transient(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unavailable
+            | Code::Unknown
+            | Code::Cancelled
+            | Code::Internal
+            | Code::DeadlineExceeded
+            | Code::ResourceExhausted
+            // An earlier call of ours, whose link broke, has not ended yet.
+            | Code::Aborted
+    )
 }
 
 /// An error with all its causes, in one line.

@@ -379,7 +379,9 @@ impl Evaluation {
                     tags.ok_or_else(|| absent("words"))?;
                 let words = matrix(&confusion, labels)?.ok_or("the confusion counts are absurdly large")?;
                 if words > examples.saturating_mul(ROW_MAX) {
-                    return Err(format!("{words} words are counted in {examples} examples"));
+                    return Err(format!(
+                        "{words} words are counted in {examples} examples; expected at most {ROW_MAX} in each"
+                    ));
                 }
                 if entities_right > entities_predicted.min(entities_actual)
                     || entities_predicted.max(entities_actual) > words
@@ -391,7 +393,9 @@ impl Evaluation {
             Form::NextToken => {
                 let v1::TokenSums { counted, right } = tokens.ok_or_else(|| absent("tokens"))?;
                 if counted > examples.saturating_mul(ROW_MAX) {
-                    return Err(format!("{counted} tokens are counted in {examples} examples"));
+                    return Err(format!(
+                        "{counted} tokens are counted in {examples} examples; expected at most {ROW_MAX} in each"
+                    ));
                 }
                 if right > counted {
                     return Err(format!("{right} of {counted} tokens are said to be right"));

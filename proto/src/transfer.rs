@@ -10,10 +10,11 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 use crate::CHUNK_BYTES;
+use crate::channel::is_transient;
 use crate::digest::Digest;
 use crate::incoming::Incoming;
 use crate::v1::artifacts_client::ArtifactsClient;
@@ -56,30 +57,11 @@ pub enum TransferError {
 }
 
 impl TransferError {
-    /// What the other side is told of it: no path of this one.
-    pub fn told(&self) -> String {
-        match self {
-            Self::File { source, .. } => format!("a file of this site: {source}; its own log says which"),
-            other => other.to_string(),
-        }
-    }
-
     /// Whether the link, and not the request, is at fault.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Remote { status, .. } => matches!(
-                status.code(),
-                tonic::Code::Unavailable
-                    | tonic::Code::Unknown
-                    | tonic::Code::Cancelled
-                    | tonic::Code::Internal
-                    | tonic::Code::DeadlineExceeded
-                    // Too many at once.
-                    | tonic::Code::ResourceExhausted
-                    // Another call of ours has not ended yet, or has moved the offset.
-                    | tonic::Code::Aborted
-                    | tonic::Code::OutOfRange
-            ),
+            // An earlier call of ours may have moved the offset.
+            Self::Remote { status, .. } => is_transient(status.code()) || status.code() == Code::OutOfRange,
             // Not the link: TCP and TLS carry bytes whole. The source is damaged.
             Self::Damaged { .. } | Self::File { .. } => false,
         }

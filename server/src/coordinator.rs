@@ -399,7 +399,7 @@ fn round_of(phase: &Phase) -> Option<u32> {
 }
 
 /// Milliseconds since 1970, by a clock that nobody sets while this program runs: deadlines count on it.
-fn steady_ms() -> u64 {
+pub(crate) fn steady_ms() -> u64 {
     static BEGAN: LazyLock<(Instant, u64)> = LazyLock::new(|| (Instant::now(), now_ms()));
     let since = u64::try_from(BEGAN.0.elapsed().as_millis()).unwrap_or(u64::MAX);
     BEGAN.1.saturating_add(since)

@@ -9,6 +9,7 @@
 pub mod aggregate;
 pub mod api;
 pub mod audit;
+mod claims;
 pub mod cli;
 pub mod coordinator;
 pub mod exit;

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use fedtune_proto::channel::is_transient;
 use fedtune_proto::transfer::TransferError;
 use rand::RngExt;
-use tonic::{Code, Status};
+use tonic::Status;
 
 const FIRST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(30);
@@ -49,18 +50,7 @@ impl Transient for TransferError {
 
 impl Transient for Status {
     fn is_transient(&self) -> bool {
-        matches!(
-            self.code(),
-            Code::Unavailable
-                | Code::Unknown
-                | Code::Cancelled
-                | Code::Internal
-                | Code::DeadlineExceeded
-                // An earlier call of ours, whose link broke, has not ended yet.
-                | Code::Aborted
-                // Too many at once.
-                | Code::ResourceExhausted
-        )
+        is_transient(self.code())
     }
 }
 
@@ -88,6 +78,8 @@ where
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
+    use tonic::Code;
+
     use super::*;
 
     #[tokio::test]

@@ -111,6 +111,7 @@ struct Report {
 
 enum Failure {
     Work(WorkError),
+    /// Of the other side, or the link.
     Transfer(TransferError),
 }
 
@@ -122,7 +123,10 @@ impl From<WorkError> for Failure {
 
 impl From<TransferError> for Failure {
     fn from(error: TransferError) -> Self {
-        Self::Transfer(error)
+        match error {
+            TransferError::File { path, source } => Self::Work(WorkError::File { path, source }),
+            other => Self::Transfer(other),
+        }
     }
 }
 
@@ -137,16 +141,11 @@ impl Running {
             Ok(result) => result,
             Err(Failure::Work(e)) if e.is_cancelled() => return,
             Err(failure) => {
-                let (reason, refused) = match failure {
-                    Failure::Work(e) => {
-                        warn!("the task failed: {e}");
-                        (e.told(), e.is_refusal())
-                    }
-                    Failure::Transfer(e) => {
-                        warn!("the task failed: {e}");
-                        (e.told(), false)
-                    }
+                let (all, reason, refused) = match failure {
+                    Failure::Work(e) => (e.to_string(), e.told(), e.is_refusal()),
+                    Failure::Transfer(e) => (e.to_string(), e.to_string(), false),
                 };
+                warn!("the task failed: {all}");
                 let outcome = Outcome::Failed(v1::Failed { reason, refused });
                 Report { outcome, bytes_down: 0, bytes_up: 0 }
             }

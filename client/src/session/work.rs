@@ -72,6 +72,8 @@ impl WorkError {
         let what = match self {
             Self::Data(e) => e.kind(),
             Self::Finetune(FinetuneError::Data(e)) => e.kind(),
+            Self::Finetune(FinetuneError::Image(_)) => "an image cannot be used any more",
+            Self::Finetune(FinetuneError::Checkpoint { .. }) => "a checkpoint cannot be used or written",
             Self::File { source, .. } => return format!("a file of this site: {source}; its own log says which"),
             Self::Panicked(_) => "the computation panicked",
             other => return other.to_string(),
@@ -217,5 +219,33 @@ impl Site {
             tracing::warn!("{report}");
         }
         Ok((rows, report))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[test]
+    fn what_the_aggregator_is_told_holds_nothing_of_the_data() {
+        let path = PathBuf::from("/srv/ward-7/jane-doe.csv");
+        let source = || std::io::Error::other("disk failure");
+        let mapping = DataError::Mapping { local: "jane doe".into(), target: "ill".into(), known: vec!["yes".into()] };
+        let errors = [
+            WorkError::Data(mapping),
+            WorkError::Data(DataError::Empty { path: path.clone() }),
+            WorkError::Finetune(FinetuneError::Data(Box::new(DataError::Empty { path: path.clone() }))),
+            WorkError::Finetune(FinetuneError::Image("jane doe.png".into())),
+            WorkError::Finetune(FinetuneError::Checkpoint { path: path.clone(), message: "of jane doe".into() }),
+            WorkError::File { path, source: source() },
+            WorkError::Panicked("at jane doe".into()),
+        ];
+        for error in errors {
+            let (all, told) = (error.to_string(), error.told());
+            assert!(all.contains("jane"), "the site's log names it: {all}");
+            assert!(!told.contains("jane") && !told.contains("ward") && told.contains("log says"), "{told}");
+        }
     }
 }

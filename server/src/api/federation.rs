@@ -1,8 +1,6 @@
 //! A site's life, on the wire.
 
-use std::collections::BTreeSet;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use fedtune_proto::delta::Codec;
 use fedtune_proto::digest::ArtifactRef;
@@ -19,7 +17,8 @@ use tonic::{Request, Response, Status};
 use super::limits::SiteLimits;
 use super::{identity, wire};
 use crate::aggregate::{Bounds, Rejection, check_state, check_update, decode};
-use crate::coordinator::{self, About, Expected, Handle, now_ms};
+use crate::claims::Claims;
+use crate::coordinator::{self, About, Expected, Handle, steady_ms};
 use crate::metrics::{Metrics, Verdict};
 use crate::pki::Role;
 use crate::round::{Event, Fault, SiteShare, Turn, Work};
@@ -43,12 +42,19 @@ pub(super) struct Service {
     /// Checks running at once, so that their memory is bounded.
     checks: Semaphore,
     /// Sites of which a result is being checked, or waits for that.
-    reporting: Arc<Mutex<BTreeSet<String>>>,
+    reporting: Claims,
 }
 
 impl Service {
     pub(super) fn new(coordinator: Handle, artifacts: Artifacts, metrics: Metrics, limits: SiteLimits) -> Self {
-        Self { coordinator, artifacts, metrics, limits, checks: Semaphore::new(CHECKS_MAX), reporting: Arc::default() }
+        Self {
+            coordinator,
+            artifacts,
+            metrics,
+            limits,
+            checks: Semaphore::new(CHECKS_MAX),
+            reporting: Claims::default(),
+        }
     }
 
     /// An artifact that a site says it has uploaded; the reason if it is not here.
@@ -140,7 +146,7 @@ impl Service {
                             sent,
                             stale: None,
                             relative_error: trained.relative_error,
-                            received_ms: now_ms(),
+                            received_ms: steady_ms(),
                             train_loss: trained.train_loss,
                             train_seconds: trained.train_seconds,
                             bytes_up: request.bytes_up,
@@ -160,28 +166,6 @@ impl Service {
             }
             _ => return Err(Status::invalid_argument("the outcome does not fit the task's kind")),
         })
-    }
-}
-
-/// A result of a site on its way through the checks: one at a time, so that no site fills them.
-struct Reporting {
-    sites: Arc<Mutex<BTreeSet<String>>>,
-    site: String,
-}
-
-impl Reporting {
-    fn begin(sites: &Arc<Mutex<BTreeSet<String>>>, site: &str) -> Result<Self, Status> {
-        if sites.lock().unwrap_or_else(PoisonError::into_inner).insert(site.to_owned()) {
-            Ok(Self { sites: sites.clone(), site: site.to_owned() })
-        } else {
-            Err(Status::aborted("a result of this site is being checked; report again in a moment"))
-        }
-    }
-}
-
-impl Drop for Reporting {
-    fn drop(&mut self) {
-        self.sites.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.site);
     }
 }
 
@@ -268,7 +252,9 @@ impl Federation for Service {
         let site = identity::require(&request, SITES)?.name;
         let request = request.into_inner();
         let (job, turn) = wire::turn(request.task.clone())?;
-        let _alone = Reporting::begin(&self.reporting, &site)?;
+        // One at a time, so that no site fills the checks.
+        let busy = || Status::aborted("a result of this site is being checked; report again in a moment");
+        let _alone = self.reporting.take(&site).ok_or_else(busy)?;
         let expected = self.coordinator.expect(site.clone(), job.clone(), turn).await.map_err(wire::gone)?;
         let answer = match expected.map_err(wire::storage)? {
             Expected::Answered(answer) => {

@@ -16,9 +16,6 @@ use crate::pki::{Identity, Role};
 use crate::round::{Event, Fault, Turn, Work};
 use crate::store::StoreError;
 
-/// Rounds after the one it was made for in which an update is looked for.
-const LATE_MAX: u32 = 64;
-
 /// Most artifacts that a site may begin to store for one task: one, and those of attempts that it lost.
 const UPLOADS_MAX: usize = 16;
 
@@ -63,7 +60,7 @@ impl Coordinator {
             None => {}
         }
         // An update counts in the round it was made for, in one a little later, or, where that is tried again, in the one before.
-        let near = turn.round.saturating_sub(1)..=turn.round.saturating_add(LATE_MAX);
+        let near = turn.round.saturating_sub(1)..=turn.round.saturating_add(machine.plan.staleness_max.unwrap_or(0));
         let rounds = self.records.rounds_within(job, near).await?;
         let counted = rounds.iter().any(|record| {
             let made = (turn.round, turn.attempt);
@@ -115,7 +112,7 @@ impl Coordinator {
         }
     }
 
-    /// Why an update is none of this round: it counted in an earlier one.
+    /// Why an update is none of this turn: it counted in an earlier round, or is that of another turn that is still open.
     async fn replay(&mut self, site: &str, job: &str, event: &Event) -> Result<Option<String>, StoreError> {
         let (Event::Updated { share, .. }, Some(active)) = (event, self.active.get_mut(job)) else { return Ok(None) };
         if active.job.admission.copies == Copies::Count || share.norm == 0.0 {

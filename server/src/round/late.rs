@@ -49,8 +49,7 @@ impl Machine {
     /// Gives up late sites that are silent. They are asked again when a round opens.
     pub(super) fn settle_late(&mut self, world: &World, effects: &mut Vec<Effect>) {
         for (site, late) in &mut self.late {
-            if matches!(late.answer, Trainee::Working(heard) if world.now_ms.saturating_sub(heard) > self.plan.deadline_ms)
-            {
+            if matches!(late.answer, Trainee::Working(heard) if self.plan.silent(heard, world)) {
                 effects.push(Effect::Withdraw(site.clone(), late.turn, SILENT.into()));
                 late.answer = Trainee::Out(SILENT.into());
             }

@@ -92,6 +92,16 @@ impl Plan {
         }
     }
 
+    /// Whether who was heard of at this time counts as silent.
+    pub(super) fn silent(&self, heard_ms: u64, world: &World) -> bool {
+        world.now_ms.saturating_sub(heard_ms) > self.deadline_ms
+    }
+
+    /// Whether what began at this time is over its limit, if it has one.
+    pub(super) fn over(&self, since_ms: u64, world: &World) -> bool {
+        self.limit_ms.is_some_and(|limit| world.now_ms.saturating_sub(since_ms) >= limit)
+    }
+
     /// Sites without which no round opens, where so many may come at all, and so many of them are willing.
     pub(super) fn needed(&self, known: usize, willing: usize) -> usize {
         // Those that refuse do not come; others may yet be enrolled.

@@ -35,12 +35,11 @@ impl Machine {
         }
     }
 
-    pub(super) fn settle_initializing(&mut self, world: &World, effects: &mut Vec<Effect>) {
-        let deadline = self.plan.deadline_ms;
+    fn settle_initializing(&mut self, world: &World, effects: &mut Vec<Effect>) {
         let Phase::Initializing { attempt, site, asked_ms, heard_ms, problems } = &mut self.phase else { return };
         if let Some(asked) = site {
-            let silent = world.now_ms.saturating_sub(*heard_ms) > deadline;
-            let over = self.plan.limit_ms.is_some_and(|limit| world.now_ms.saturating_sub(*asked_ms) >= limit);
+            let silent = self.plan.silent(*heard_ms, world);
+            let over = self.plan.over(*asked_ms, world);
             if !silent && !over {
                 return;
             }
@@ -71,7 +70,7 @@ impl Machine {
         }
     }
 
-    pub(super) fn settle_gathering(&mut self, world: &World, effects: &mut Vec<Effect>) {
+    fn settle_gathering(&mut self, world: &World, effects: &mut Vec<Effect>) {
         let Phase::Gathering { round, attempt } = self.phase else { return };
         let willing = self.willing(world);
         let (needed, left) = self.needed(world);
@@ -103,17 +102,16 @@ impl Machine {
         self.phase = Phase::Training { round, attempt, opened_ms: world.now_ms, sites };
     }
 
-    pub(super) fn settle_training(&mut self, world: &World, effects: &mut Vec<Effect>) {
+    fn settle_training(&mut self, world: &World, effects: &mut Vec<Effect>) {
         if self.plan.asynchronous {
             self.go_ahead(world, effects);
         }
-        let deadline = self.plan.deadline_ms;
         let late: Vec<String> = self.late.keys().filter(|site| self.is_late(site)).cloned().collect();
         let Phase::Training { round, attempt, opened_ms, sites } = &mut self.phase else { return };
         let late = late.iter().filter(|site| !sites.contains_key(*site)).count();
         let turn = Turn { work: Work::Train, round: *round, attempt: *attempt };
         for (name, site) in sites.iter_mut() {
-            if matches!(site, Trainee::Working(heard) if world.now_ms.saturating_sub(*heard) > deadline) {
+            if matches!(site, Trainee::Working(heard) if self.plan.silent(*heard, world)) {
                 effects.push(Effect::Withdraw(name.clone(), turn, SILENT.into()));
                 *site = Trainee::Out(SILENT.into());
             }
@@ -125,7 +123,7 @@ impl Machine {
         });
         let updates: BTreeMap<String, SiteShare> = updates.collect();
         let done = updates.len() - admission::compare(&self.plan.admission, &updates).left_out.len();
-        let over = self.plan.limit_ms.is_some_and(|limit| world.now_ms.saturating_sub(*opened_ms) >= limit);
+        let over = self.plan.over(*opened_ms, world);
         let target = self.plan.closes_with(sites.len() + late);
         let closes = target.is_some_and(|target| done >= target) || (over && done >= self.plan.quorum);
         let working: BTreeMap<String, u64> = sites
@@ -194,21 +192,20 @@ impl Machine {
         self.phase = Phase::Gathering { round, attempt: attempt + 1 };
     }
 
-    pub(super) fn settle_evaluating(&mut self, world: &World, effects: &mut Vec<Effect>) {
-        let deadline = self.plan.deadline_ms;
+    fn settle_evaluating(&mut self, world: &World, effects: &mut Vec<Effect>) {
         let Phase::Evaluating { record, sites, since_ms } = &mut self.phase else { return };
         let turn = Turn { work: Work::Evaluate, round: record.round, attempt: record.attempt };
         if sites.is_empty() && self.plan.by == Evaluator::Evaluator {
             *sites = self.plan.judges(record, world).into_iter().map(|site| (site, Judge::Waiting)).collect();
             if sites.is_empty() {
                 // One that is enrolled may be on its way back, as after a restart.
-                if world.evaluator_enrolled && world.now_ms.saturating_sub(*since_ms) <= deadline {
+                if world.evaluator_enrolled && !self.plan.silent(*since_ms, world) {
                     return;
                 }
                 record.problems.insert("evaluation".into(), "no site of role evaluator is online".into());
             }
         }
-        let over = self.plan.limit_ms.is_some_and(|limit| world.now_ms.saturating_sub(*since_ms) >= limit);
+        let over = self.plan.over(*since_ms, world);
         for (name, site) in sites.iter_mut() {
             if over && *site == Judge::Waiting {
                 *site = Judge::Out(OVERDUE.into());
@@ -218,7 +215,7 @@ impl Machine {
                 *site = Judge::Working(world.now_ms);
             }
             let Judge::Working(heard) = site else { continue };
-            let silent = world.now_ms.saturating_sub(*heard) > deadline;
+            let silent = self.plan.silent(*heard, world);
             if silent || over {
                 let reason = if silent { SILENT } else { OVERDUE };
                 effects.push(Effect::Withdraw(name.clone(), turn, reason.into()));

@@ -4,11 +4,10 @@
 mod reading;
 mod staging;
 
-use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -21,8 +20,8 @@ use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 use tokio::task::spawn_blocking;
 
 use super::StoreError;
+use crate::claims::Claims;
 pub use reading::{Opened, Reader};
-use staging::Claim;
 pub use staging::{Staged, Writer};
 
 /// One block, so that a full disk is seen.
@@ -34,7 +33,7 @@ pub struct Artifacts {
     root: PathBuf,
     objects: Arc<dyn ObjectStore>,
     /// Staging files that are being written; each has one writer.
-    staging: Arc<Mutex<BTreeSet<String>>>,
+    staging: Claims,
     /// Held while one is asked for or removed, so that none goes that somebody was told is here.
     use_or_remove: Arc<tokio::sync::Mutex<()>>,
 }
@@ -163,7 +162,7 @@ impl Artifacts {
                 let file = file?;
                 let Ok(name) = file.file_name().into_string() else { continue };
                 // Held to the end, so that nobody begins to write what is about to go, and nobody is turned away.
-                let writing = staging.lock().unwrap_or_else(PoisonError::into_inner);
+                let writing = staging.held();
                 // One that has just become an artifact is not here any more.
                 let Ok(found) = file.metadata() else { continue };
                 let since = found.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
@@ -241,7 +240,7 @@ impl Artifacts {
     /// # Errors
     /// The staging file cannot be looked at, or is being written: whoever asks would send what is refused.
     pub async fn staged_size(&self, name: &str) -> Result<u64, StoreError> {
-        let _claim = Claim::new(&self.staging, name)?;
+        let _claim = self.staging.take(name).ok_or(StoreError::Busy)?;
         let path = self.root.join("staging").join(name);
         match tokio::fs::metadata(&path).await {
             Ok(found) => Ok(found.len()),
@@ -255,7 +254,7 @@ impl Artifacts {
     /// # Errors
     /// The file cannot be opened, or is being written by another.
     pub async fn stage(&self, name: &str) -> Result<Staged, StoreError> {
-        let claim = Claim::new(&self.staging, name)?;
+        let claim = self.staging.take(name).ok_or(StoreError::Busy)?;
         let path = self.root.join("staging").join(name);
         let opened = path.clone();
         let opened = spawn_blocking(move || Staged::open(&opened, claim)).await.map_err(io::Error::other).flatten();

@@ -1,9 +1,7 @@
 //! Bytes on their way to become an artifact, in files that each have one writer.
 
-use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use fedtune_proto::digest::{ArtifactRef, Digest, Hasher};
@@ -11,27 +9,8 @@ use fedtune_proto::incoming::Incoming;
 use tokio::task::spawn_blocking;
 
 use super::Artifacts;
+use crate::claims::Claim;
 use crate::store::StoreError;
-
-/// The right to write a staging file, given back when dropped.
-#[derive(Debug)]
-pub(super) struct Claim {
-    staging: Arc<Mutex<BTreeSet<String>>>,
-    name: String,
-}
-
-impl Claim {
-    pub(super) fn new(staging: &Arc<Mutex<BTreeSet<String>>>, name: &str) -> Result<Self, StoreError> {
-        let free = staging.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
-        if free { Ok(Self { staging: staging.clone(), name: name.to_owned() }) } else { Err(StoreError::Busy) }
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.staging.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
-    }
-}
 
 /// The open file of [`Staged`]. It goes where it is written, so that the claim lasts as long as the writing does.
 #[derive(Debug)]
