@@ -4,7 +4,7 @@
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -13,13 +13,15 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use crate::CHUNK_BYTES;
 use crate::channel::is_transient;
 use crate::digest::Digest;
 use crate::incoming::Incoming;
+use crate::pace::Pace;
 use crate::v1::artifacts_client::ArtifactsClient;
-use crate::v1::upload_request::Part;
-use crate::v1::{Artifact, DownloadChunk, DownloadRequest, UploadHeader, UploadRequest, UploadStatusRequest};
+use crate::v1::{
+    Artifact, DownloadChunk, DownloadHeader, DownloadRequest, UploadHeader, UploadRequest, UploadResponse,
+    UploadStatusRequest, download_request, upload_request,
+};
 
 /// Chunks between the file and the connection.
 const CHUNKS_IN_FLIGHT: usize = 4;
@@ -150,8 +152,15 @@ async fn fetch(
     chunks: mpsc::Sender<Bytes>,
 ) -> Result<(), TransferError> {
     let remote = remote(&artifact.digest);
-    let request = DownloadRequest { digest: artifact.digest.clone(), offset: have };
-    let mut stream = ArtifactsClient::new(channel.clone()).download(request).await.map_err(&remote)?.into_inner();
+    // The first one waits here until the call has begun.
+    let (tell, told) = mpsc::channel(CHUNKS_IN_FLIGHT);
+    let say = async |part| {
+        // A closed channel means that the call has ended; its answer says why.
+        let _ = tell.send(DownloadRequest { part: Some(part) }).await;
+    };
+    say(download_request::Part::Header(DownloadHeader { digest: artifact.digest.clone(), offset: have })).await;
+    let mut client = ArtifactsClient::new(channel.clone());
+    let mut stream = client.download(ReceiverStream::new(told)).await.map_err(&remote)?.into_inner();
     while let Some(DownloadChunk { data }) = stream.message().await.map_err(&remote)? {
         have += data.len() as u64;
         if have > artifact.size {
@@ -162,6 +171,7 @@ async fn fetch(
         if chunks.send(data).await.is_err() {
             break;
         }
+        say(download_request::Part::Received(have)).await;
     }
     Ok(())
 }
@@ -190,11 +200,12 @@ pub async fn upload(channel: &Channel, artifact: &Artifact, path: &Path) -> Resu
     let (chunks, sent) = mpsc::channel(CHUNKS_IN_FLIGHT);
     let header = UploadHeader { artifact: Some(artifact.clone()), offset: status.received };
     let travelled = artifact.size.saturating_sub(status.received);
-    let source = path.to_path_buf();
-    let reading = spawn_blocking(move || send(&source, header, travelled, &chunks));
-    let answer = client.upload(ReceiverStream::new(sent)).await;
+    let (source, (order, lengths)) = (path.to_path_buf(), std::sync::mpsc::channel());
+    let reading = spawn_blocking(move || send(&source, header, &lengths, &chunks));
+    let pace = Pace::new(status.received, artifact.size);
+    let answer = follow(client, ReceiverStream::new(sent), pace, order).await;
     reading.await.map_err(io::Error::other).flatten().map_err(&fail)?;
-    let answer = answer.map_err(&remote)?.into_inner();
+    let answer = answer.map_err(&remote)?;
     if answer.complete {
         Ok(travelled)
     } else {
@@ -202,20 +213,52 @@ pub async fn upload(channel: &Channel, artifact: &Artifact, path: &Path) -> Resu
     }
 }
 
-/// Hands over the header, and `left` bytes of the file from there on. Blocks.
-fn send(path: &Path, header: UploadHeader, mut left: u64, chunks: &mpsc::Sender<UploadRequest>) -> io::Result<()> {
+/// Makes the call, and orders pieces of the file as it is told what has arrived. Gives the last answer.
+async fn follow(
+    mut client: ArtifactsClient<Channel>,
+    requests: ReceiverStream<UploadRequest>,
+    mut pace: Pace,
+    order: std::sync::mpsc::Sender<usize>,
+) -> Result<UploadResponse, Status> {
+    let mut order = Some(order);
+    let mut keep_up = |pace: &mut Pace| {
+        while let (Some(order), Some(length)) = (&order, pace.send(Instant::now())) {
+            // Where the file cannot be read nobody listens.
+            let _ = order.send(length);
+        }
+        if pace.is_sent() {
+            order = None;
+        }
+    };
+    keep_up(&mut pace);
+    let mut answers = client.upload(requests).await?.into_inner();
+    let mut last = UploadResponse::default();
+    while let Some(answer) = answers.message().await? {
+        pace.acknowledge(answer.received, Instant::now());
+        keep_up(&mut pace);
+        last = answer;
+    }
+    Ok(last)
+}
+
+/// Hands over the header, and pieces of the file from there on as they are ordered. Blocks.
+fn send(
+    path: &Path,
+    header: UploadHeader,
+    lengths: &std::sync::mpsc::Receiver<usize>,
+    chunks: &mpsc::Sender<UploadRequest>,
+) -> io::Result<()> {
     let mut file = File::open(path)?;
     file.seek(io::SeekFrom::Start(header.offset))?;
-    let mut part = Part::Header(header);
+    let mut part = upload_request::Part::Header(header);
     // A closed channel means that the call has ended; its answer says why.
-    while chunks.blocking_send(UploadRequest { part: Some(part) }).is_ok() && left > 0 {
-        let length = left.min(CHUNK_BYTES as u64);
-        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
-        if file.by_ref().take(length).read_to_end(&mut chunk)? as u64 != length {
+    while chunks.blocking_send(UploadRequest { part: Some(part) }).is_ok() {
+        let Ok(length) = lengths.recv() else { break };
+        let mut chunk = Vec::with_capacity(length);
+        if file.by_ref().take(length as u64).read_to_end(&mut chunk)? != length {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        left -= length;
-        part = Part::Data(Bytes::from(chunk));
+        part = upload_request::Part::Data(Bytes::from(chunk));
     }
     Ok(())
 }

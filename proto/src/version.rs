@@ -3,7 +3,7 @@
 use crate::v1::ProtocolVersion;
 
 /// The protocol this crate speaks.
-pub const PROTOCOL: ProtocolVersion = ProtocolVersion { major: 1, minor: 0 };
+pub const PROTOCOL: ProtocolVersion = ProtocolVersion { major: 2, minor: 0 };
 
 /// The two sides speak different protocols.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,10 +39,10 @@ mod tests {
 
     #[test]
     fn minor_versions_mix_and_major_versions_do_not() {
-        assert_eq!(check("x", Some(ProtocolVersion { major: 1, minor: 9 })), Ok(()));
+        assert_eq!(check("x", Some(ProtocolVersion { major: 2, minor: 9 })), Ok(()));
         let text =
-            check("old-client 0.0.1", Some(ProtocolVersion { major: 2, minor: 0 })).expect_err("differs").to_string();
-        assert!(text.contains("old-client 0.0.1") && text.contains("1.0") && text.contains("2.0"), "{text}");
+            check("old-client 0.0.1", Some(ProtocolVersion { major: 1, minor: 0 })).expect_err("differs").to_string();
+        assert!(text.contains("old-client 0.0.1") && text.contains("2.0") && text.contains("1.0"), "{text}");
         assert!(check("", None).is_err());
     }
 }

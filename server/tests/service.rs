@@ -21,7 +21,7 @@ use fedtune_proto::v1::plan_export_request::Selector;
 use fedtune_proto::v1::report_result_request::Outcome;
 use fedtune_proto::v1::upload_request::Part;
 use fedtune_proto::v1::{self, UploadHeader, UploadRequest};
-use fedtune_tests::{Federation, SyntheticSite, delta_file, model_folder, program, run, state_file, text};
+use fedtune_tests::{Federation, SyntheticSite, delta_file, last_answer, model_folder, program, run, state_file, text};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
@@ -166,10 +166,7 @@ impl HalfSent {
         let half = bytes.len() / 2;
         let (parts, receiver) = mpsc::channel(1);
         let mut calls = ArtifactsClient::new(channel.clone());
-        let call =
-            tokio::spawn(
-                async move { calls.upload(ReceiverStream::new(receiver)).await.map(tonic::Response::into_inner) },
-            );
+        let call = tokio::spawn(async move { last_answer(&mut calls, ReceiverStream::new(receiver)).await });
         let header = UploadHeader { artifact: Some(artifact.clone()), offset: 0 };
         parts.send(UploadRequest { part: Some(Part::Header(header)) }).await.unwrap();
         let upload = Self { artifact, half, bytes, parts, call };
@@ -386,7 +383,7 @@ fn a_site_is_kept_to_its_streams_calls_and_bytes_and_the_others_are_not() {
             open.push(parts);
             let (mut client, ended) = (ArtifactsClient::new(site.channel.clone()), ended.clone());
             tokio::spawn(async move {
-                let answer = client.upload(ReceiverStream::new(receiver)).await;
+                let answer = last_answer(&mut client, ReceiverStream::new(receiver)).await;
                 let _ = ended.send(answer.unwrap_err()).await;
             });
         }

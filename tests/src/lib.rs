@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 pub use federation::{Federation, Ran, run, text};
 pub use proxy::{Break, Link, Outage, Proxy, Way};
-pub use synthetic::{SyntheticSite, delta_file, model_folder, state_file};
+pub use synthetic::{SyntheticSite, delta_file, last_answer, model_folder, state_file};
 pub use watch::Watch;
 
 /// The folder of the repository.

@@ -7,11 +7,12 @@ use anyhow::{Context, bail};
 use fedtune_proto::channel::Credentials;
 use fedtune_proto::digest::{ArtifactRef, Digest};
 use fedtune_proto::layout::Layout;
+use fedtune_proto::v1::artifacts_client::ArtifactsClient;
 use fedtune_proto::v1::directive::Kind;
 use fedtune_proto::v1::federation_client::FederationClient;
 use fedtune_proto::v1::report_result_request::Outcome;
 use fedtune_proto::v1::{
-    self, Directive, OpenSessionRequest, ReportResultRequest, ReportResultResponse, Task, TaskKind,
+    self, Directive, OpenSessionRequest, ReportResultRequest, ReportResultResponse, Task, TaskKind, UploadResponse,
 };
 use fedtune_proto::{transfer, version};
 use tonic::Streaming;
@@ -169,6 +170,22 @@ impl SyntheticSite {
             }
         }
     }
+}
+
+/// Makes an upload of these messages. Gives the last answer.
+///
+/// # Errors
+/// The call failed.
+pub async fn last_answer<S>(client: &mut ArtifactsClient<Channel>, parts: S) -> Result<UploadResponse, tonic::Status>
+where
+    S: tonic::IntoStreamingRequest<Message = v1::UploadRequest>,
+{
+    let mut answers = client.upload(parts).await?.into_inner();
+    let mut last = UploadResponse::default();
+    while let Some(answer) = answers.message().await? {
+        last = answer;
+    }
+    Ok(last)
 }
 
 /// Writes a state of so many f32, as tensors of at most 4 Mi elements, with small varying values.

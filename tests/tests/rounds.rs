@@ -9,7 +9,7 @@ use fedtune_proto::layout::Layout;
 use fedtune_proto::transfer::{self, TransferError};
 use fedtune_proto::v1::report_result_request::Outcome;
 use fedtune_proto::v1::{self, TaskKind};
-use fedtune_tests::{Federation, SyntheticSite, delta_file, model_folder, run, state_file, text};
+use fedtune_tests::{Federation, SyntheticSite, delta_file, last_answer, model_folder, run, state_file, text};
 
 /// Jobs run one after the other.
 const ONE_JOB: (&str, &str) = ("LIMITS__RUNNING_JOBS", "1");
@@ -421,7 +421,7 @@ fn uploads_resume_and_damaged_or_oversized_ones_are_refused() {
             part(v1::upload_request::Part::Data(bytes[..CHUNK_BYTES].to_vec().into())),
             part(v1::upload_request::Part::Data(bytes[CHUNK_BYTES..sent].to_vec().into())),
         ];
-        let answer = client.upload(tokio_stream::iter(parts)).await.unwrap().into_inner();
+        let answer = last_answer(&mut client, tokio_stream::iter(parts)).await.unwrap();
         assert_eq!((answer.received, answer.complete), (sent as u64, false));
         let travelled = transfer::upload(&site.channel, &artifact, &synthetic.state).await.unwrap();
         assert_eq!(travelled, size - sent as u64);
@@ -436,7 +436,7 @@ fn uploads_resume_and_damaged_or_oversized_ones_are_refused() {
             part(v1::upload_request::Part::Header(header)),
             part(v1::upload_request::Part::Data(bytes[..2000].to_vec().into())),
         ];
-        let status = client.upload(tokio_stream::iter(parts)).await.unwrap_err();
+        let status = last_answer(&mut client, tokio_stream::iter(parts)).await.unwrap_err();
         assert!(status.message().contains("more than the 1000 bytes"), "{status}");
         // Bytes that are here of a larger one of the same name do not lift the limit.
         for (size, expected) in [(2000, None), (100, Some("are forgotten")), (100, Some("goes on at byte 0"))] {
@@ -446,9 +446,9 @@ fn uploads_resume_and_damaged_or_oversized_ones_are_refused() {
                 part(v1::upload_request::Part::Header(v1::UploadHeader { artifact: Some(shrunk), offset })),
                 part(v1::upload_request::Part::Data(bytes[..1000].to_vec().into())),
             ];
-            let answer = client.upload(tokio_stream::iter(parts)).await;
+            let answer = last_answer(&mut client, tokio_stream::iter(parts)).await;
             match expected {
-                None => assert_eq!(answer.unwrap().into_inner().received, 1000),
+                None => assert_eq!(answer.unwrap().received, 1000),
                 Some(text) => assert!(answer.unwrap_err().message().contains(text)),
             }
         }

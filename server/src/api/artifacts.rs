@@ -1,33 +1,33 @@
 //! Artifacts on the wire, resumable both ways.
 
+mod receiving;
+mod sending;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use fedtune_proto::digest::{ArtifactRef, Digest};
+use fedtune_proto::pace::Pace;
 use fedtune_proto::v1::artifacts_server::Artifacts as ArtifactsRpc;
-use fedtune_proto::v1::upload_request::Part;
-use fedtune_proto::v1::{self, DownloadChunk};
-use fedtune_proto::{CHUNK_BYTES, STREAM_WINDOW_BYTES};
-use futures::{FutureExt, Stream, StreamExt, stream};
+use fedtune_proto::v1::{self, DownloadChunk, UploadResponse, download_request, upload_request};
+use futures::stream::{self, Stream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::{Request, Response, Status, Streaming};
-use tracing::{Instrument, Span};
 
-use super::drain::{self, Drain};
+use super::drain::Drain;
 use super::limits::SiteLimits;
 use super::{identity, wire};
 use crate::coordinator::{Handle, Permit, Rejected};
 use crate::metrics::{Direction, Metrics};
 use crate::pki::{Identity, Role};
-use crate::store::{Artifacts, StoreError};
+use crate::store::Artifacts;
+use receiving::Receiving;
+use sending::Sending;
 
 /// Most transfers that read or write at once, so that memory does not grow with the number of sites.
 const MOVING_MAX: usize = 4;
-
-/// Most chunks of an upload that are written at once: what a stream's window holds.
-const CHUNKS_MAX: usize = STREAM_WINDOW_BYTES as usize / CHUNK_BYTES;
 
 /// How often moving bytes are reported.
 const PULSE: Duration = Duration::from_secs(1);
@@ -71,8 +71,9 @@ impl Service {
     }
 }
 
-/// Counts the bytes of a peer that move, slows them down to its rate, and tells the coordinator of them now and then.
-struct Pulse {
+/// One transfer: counts the bytes of a peer that move, slows them down to its rate, tells the coordinator of them now and
+/// then, and says when it may go on.
+struct Transfer {
     coordinator: Handle,
     metrics: Metrics,
     limits: SiteLimits,
@@ -81,14 +82,32 @@ struct Pulse {
     identity: Identity,
     direction: Direction,
     told: Instant,
+    moving: Arc<Semaphore>,
+    drain: Drain,
+    /// It is in progress.
+    _entered: TaskTrackerToken,
 }
 
-impl Pulse {
-    fn new(service: &Service, identity: Identity, direction: Direction) -> Result<Self, Status> {
-        let Service { coordinator, metrics, limits, .. } = service;
-        let (coordinator, metrics, limits) = (coordinator.clone(), metrics.clone(), limits.clone());
-        let stream = limits.stream(&identity)?;
-        Ok(Self { coordinator, metrics, limits, _stream: stream, identity, direction, told: Instant::now() })
+impl Transfer {
+    fn begin(service: &Service, identity: Identity, direction: Direction) -> Result<Self, Status> {
+        let Service { coordinator, metrics, limits, moving, drain, .. } = service;
+        Ok(Self {
+            coordinator: coordinator.clone(),
+            metrics: metrics.clone(),
+            limits: limits.clone(),
+            _stream: limits.stream(&identity)?,
+            identity,
+            direction,
+            told: Instant::now(),
+            moving: moving.clone(),
+            drain: drain.clone(),
+            _entered: drain.enter()?,
+        })
+    }
+
+    /// The right to have chunks in memory.
+    async fn turn(&self) -> Result<OwnedSemaphorePermit, Status> {
+        self.moving.clone().acquire_owned().await.map_err(wire::gone)
     }
 
     async fn moved(&mut self, bytes: usize) {
@@ -101,55 +120,29 @@ impl Pulse {
     }
 }
 
-/// Chunks of an upload that are written together.
-struct Batch {
-    chunks: Vec<Bytes>,
-    /// Bytes that may still come.
-    left: u64,
-}
-
-/// How the chunks of an upload ended.
-enum Ended {
-    /// As they should.
-    Complete,
-    /// By what came, or did not come.
-    Broken(Status),
-    /// With more bytes than were announced.
-    TooLong,
-}
-
-impl Batch {
-    /// Takes the next message of an upload, unless the upload ends with it.
-    fn take(&mut self, message: Option<Result<v1::UploadRequest, Status>>) -> Option<Ended> {
-        let data = match message {
-            None => return Some(Ended::Complete),
-            Some(Err(broken)) => return Some(Ended::Broken(broken)),
-            Some(Ok(v1::UploadRequest { part: Some(Part::Data(data)) })) => data,
-            Some(Ok(_)) => return Some(Ended::Broken(Status::invalid_argument("expected bytes after the header"))),
-        };
-        if data.len() > CHUNK_BYTES {
-            let reason = format!("a chunk has {} bytes; expected at most {CHUNK_BYTES}", data.len());
-            return Some(Ended::Broken(Status::invalid_argument(reason)));
-        }
-        let Some(left) = self.left.checked_sub(data.len() as u64) else { return Some(Ended::TooLong) };
-        self.left = left;
-        self.chunks.push(data);
-        None
-    }
-}
-
 /// Two peers may send the same bytes at once, so each has its own staging file.
 fn staging_name(identity: &Identity, artifact: ArtifactRef) -> String {
     format!("{}-{}.part", artifact.digest, identity.name)
 }
 
+/// What a stream of the service gives.
+type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
 #[tonic::async_trait]
 impl ArtifactsRpc for Service {
-    type DownloadStream = Pin<Box<dyn Stream<Item = Result<DownloadChunk, Status>> + Send>>;
+    type DownloadStream = Messages<DownloadChunk>;
+    type UploadStream = Messages<UploadResponse>;
 
-    async fn download(&self, request: Request<v1::DownloadRequest>) -> Result<Response<Self::DownloadStream>, Status> {
+    async fn download(
+        &self,
+        request: Request<Streaming<v1::DownloadRequest>>,
+    ) -> Result<Response<Self::DownloadStream>, Status> {
         let identity = identity::require(&request, ANYBODY)?;
-        let v1::DownloadRequest { digest, offset } = request.into_inner();
+        let mut told = request.into_inner();
+        let first = told.message().await?.and_then(|request| request.part);
+        let Some(download_request::Part::Header(v1::DownloadHeader { digest, offset })) = first else {
+            return Err(nameless());
+        };
         let digest: Digest = digest.parse().map_err(wire::invalid)?;
         self.permitted(&identity, Permit::Read(digest)).await?;
         let size = self.artifacts.size(digest).await.map_err(wire::storage)?;
@@ -158,28 +151,9 @@ impl ArtifactsRpc for Service {
             return Err(Status::out_of_range(format!("offset {offset} is past the {size} bytes of {digest}")));
         }
         let artifact = self.artifacts.open_artifact(digest).await.map_err(wire::storage)?;
-        let pulse = Pulse::new(self, identity, Direction::Down)?;
-        let (moving, drain) = (self.moving.clone(), self.drain.clone());
-        let (entered, call) = (drain.enter()?, Span::current());
-        let chunks = stream::try_unfold((offset, pulse, entered), move |(start, mut pulse, entered)| {
-            let (artifact, moving, drain) = (artifact.clone(), moving.clone(), drain.clone());
-            async move {
-                if start >= size {
-                    return Ok(None);
-                }
-                if drain.is_cut() {
-                    return Err(drain::stopping());
-                }
-                let end = size.min(start + CHUNK_BYTES as u64);
-                let turn = moving.acquire().await.map_err(wire::gone)?;
-                let data = artifact.read(start..end).await.map_err(wire::storage)?;
-                drop(turn);
-                pulse.moved(data.len()).await;
-                Ok(Some((DownloadChunk { data }, (end, pulse, entered))))
-            }
-            .instrument(call.clone())
-        });
-        Ok(Response::new(Box::pin(chunks)))
+        let transfer = Transfer::begin(self, identity, Direction::Down)?;
+        let sending = Sending { artifact, offset, pace: Pace::new(offset, size), told, transfer };
+        Ok(Response::new(Box::pin(sending.chunks())))
     }
 
     async fn upload_status(
@@ -199,18 +173,18 @@ impl ArtifactsRpc for Service {
     async fn upload(
         &self,
         request: Request<Streaming<v1::UploadRequest>>,
-    ) -> Result<Response<v1::UploadResponse>, Status> {
+    ) -> Result<Response<Self::UploadStream>, Status> {
         let identity = identity::require(&request, ANYBODY)?;
         let mut parts = request.into_inner();
-        let Some(Part::Header(header)) = parts.message().await?.and_then(|request| request.part) else {
-            return Err(Status::invalid_argument("the first message must name the artifact"));
-        };
+        let first = parts.message().await?.and_then(|request| request.part);
+        let Some(upload_request::Part::Header(header)) = first else { return Err(nameless()) };
         let artifact = wire::artifact(header.artifact.as_ref())?;
         self.permitted(&identity, Permit::Write(artifact)).await?;
         if self.complete(artifact).await? {
-            return Ok(Response::new(v1::UploadResponse { received: artifact.size, complete: true }));
+            let here = UploadResponse { received: artifact.size, complete: true };
+            return Ok(Response::new(Box::pin(stream::iter([Ok(here)]))));
         }
-        let mut staged = self.artifacts.stage(&staging_name(&identity, artifact)).await.map_err(wire::storage)?;
+        let staged = self.artifacts.stage(&staging_name(&identity, artifact)).await.map_err(wire::storage)?;
         if header.offset != staged.size() {
             let reason =
                 format!("the upload goes on at byte {}, not {}; ask UploadStatus", staged.size(), header.offset);
@@ -222,51 +196,12 @@ impl ArtifactsRpc for Service {
             staged.discard().await.map_err(wire::storage)?;
             return Err(Status::out_of_range(reason));
         }
-        let mut pulse = Pulse::new(self, identity.clone(), Direction::Up)?;
-        let ended = loop {
-            let first = tokio::select! {
-                message = parts.next() => message,
-                () = self.drain.cut() => Some(Err(drain::stopping())),
-            };
-            let turn = self.moving.acquire().await.map_err(wire::gone)?;
-            let mut batch = Batch { chunks: Vec::new(), left: artifact.size - staged.size() };
-            let mut ended = batch.take(first);
-            // What else has come meanwhile is written in one go.
-            while ended.is_none() && batch.chunks.len() < CHUNKS_MAX {
-                let Some(message) = parts.next().now_or_never() else { break };
-                ended = batch.take(message);
-            }
-            let bytes = batch.chunks.iter().map(Bytes::len).sum();
-            if bytes > 0 {
-                staged.append(batch.chunks).await.map_err(wire::storage)?;
-            }
-            drop(turn);
-            pulse.moved(bytes).await;
-            if let Some(ended) = ended {
-                break ended;
-            }
-        };
-        match ended {
-            Ended::Complete => {}
-            Ended::Broken(broken) => {
-                // What has arrived stays; the site goes on from there.
-                staged.sync().await.map_err(wire::storage)?;
-                return Err(broken);
-            }
-            Ended::TooLong => {
-                staged.discard().await.map_err(wire::storage)?;
-                return Err(Status::invalid_argument(format!("more than the {} bytes announced came", artifact.size)));
-            }
-        }
-        let received = staged.size();
-        if received < artifact.size {
-            staged.sync().await.map_err(wire::storage)?;
-            return Ok(Response::new(v1::UploadResponse { received, complete: false }));
-        }
-        match self.artifacts.publish(staged, artifact.digest).await {
-            Ok(_) => Ok(Response::new(v1::UploadResponse { received, complete: true })),
-            Err(e @ StoreError::Damaged { .. }) => Err(Status::data_loss(e.to_string())),
-            Err(e) => Err(wire::storage(e)),
-        }
+        let transfer = Transfer::begin(self, identity, Direction::Up)?;
+        let receiving = Receiving { artifact, staged, parts, transfer, artifacts: self.artifacts.clone() };
+        Ok(Response::new(Box::pin(receiving.answers())))
     }
+}
+
+fn nameless() -> Status {
+    Status::invalid_argument("the first message must name the artifact")
 }

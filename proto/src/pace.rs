@@ -1,0 +1,245 @@
+//! How much of a transfer may be under way. What is under way when a link breaks is lost and sent again, so a slow line is
+//! given little, in small pieces, and a fast one what a stream's window holds.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crate::{CHUNK_BYTES, STREAM_WINDOW_BYTES};
+
+/// What goes at once. On its way a piece takes time itself, which only a fast line can be given more of.
+const PIECE_BYTES: u64 = 16 << 10;
+
+/// What may be under way on any line: one piece arrives, one travels, one waits.
+const LEAST_BYTES: u64 = 3 * PIECE_BYTES;
+
+/// What a stream's window holds, whatever the line takes.
+const MOST_BYTES: u64 = STREAM_WINDOW_BYTES as u64;
+
+/// How long pieces may wait on their way behind those before them, so that the line is busy while either side is late: this,
+/// or the shortest time that one takes over [`QUEUE_PART`], if that is longer.
+const QUEUE: Duration = Duration::from_millis(5);
+
+/// See [`QUEUE`]; longer lines vary more.
+const QUEUE_PART: u32 = 8;
+
+/// Says, to the sender of an artifact, when the next piece may go.
+///
+/// In each round (a window sent after the last change) the shortest time from sending a piece until it is acknowledged, over
+/// the shortest ever, tells how long all waited behind others. Above [`QUEUE`] the window shrinks in proportion. Below it
+/// grows: by half each round until they waited for the first time, then by up to a quarter of a piece. The same thought as in TCP Vegas (Brakmo and Peterson, 1995) and
+/// LEDBAT (RFC 6817), above all buffers of the system and of what lies between.
+#[derive(Debug)]
+pub struct Pace {
+    size: u64,
+    sent: u64,
+    received: u64,
+    window: u64,
+    shortest: Duration,
+    /// Pieces have waited: the line is known.
+    waited: bool,
+    pieces: VecDeque<Piece>,
+    round: Round,
+}
+
+/// What was seen since the window changed.
+#[derive(Debug)]
+struct Round {
+    /// Bytes that had been sent.
+    from: u64,
+    shortest: Duration,
+    /// Whether the window held the sender back.
+    limited: bool,
+}
+
+#[derive(Debug)]
+struct Piece {
+    end: u64,
+    at: Instant,
+}
+
+impl Pace {
+    /// For an artifact of `size` bytes of which `received` are there.
+    pub fn new(received: u64, size: u64) -> Self {
+        Self {
+            size,
+            sent: received,
+            received,
+            window: LEAST_BYTES,
+            shortest: Duration::MAX,
+            waited: false,
+            pieces: VecDeque::new(),
+            round: Round::from(received),
+        }
+    }
+
+    /// Whether everything was sent.
+    pub fn is_sent(&self) -> bool {
+        self.sent >= self.size
+    }
+
+    /// Takes the next piece if one may go now; gives its length in bytes, at most [`CHUNK_BYTES`].
+    pub fn send(&mut self, now: Instant) -> Option<usize> {
+        let piece = if self.window < MOST_BYTES { PIECE_BYTES } else { CHUNK_BYTES as u64 };
+        let length = piece.min(self.size.saturating_sub(self.sent));
+        let under_way = self.sent - self.received + length;
+        if under_way > self.window {
+            self.round.limited = true;
+            return None;
+        }
+        if length == 0 {
+            return None;
+        }
+        self.sent += length;
+        self.pieces.push_back(Piece { end: self.sent, at: now });
+        usize::try_from(length).ok()
+    }
+
+    /// Hears that so many bytes of the artifact have arrived. What cannot be is not believed.
+    pub fn acknowledge(&mut self, received: u64, now: Instant) {
+        self.received = self.received.max(received.min(self.sent));
+        while let Some(piece) = self.pieces.pop_front_if(|piece| piece.end <= self.received) {
+            let took = now.saturating_duration_since(piece.at);
+            self.shortest = self.shortest.min(took);
+            if piece.end > self.round.from {
+                self.round.shortest = self.round.shortest.min(took);
+            }
+        }
+        // The last piece may not have fitted into the window.
+        if self.received + PIECE_BYTES <= self.round.from + self.window {
+            return;
+        }
+        let wait = self.round.shortest.saturating_sub(self.shortest);
+        let queue = QUEUE.max(self.shortest / QUEUE_PART);
+        self.waited |= wait > queue / 2;
+        let window = self.window as f64;
+        let next = if wait > queue {
+            window * (self.shortest + queue).div_duration_f64(self.round.shortest)
+        } else if !self.round.limited {
+            window
+        } else if self.waited {
+            window + PIECE_BYTES as f64 * (queue - wait).div_duration_f64(4 * queue)
+        } else {
+            window * 1.5
+        };
+        self.window = (next as u64).clamp(LEAST_BYTES, MOST_BYTES);
+        self.round = Round::from(self.sent);
+    }
+}
+
+impl Round {
+    fn from(sent: u64) -> Self {
+        Self { from: sent, shortest: Duration::MAX, limited: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Sends over a line of so many bytes a second and so late an answer. Gives the seconds it took, and the most bytes that
+    /// were under way in its second half.
+    fn over(size: u64, rate: f64, late: f64) -> (f64, u64) {
+        let (began, mut pace) = (Instant::now(), Pace::new(0, size));
+        let (mut line, mut now, mut most) = (0.0f64, 0.0f64, 0);
+        let mut arriving = VecDeque::new();
+        loop {
+            while let Some(length) = pace.send(began + Duration::from_secs_f64(now)) {
+                line = line.max(now) + length as f64 / rate;
+                arriving.push_back((line + late, pace.sent));
+            }
+            if pace.sent > size / 2 {
+                most = most.max(pace.sent - pace.received);
+            }
+            let Some((at, received)) = arriving.pop_front() else { return (now, most) };
+            now = at;
+            pace.acknowledge(received, began + Duration::from_secs_f64(now));
+        }
+    }
+
+    #[test]
+    fn a_slow_line_has_less_than_a_chunk_under_way_and_is_never_idle() {
+        for (rate, late) in [(5e5, 0.0), (5e5, 0.001), (5e5, 0.02), (5e5, 0.04), (1e6, 0.04), (5e6, 0.004)] {
+            let (took, most) = over(10_000_000, rate, late);
+            assert!(most <= CHUNK_BYTES as u64, "{most} bytes with {rate} B/s, {late} s");
+            assert!(took < 1.05 * 1e7 / rate + late, "{took} s with {rate} B/s, {late} s");
+        }
+    }
+
+    #[test]
+    fn a_fast_or_long_line_has_what_it_needs() {
+        for (rate, late) in [(1e9, 0.0), (1e8, 0.0005), (12.5e6, 0.01), (1e6, 0.15), (25e6, 0.2)] {
+            let (took, most) = over(50_000_000, rate, late);
+            let (ideal, held) = (50e6 / rate, MOST_BYTES as f64);
+            // A line that holds more than the window waits for answers.
+            let ideal = ideal.max(50e6 / held * (late + CHUNK_BYTES as f64 / rate));
+            assert!(took < 1.1 * ideal + 10.0 * late, "{took} s, at best {ideal} s, {most} bytes under way");
+        }
+    }
+
+    #[test]
+    fn a_wait_shrinks_the_window_and_it_grows_again() {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(0, u64::MAX / 2);
+        let mut turns = |count, took: Duration| {
+            for _ in 0..count {
+                while pace.send(now).is_some() {}
+                now += took;
+                pace.acknowledge(pace.sent, now);
+            }
+            pace.window
+        };
+        assert_eq!(turns(10, Duration::from_millis(10)), MOST_BYTES);
+        assert_eq!(turns(2, Duration::from_secs(60)), LEAST_BYTES);
+        assert_eq!(turns(60, Duration::from_millis(10)), MOST_BYTES);
+    }
+
+    #[test]
+    fn a_sender_that_is_not_held_back_gets_no_larger_window() {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(0, u64::MAX / 2);
+        for _ in 0..20 {
+            pace.send(now);
+            now += Duration::from_millis(10);
+            pace.acknowledge(pace.sent, now);
+        }
+        assert_eq!(pace.window, LEAST_BYTES);
+    }
+
+    proptest! {
+        /// Whatever the other side says, pieces follow each other to the end, and no more is under way than a window.
+        #[test]
+        fn all_is_sent_once_whatever_is_acknowledged(
+            (from, size) in (0u64..3_000_000, 0u64..3_000_000),
+            answers in prop::collection::vec((any::<u64>(), 0u64..100_000), 0..50),
+        ) {
+            let mut now = Instant::now();
+            let (mut pace, mut sent) = (Pace::new(from, size), from);
+            let mut answers = answers.into_iter();
+            while !pace.is_sent() {
+                while let Some(length) = pace.send(now) {
+                    prop_assert!(length > 0 && length <= CHUNK_BYTES);
+                    sent += length as u64;
+                }
+                prop_assert!(pace.sent - pace.received <= MOST_BYTES);
+                let (received, micros) = answers.next().unwrap_or((sent, 100));
+                now += Duration::from_micros(micros);
+                pace.acknowledge(received, now);
+            }
+            prop_assert_eq!(sent, from.max(size));
+            prop_assert_eq!(pace.send(now), None);
+        }
+    }
+
+    #[test]
+    fn nothing_is_left_to_send_of_what_is_there() {
+        let mut pace = Pace::new(7, 7);
+        assert!(pace.is_sent() && pace.send(Instant::now()).is_none());
+        pace.acknowledge(u64::MAX, Instant::now());
+        assert_eq!(pace.pieces.front().map(|piece| piece.end), None);
+        assert_eq!(Pace::new(0, 1).send(Instant::now()).unwrap(), 1);
+    }
+}
