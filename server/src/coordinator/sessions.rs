@@ -161,8 +161,10 @@ impl Sessions {
             .filter(|(_, session)| now.saturating_duration_since(session.heard) > self.times.timeout.0)
             .map(|(site, _)| site.clone())
             .collect();
-        for site in &silent {
-            self.open.remove(site);
+        for session in silent.iter().filter_map(|site| self.open.remove(site)) {
+            // Should it still be there, it comes again.
+            let reason = "the site was silent too long; connect again".into();
+            let _ = session.sender.try_send(Directive::Close { reason, r#final: false });
         }
         silent
     }
@@ -213,12 +215,17 @@ mod tests {
         let timeout = times.timeout.0;
         let mut sessions = Sessions::new(times);
         let site = Identity { name: "north".into(), role: Role::Site };
-        let opened = sessions.open(site.clone(), About::default());
+        let mut opened = sessions.open(site.clone(), About::default());
         let later = Instant::now() + 2 * timeout;
         sessions.excuse(2 * timeout, later);
         assert!(sessions.expire(later).is_empty());
         assert!(sessions.expire(later + timeout / 2).is_empty());
         assert_eq!(sessions.expire(later + 2 * timeout), ["north"]);
         assert!(!sessions.heard("north", &opened.session));
+        let told = opened.directives.try_recv();
+        assert!(
+            matches!(&told, Ok(Directive::Close { r#final: false, reason }) if reason.contains("silent")),
+            "{told:?}"
+        );
     }
 }

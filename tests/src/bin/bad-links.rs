@@ -54,6 +54,7 @@ fn main() -> anyhow::Result<()> {
         let silence = fedtune_proto::channel::SILENCE.div_f64(times).max(Duration::from_secs(1));
         let channel = Credentials::read(&bundle, "site")?.connect_within(&proxy.address(), silence).await?;
         let mut site = SyntheticSite::open(channel, version::PROTOCOL).await?;
+        let _beating = site.beat();
         let task = site.task().await?;
         let rate = megabits * times * 1e6 / 8.0;
         let delay = Duration::from_millis(delay).div_f64(times);
