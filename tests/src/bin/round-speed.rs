@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Parser;
+use fedtune_proto::digest::{ArtifactRef, Digest};
 use fedtune_proto::transfer;
 use fedtune_proto::v1::report_result_request::Outcome;
 use fedtune_proto::v1::{self, TaskKind};
@@ -122,6 +123,9 @@ async fn phases(
         let initialized = v1::Initialized { state: Some(artifact), recipe_json };
         site.report(&task, Outcome::Initialized(initialized)).await?;
     };
+    // A site names an update when it stores it, before it sends it.
+    let (digest, size) = Digest::of_file(update)?;
+    let sent = v1::Artifact::from(ArtifactRef { digest, size });
     let fetched: PathBuf = folder.join("state");
     let artifact = task.state.clone().context("no state")?;
     let mut times = [Duration::ZERO; 3];
@@ -131,7 +135,7 @@ async fn phases(
     together.wait().await;
     times[0] = began.elapsed();
     let began = Instant::now();
-    let (sent, _) = site.upload(update).await?;
+    transfer::upload(&site.channel, &sent, update).await?;
     together.wait().await;
     times[1] = began.elapsed();
     let began = Instant::now();
