@@ -1,13 +1,14 @@
 //! A site's life in a federation: one outbound session, one task at a time, an outbox.
 //!
 //! Read in this order: [`run`] (connects again and again), `tasks` (what a directive sets going), `work` (the computing,
-//! which knows no network), `encode` (an update made smaller), `outbox` and `states` (what is on disk), `calls` (unary calls
-//! that are repeated until they succeed).
+//! which knows no network), `encode` (an update made smaller), `outbox` and `states` (what is on disk), `hold` (who may write
+//! there), `calls` (unary calls that are repeated until they succeed).
 
 mod calls;
 mod capabilities;
 mod encode;
 mod error;
+mod hold;
 mod outbox;
 mod states;
 mod tasks;

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use crate::{CHUNK_BYTES, STREAM_WINDOW_BYTES};
 
-/// What goes at once. On its way a piece takes time itself, which only a fast line can be given more of.
-const PIECE_BYTES: u64 = 16 << 10;
+/// The smallest pieces. On its way a piece takes time itself, which only a fast line can be given more of.
+const PIECE_BYTES: u64 = 8 << 10;
 
-/// What may be under way on any line: one piece arrives, one travels, one waits.
-const LEAST_BYTES: u64 = 3 * PIECE_BYTES;
+/// What may be under way on any line: some pieces arrive, some travel, some wait.
+const LEAST_BYTES: u64 = 6 * PIECE_BYTES;
 
 /// What a stream's window holds, whatever the line takes.
 const MOST_BYTES: u64 = STREAM_WINDOW_BYTES as u64;
@@ -20,13 +20,13 @@ const MOST_BYTES: u64 = STREAM_WINDOW_BYTES as u64;
 const QUEUE: Duration = Duration::from_millis(5);
 
 /// See [`QUEUE`]; longer lines vary more.
-const QUEUE_PART: u32 = 8;
+const QUEUE_PART: u32 = 4;
 
 /// Says, to the sender of an artifact, when the next piece may go.
 ///
 /// In each round (a window sent after the last change) the shortest time from sending a piece until it is acknowledged, over
 /// the shortest ever, tells how long all waited behind others. Above [`QUEUE`] the window shrinks in proportion. Below it
-/// grows: by half each round until they waited for the first time, then by up to a quarter of a piece. The same thought as in TCP Vegas (Brakmo and Peterson, 1995) and
+/// grows: by half each round until they waited for the first time, then by up to half a piece. The same thought as in TCP Vegas (Brakmo and Peterson, 1995) and
 /// LEDBAT (RFC 6817), above all buffers of the system and of what lies between.
 #[derive(Debug)]
 pub struct Pace {
@@ -79,8 +79,7 @@ impl Pace {
 
     /// Takes the next piece if one may go now; gives its length in bytes, at most [`CHUNK_BYTES`].
     pub fn send(&mut self, now: Instant) -> Option<usize> {
-        let piece = if self.window < MOST_BYTES { PIECE_BYTES } else { CHUNK_BYTES as u64 };
-        let length = piece.min(self.size.saturating_sub(self.sent));
+        let length = self.piece().min(self.size.saturating_sub(self.sent));
         let under_way = self.sent - self.received + length;
         if under_way > self.window {
             self.round.limited = true;
@@ -94,6 +93,14 @@ impl Pace {
         usize::try_from(length).ok()
     }
 
+    fn piece(&self) -> u64 {
+        if self.window < MOST_BYTES {
+            (self.window / 8).clamp(PIECE_BYTES, 2 * PIECE_BYTES)
+        } else {
+            CHUNK_BYTES as u64
+        }
+    }
+
     /// Hears that so many bytes of the artifact have arrived. What cannot be is not believed.
     pub fn acknowledge(&mut self, received: u64, now: Instant) {
         self.received = self.received.max(received.min(self.sent));
@@ -105,7 +112,7 @@ impl Pace {
             }
         }
         // The last piece may not have fitted into the window.
-        if self.received + PIECE_BYTES <= self.round.from + self.window {
+        if self.received + self.piece() <= self.round.from + self.window {
             return;
         }
         let wait = self.round.shortest.saturating_sub(self.shortest);
@@ -117,7 +124,7 @@ impl Pace {
         } else if !self.round.limited {
             window
         } else if self.waited {
-            window + PIECE_BYTES as f64 * (queue - wait).div_duration_f64(4 * queue)
+            window + PIECE_BYTES as f64 * (queue - wait).div_duration_f64(2 * queue)
         } else {
             window * 1.5
         };
@@ -161,10 +168,10 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_line_has_less_than_a_chunk_under_way_and_is_never_idle() {
+    fn a_slow_line_has_about_a_chunk_under_way_and_is_never_idle() {
         for (rate, late) in [(5e5, 0.0), (5e5, 0.001), (5e5, 0.02), (5e5, 0.04), (1e6, 0.04), (5e6, 0.004)] {
             let (took, most) = over(10_000_000, rate, late);
-            assert!(most <= CHUNK_BYTES as u64, "{most} bytes with {rate} B/s, {late} s");
+            assert!(most <= 70_000, "{most} bytes with {rate} B/s, {late} s");
             assert!(took < 1.05 * 1e7 / rate + late, "{took} s with {rate} B/s, {late} s");
         }
     }

@@ -198,15 +198,29 @@ impl Federation {
     /// # Panics
     /// It does not end.
     pub fn server_ended(&mut self) -> i32 {
-        let mut server = self.server.take().expect("running");
+        let server = self.server.take().expect("running");
+        self.ended_by_itself(server, "aggregator")
+    }
+
+    /// The same for the first of the clients of a site.
+    ///
+    /// # Panics
+    /// It was not started, or does not end.
+    pub fn client_ended(&mut self, name: &str) -> i32 {
+        let at = self.clients.iter().position(|(running, _)| running == name).expect("started");
+        let (_, client) = self.clients.remove(at);
+        self.ended_by_itself(client, name)
+    }
+
+    fn ended_by_itself(&self, mut child: Child, name: &str) -> i32 {
         let began = Instant::now();
         loop {
-            if let Some(status) = server.try_wait().expect("waited") {
+            if let Some(status) = child.try_wait().expect("waited") {
                 return status.code().unwrap_or(-1);
             }
             if began.elapsed() > PATIENCE {
-                let _ = server.kill();
-                panic!("it does not end:\n{}", self.log_text("aggregator"));
+                let _ = child.kill();
+                panic!("it does not end:\n{}", self.log_text(name));
             }
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -18,8 +18,14 @@ use tokio::time::Instant;
 /// Bytes that are passed on in one go.
 const PIECE: usize = 16 << 10;
 
+/// The same on a line that has a rate: what one packet carries.
+const PACKET: usize = 1460;
+
+/// So long a sleep may last too long, which the next packets make good.
+const OVERSLEPT: Duration = Duration::from_millis(5);
+
 /// Pieces that may be on their way in the proxy: more than HTTP/2 lets anybody send unasked.
-const PIECES: usize = 128;
+const PIECES: usize = 2048;
 
 /// Which way bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +67,12 @@ pub struct Link {
     pub up: Option<u64>,
     /// Bytes a second to the site.
     pub down: Option<u64>,
+}
+
+impl Link {
+    fn rate(&self, way: Way) -> Option<u64> {
+        if way == Way::Up { self.up } else { self.down }
+    }
 }
 
 #[derive(Debug)]
@@ -230,7 +242,8 @@ async fn pass(state: &Arc<State>, way: Way, mut from: OwnedReadHalf, mut to: Own
     let taking = async move {
         let mut free = Instant::now();
         loop {
-            let mut piece = vec![0; PIECE];
+            let limited = lock(&state.link).rate(way).is_some();
+            let mut piece = vec![0; if limited { PACKET } else { PIECE }];
             let Ok(length @ 1..) = from.read(&mut piece).await else { break };
             piece.truncate(length);
             state.count(way, length);
@@ -240,12 +253,12 @@ async fn pass(state: &Arc<State>, way: Way, mut from: OwnedReadHalf, mut to: Own
             if lost.load(Ordering::Relaxed) {
                 continue;
             }
-            let Link { delay, up, down } = *lock(&state.link);
-            if let Some(rate) = if way == Way::Up { up } else { down } {
-                free = free.max(Instant::now()) + Duration::from_secs_f64(length as f64 / rate as f64);
+            let link = *lock(&state.link);
+            if let Some(rate) = link.rate(way) {
+                free = free.max(Instant::now() - OVERSLEPT) + Duration::from_secs_f64(length as f64 / rate as f64);
                 tokio::time::sleep_until(free).await;
             }
-            if sender.send((Instant::now() + delay, piece)).await.is_err() {
+            if sender.send((Instant::now() + link.delay, piece)).await.is_err() {
                 break;
             }
         }

@@ -170,18 +170,33 @@ fn a_site_trains_on_the_rows_that_its_settings_leave() {
     assert_eq!((&round["sites"][0]["examples"], &round["evaluation"]["examples"]), (&16.into(), &8.into()), "{shown}");
 }
 
-/// A kill of the aggregator and of a site in the middle changes nothing of the result.
+/// What happens in the middle of a job.
+enum Middle {
+    Nothing,
+    Kills,
+    SecondClient,
+}
+
+/// A kill of the aggregator and of a site in the middle changes nothing of the result, nor does a second client of a site
+/// that is at work: it takes over, the first one ends and says why.
 #[test]
-fn kills_in_the_middle_change_no_bit_of_the_result() {
-    let digest = |kill: bool| {
+fn kills_and_second_clients_in_the_middle_change_no_bit_of_the_result() {
+    let digest = |middle: Middle| {
         let mut federation = Federation::start();
         let names = demo_sites(&federation);
         for name in names.iter().map(String::as_str).chain(["judge"]) {
             federation.start_client(name);
         }
         let job = federation.submit(&[("count = 6", "count = 2"), ("epochs = 2", "steps = 12")]);
-        if kill {
+        if !matches!(middle, Middle::Nothing) {
             federation.wait_for(&job, "training", |shown| shown["phase"] == "round 1: training");
+        }
+        if let Middle::SecondClient = middle {
+            federation.start_client(&names[1]);
+            assert_eq!(federation.client_ended(&names[1]), 8);
+            assert!(federation.log_text(&names[1]).contains("a newer session of this site took over"));
+        }
+        if let Middle::Kills = middle {
             federation.kill_server();
             federation.start_server();
             federation.kill_client(&names[1]);
@@ -197,7 +212,9 @@ fn kills_in_the_middle_change_no_bit_of_the_result() {
         federation.operator(&["model", "export", &format!("{job}@last"), "--to", text(&model)]).ok();
         fedtune_proto::digest::Digest::of_file(&model.join("model.safetensors")).unwrap().0
     };
-    assert_eq!(digest(false), digest(true));
+    let undisturbed = digest(Middle::Nothing);
+    assert_eq!(digest(Middle::Kills), undisturbed);
+    assert_eq!(digest(Middle::SecondClient), undisturbed);
 }
 
 /// After the first round a site fetches what changed of the state, and the states are those of a job that sends them whole. A

@@ -5,7 +5,8 @@
 //! work/models/DIGEST/…                    a base model's folder; the last few
 //! work/residuals/JOB-ROUND.safetensors    what compression lost of the last update that counts
 //! work/own/JOB.safetensors                the tensors of a job that stay at this site
-//! work/outbox/JOB-KIND-ROUND-ATTEMPT/     checkpoints while it is computed; update, residual, and result.json once it is whole
+//! work/outbox/JOB-KIND-ROUND-ATTEMPT-STATE/
+//!                                         checkpoints while it is computed; update, residual, and result.json once it is whole
 //! ```
 
 use std::fs::File;
@@ -31,6 +32,9 @@ const RESIDUAL_ROUNDS: u32 = 5;
 pub(super) struct Finished {
     /// Job, round, attempt and kind of the task.
     pub(super) task: (String, u32, u32, i32),
+    /// The state it started from.
+    #[serde(default)]
+    pub(super) state: Option<ArtifactRef>,
     /// The name of the file in the task's folder.
     pub(super) file: PathBuf,
     pub(super) update: ArtifactRef,
@@ -117,15 +121,18 @@ impl Outbox {
         Ok(folder)
     }
 
-    fn task(&self, id: &TaskId) -> PathBuf {
+    /// The folder of a task that starts from a state. An aggregator whose records were put back may offer a task again with
+    /// another state, of which nothing that is here is the result.
+    fn task(&self, id: &TaskId, state: Option<ArtifactRef>) -> PathBuf {
         let job = job_name(&id.job);
-        self.root.join("outbox").join(format!("{job}-{}-{}-{}", id.kind, id.round, id.attempt))
+        let state = state.map_or_else(|| "none".into(), |state| shortened(state.digest));
+        self.root.join("outbox").join(format!("{job}-{}-{}-{}-{state}", id.kind, id.round, id.attempt))
     }
 
     /// Where a task's files are written; what an earlier run of this program left of it is still there, what is left of
     /// other tasks is removed.
-    pub(super) fn begin(&self, id: &TaskId) -> io::Result<Attempt> {
-        let folder = self.task(id);
+    pub(super) fn begin(&self, id: &TaskId, state: Option<ArtifactRef>) -> io::Result<Attempt> {
+        let folder = self.task(id, state);
         let outbox = self.root.join("outbox");
         std::fs::create_dir_all(&folder)?;
         for entry in std::fs::read_dir(&outbox)? {
@@ -138,8 +145,8 @@ impl Outbox {
     }
 
     /// Notes that a task's result is whole. From here on it is sent, never computed again.
-    pub(super) fn finish(&self, id: &TaskId, finished: &Finished) -> io::Result<()> {
-        let folder = self.task(id);
+    pub(super) fn finish(&self, finished: &Finished) -> io::Result<()> {
+        let folder = self.task(&finished.id(), finished.state);
         let part = folder.join("result.part");
         File::open(folder.join(&finished.file))?.sync_all()?;
         for beside in [RESIDUAL, OWN] {
@@ -154,8 +161,8 @@ impl Outbox {
     }
 
     /// The result of a task, if it is whole, and its file.
-    pub(super) fn finished(&self, id: &TaskId) -> Option<(Finished, PathBuf)> {
-        whole(&self.task(id)).filter(|(finished, _)| finished.id() == *id)
+    pub(super) fn finished(&self, id: &TaskId, state: Option<ArtifactRef>) -> Option<(Finished, PathBuf)> {
+        whole(&self.task(id, state)).filter(|(finished, _)| finished.id() == *id && finished.state == state)
     }
 
     /// Results of other tasks, whose answers never came.
@@ -174,8 +181,8 @@ impl Outbox {
 
     /// Forgets a task that has been answered. What was lost of an update that counts, and what stays here, is kept for the
     /// next one.
-    pub(super) fn answered(&self, id: &TaskId, accepted: bool) {
-        let folder = self.task(id);
+    pub(super) fn answered(&self, id: &TaskId, state: Option<ArtifactRef>, accepted: bool) {
+        let folder = self.task(id, state);
         let residual = folder.join(RESIDUAL);
         let kept = if accepted && residual.exists() { self.keep_residual(id, &residual) } else { Ok(()) };
         let own = folder.join(OWN);
@@ -264,7 +271,11 @@ impl Outbox {
 
 /// The job's id comes from the network: its digest is always a plain name.
 fn job_name(job: &str) -> String {
-    let mut name = Digest::of(job.as_bytes()).to_string();
+    shortened(Digest::of(job.as_bytes()))
+}
+
+fn shortened(digest: Digest) -> String {
+    let mut name = digest.to_string();
     name.truncate(16);
     name
 }
@@ -302,9 +313,14 @@ mod tests {
         TaskId { job: "../../job".into(), round, attempt, kind: 2 }
     }
 
+    fn state(value: u8) -> Option<ArtifactRef> {
+        Some(ArtifactRef { digest: Digest::of(&[value]), size: 1 })
+    }
+
     fn finished(id: &TaskId, bytes: &[u8]) -> Finished {
         Finished {
             task: (id.job.clone(), id.round, id.attempt, id.kind),
+            state: state(0),
             file: "update.delta".into(),
             update: ArtifactRef { digest: Digest::of(bytes), size: bytes.len() as u64 },
             relative_error: 0.1,
@@ -319,32 +335,37 @@ mod tests {
     fn a_result_survives_a_restart_until_it_is_answered_and_a_broken_one_does_not_count() {
         let folder = tempfile::tempdir().unwrap();
         let outbox = Outbox::new(folder.path());
-        let attempt = outbox.begin(&id(3, 1)).unwrap();
+        let attempt = outbox.begin(&id(3, 1), state(0)).unwrap();
         assert!(attempt.container().starts_with(folder.path()));
-        assert_eq!(outbox.finished(&id(3, 1)), None);
+        assert_eq!(outbox.finished(&id(3, 1), state(0)), None);
         std::fs::write(attempt.container(), b"12345678").unwrap();
         let finished = finished(&id(3, 1), b"12345678");
-        outbox.finish(&id(3, 1), &finished).unwrap();
+        outbox.finish(&finished).unwrap();
         let again = Outbox::new(folder.path());
-        assert_eq!(again.finished(&id(3, 1)), Some((finished.clone(), attempt.container())));
-        assert_eq!(again.finished(&id(3, 2)), None);
+        assert_eq!(again.finished(&id(3, 1), state(0)), Some((finished.clone(), attempt.container())));
+        assert_eq!(again.finished(&id(3, 2), state(0)), None);
+        assert_eq!(again.finished(&id(3, 1), state(1)), None, "it started from another state");
         assert_eq!(again.unanswered(&id(3, 1)).unwrap(), []);
         assert_eq!(again.unanswered(&id(3, 2)).unwrap(), [finished]);
         std::fs::write(attempt.container(), b"123").unwrap();
-        assert_eq!(outbox.finished(&id(3, 1)), None, "truncated");
-        outbox.answered(&id(3, 1), true);
+        assert_eq!(outbox.finished(&id(3, 1), state(0)), None, "truncated");
+        outbox.answered(&id(3, 1), state(0), true);
         assert!(!attempt.container().exists());
+        let other = outbox.begin(&id(3, 1), state(1)).unwrap();
+        std::fs::create_dir(other.checkpoint()).unwrap();
+        let attempt = outbox.begin(&id(3, 1), state(0)).unwrap();
+        assert!(!attempt.checkpoint().exists() && !other.checkpoint().exists(), "nor is its checkpoint of use");
     }
 
     #[test]
     fn what_was_lost_is_kept_of_updates_that_count_and_for_a_few_rounds() {
         let folder = tempfile::tempdir().unwrap();
         let outbox = Outbox::new(folder.path());
-        let residual = |round| outbox.begin(&id(round, 1)).unwrap().residual;
+        let residual = |round| outbox.begin(&id(round, 1), state(0)).unwrap().residual;
         let answer = |round, accepted| {
-            let attempt = outbox.begin(&id(round, 1)).unwrap();
+            let attempt = outbox.begin(&id(round, 1), state(0)).unwrap();
             std::fs::write(attempt.new_residual(), [round as u8]).unwrap();
-            outbox.answered(&id(round, 1), accepted);
+            outbox.answered(&id(round, 1), state(0), accepted);
         };
         assert_eq!(residual(1), None);
         answer(1, true);
@@ -372,7 +393,7 @@ mod tests {
         outbox.continues(&id(7, 1).job, 0.5).unwrap();
         assert!(residual(7).is_some());
         let other = TaskId { job: "other".into(), ..id(4, 1) };
-        assert_eq!(outbox.begin(&other).unwrap().residual, None);
+        assert_eq!(outbox.begin(&other, state(0)).unwrap().residual, None);
     }
 
     #[test]
@@ -380,10 +401,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let outbox = Outbox::new(folder.path());
         let answer = |round, accepted| {
-            let attempt = outbox.begin(&id(round, 1)).unwrap();
+            let attempt = outbox.begin(&id(round, 1), state(0)).unwrap();
             std::fs::write(attempt.new_own(), [round as u8]).unwrap();
-            outbox.answered(&id(round, 1), accepted);
-            outbox.begin(&id(round + 1, 1)).unwrap().own.map(|own| std::fs::read(own).unwrap())
+            outbox.answered(&id(round, 1), state(0), accepted);
+            outbox.begin(&id(round + 1, 1), state(0)).unwrap().own.map(|own| std::fs::read(own).unwrap())
         };
         assert_eq!((answer(1, false), answer(1, true), answer(2, false)), (None, Some(vec![1]), Some(vec![1])));
         assert_eq!(answer(9, true), Some(vec![9]));

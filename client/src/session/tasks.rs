@@ -18,6 +18,7 @@ use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use super::calls::repeat;
+use super::hold::Hold;
 use super::outbox::{Finished, Outbox};
 use super::states::{NotMade, Place, States};
 use super::work::{Site, WorkError};
@@ -33,6 +34,7 @@ pub(super) struct Tasks {
     channel: Channel,
     session: watch::Receiver<String>,
     current: Option<Current>,
+    hold: Arc<Hold>,
     /// Held by the computation in progress, so that one that was given up ends before the next begins.
     computing: Arc<Mutex<()>>,
 }
@@ -47,7 +49,8 @@ struct Current {
 
 impl Tasks {
     pub(super) fn new(site: Arc<Site>, channel: Channel, session: watch::Receiver<String>) -> Self {
-        Self { site, channel, session, current: None, computing: Arc::default() }
+        let hold = Arc::new(Hold::of(&site.config.storage.work));
+        Self { site, channel, session, current: None, hold, computing: Arc::default() }
     }
 
     /// Begins a task, unless it is in progress already, or was answered: an offer that crossed the answer is stale, and what
@@ -69,6 +72,9 @@ impl Tasks {
             cancelled: cancelled.clone(),
             answered: answered.clone(),
             id: id.clone(),
+            // A malformed one is named when it is fetched.
+            state: task.state.as_ref().and_then(|state| ArtifactRef::try_from(state).ok()),
+            hold: self.hold.clone(),
             computing: self.computing.clone(),
         };
         self.current = Some(Current { id, cancelled, answered, task: tokio::spawn(running.run(task)) });
@@ -99,6 +105,9 @@ struct Running {
     cancelled: Arc<AtomicBool>,
     answered: Arc<AtomicBool>,
     id: TaskId,
+    /// What it starts from.
+    state: Option<ArtifactRef>,
+    hold: Arc<Hold>,
     computing: Arc<Mutex<()>>,
 }
 
@@ -162,7 +171,7 @@ impl Running {
                     warn!(round = self.id.round, "the result does not count: {}", answer.reason);
                 }
                 if trained {
-                    self.outbox.answered(&self.id, answer.accepted);
+                    self.outbox.answered(&self.id, self.state, answer.accepted);
                 }
             }
             // The update stays in the outbox; it is sent again when the task is offered again.
@@ -171,7 +180,8 @@ impl Running {
     }
 
     async fn perform(&self, task: &Task) -> Result<Report, Failure> {
-        if let Some((finished, update)) = self.outbox.finished(&self.id) {
+        self.hold.taken().await.map_err(file(&self.site.config.storage.work))?;
+        if let Some((finished, update)) = self.outbox.finished(&self.id, self.state) {
             info!("the update of this task is in the outbox; sending it");
             return self.send_update(finished, &update).await;
         }
@@ -190,7 +200,8 @@ impl Running {
         let turn = self.computing.clone().lock_owned().await;
         self.settle().await?;
         let begun = self.outbox.continues(&self.id.job, task.learning_rate_factor);
-        let attempt = begun.and_then(|()| self.outbox.begin(&self.id)).map_err(file(&self.site.config.storage.work))?;
+        let attempt = begun.and_then(|()| self.outbox.begin(&self.id, self.state));
+        let attempt = attempt.map_err(file(&self.site.config.storage.work))?;
         let out = attempt.update();
         let site = self.site.clone();
         match kind {
@@ -217,6 +228,7 @@ impl Running {
                 let TaskId { job, round, attempt, kind } = self.id.clone();
                 let finished = Finished {
                     task: (job, round, attempt, kind),
+                    state: self.state,
                     file: out.file_name().unwrap_or_default().into(),
                     update: digest(&out).await?,
                     relative_error: encoded.relative_error,
@@ -225,7 +237,7 @@ impl Running {
                     train_seconds: report.seconds,
                     bytes_down,
                 };
-                self.outbox.finish(&self.id, &finished).map_err(file(&out))?;
+                self.outbox.finish(&finished).map_err(file(&out))?;
                 self.send_update(finished, &out).await
             }
             TaskKind::Evaluate => {
@@ -325,11 +337,11 @@ impl Running {
     async fn settle(&self) -> Result<(), WorkError> {
         let unanswered = self.outbox.unanswered(&self.id).map_err(file(&self.site.config.storage.work))?;
         for finished in unanswered {
-            let (id, bytes_down) = (finished.id(), finished.bytes_down);
+            let (id, state, bytes_down) = (finished.id(), finished.state, finished.bytes_down);
             let outcome = Some(trained(&finished));
             let request = ReportResultRequest { task: Some(id.clone()), outcome, bytes_down, bytes_up: 0 };
             let accepted = self.ask(request).await.is_ok_and(|answer| answer.accepted);
-            self.outbox.answered(&id, accepted);
+            self.outbox.answered(&id, state, accepted);
         }
         Ok(())
     }
