@@ -22,19 +22,26 @@ const QUEUE: Duration = Duration::from_millis(5);
 /// See [`QUEUE`]; longer lines vary more.
 const QUEUE_PART: u32 = 4;
 
+/// After so long the shortest time is taken anew: the line may lead elsewhere by now.
+const SHORTEST_LASTS: Duration = Duration::from_secs(30);
+
 /// Says, to the sender of an artifact, when the next piece may go.
 ///
 /// In each round (a window sent after the last change) the shortest time from sending a piece until it is acknowledged, over
-/// the shortest ever, tells how long all waited behind others. Above [`QUEUE`] the window shrinks in proportion. Below it
-/// grows: by half each round until they waited for the first time, then by up to half a piece. The same thought as in TCP Vegas (Brakmo and Peterson, 1995) and
-/// LEDBAT (RFC 6817), above all buffers of the system and of what lies between.
+/// the shortest ever, tells how long all waited behind others. Above [`QUEUE`] the window shrinks in proportion, below it
+/// grows by up to half a piece; and by half for as long as not even the last pieces of a window waited. The same thought as
+/// in TCP Vegas (Brakmo and Peterson, 1995) and LEDBAT (RFC 6817), above all buffers of the system and of what lies between;
+/// that the shortest time is taken anew, of a piece that goes alone, is from BBR (Cardwell et al., 2016).
 #[derive(Debug)]
 pub struct Pace {
     size: u64,
     sent: u64,
     received: u64,
     window: u64,
-    shortest: Duration,
+    /// Of a piece, and when that was seen.
+    shortest: Option<(Duration, Instant)>,
+    /// The next piece goes alone.
+    alone: bool,
     /// Pieces have waited: the line is known.
     waited: bool,
     pieces: VecDeque<Piece>,
@@ -47,6 +54,7 @@ struct Round {
     /// Bytes that had been sent.
     from: u64,
     shortest: Duration,
+    longest: Duration,
     /// Whether the window held the sender back.
     limited: bool,
 }
@@ -55,17 +63,21 @@ struct Round {
 struct Piece {
     end: u64,
     at: Instant,
+    /// Nothing else was under way.
+    alone: bool,
 }
 
 impl Pace {
     /// For an artifact of `size` bytes of which `received` are there.
     pub fn new(received: u64, size: u64) -> Self {
+        let received = received.min(size);
         Self {
             size,
             sent: received,
             received,
             window: LEAST_BYTES,
-            shortest: Duration::MAX,
+            shortest: None,
+            alone: false,
             waited: false,
             pieces: VecDeque::new(),
             round: Round::from(received),
@@ -74,25 +86,30 @@ impl Pace {
 
     /// Whether everything was sent.
     pub fn is_sent(&self) -> bool {
-        self.sent >= self.size
+        self.sent == self.size
     }
 
-    /// Takes the next piece if one may go now; gives its length in bytes, at most [`CHUNK_BYTES`].
+    /// Whether a piece may go now.
+    pub fn has_room(&mut self, now: Instant) -> bool {
+        self.alone |= self.shortest.is_some_and(|(_, seen)| now.saturating_duration_since(seen) > SHORTEST_LASTS);
+        let window = if self.alone { self.piece() } else { self.window };
+        let fits = self.sent - self.received + self.next() <= window;
+        self.round.limited |= !fits;
+        fits && !self.is_sent()
+    }
+
+    /// Takes the next piece if one may go; gives its length in bytes, at most [`CHUNK_BYTES`].
     pub fn send(&mut self, now: Instant) -> Option<usize> {
-        let length = self.piece().min(self.size.saturating_sub(self.sent));
-        let under_way = self.sent - self.received + length;
-        if under_way > self.window {
-            self.round.limited = true;
+        if !self.has_room(now) {
             return None;
         }
-        if length == 0 {
-            return None;
-        }
+        let (length, alone) = (self.next(), self.sent == self.received);
         self.sent += length;
-        self.pieces.push_back(Piece { end: self.sent, at: now });
+        self.pieces.push_back(Piece { end: self.sent, at: now, alone });
         usize::try_from(length).ok()
     }
 
+    /// The length of pieces.
     fn piece(&self) -> u64 {
         if self.window < MOST_BYTES {
             (self.window / 8).clamp(PIECE_BYTES, 2 * PIECE_BYTES)
@@ -101,26 +118,37 @@ impl Pace {
         }
     }
 
+    /// The length of the next one, which may be the last.
+    fn next(&self) -> u64 {
+        self.piece().min(self.size - self.sent)
+    }
+
     /// Hears that so many bytes of the artifact have arrived. What cannot be is not believed.
     pub fn acknowledge(&mut self, received: u64, now: Instant) {
         self.received = self.received.max(received.min(self.sent));
         while let Some(piece) = self.pieces.pop_front_if(|piece| piece.end <= self.received) {
             let took = now.saturating_duration_since(piece.at);
-            self.shortest = self.shortest.min(took);
+            let anew = self.alone && piece.alone;
+            if anew || self.shortest.is_none_or(|(shortest, _)| took <= shortest) {
+                self.shortest = Some((took, now));
+                self.alone = false;
+            }
             if piece.end > self.round.from {
                 self.round.shortest = self.round.shortest.min(took);
+                self.round.longest = self.round.longest.max(took);
             }
         }
         // The last piece may not have fitted into the window.
         if self.received + self.piece() <= self.round.from + self.window {
             return;
         }
-        let wait = self.round.shortest.saturating_sub(self.shortest);
-        let queue = QUEUE.max(self.shortest / QUEUE_PART);
-        self.waited |= wait > queue / 2;
+        let Some((shortest, _)) = self.shortest else { return };
+        let queue = QUEUE.max(shortest / QUEUE_PART);
+        let wait = self.round.shortest.saturating_sub(shortest);
+        self.waited |= self.round.longest.saturating_sub(shortest) > queue;
         let window = self.window as f64;
         let next = if wait > queue {
-            window * (self.shortest + queue).div_duration_f64(self.round.shortest)
+            window * (shortest + queue).div_duration_f64(self.round.shortest)
         } else if !self.round.limited {
             window
         } else if self.waited {
@@ -135,7 +163,7 @@ impl Pace {
 
 impl Round {
     fn from(sent: u64) -> Self {
-        Self { from: sent, shortest: Duration::MAX, limited: false }
+        Self { from: sent, shortest: Duration::MAX, longest: Duration::ZERO, limited: false }
     }
 }
 
@@ -147,20 +175,18 @@ mod tests {
 
     use super::*;
 
-    /// Sends over a line of so many bytes a second and so late an answer. Gives the seconds it took, and the most bytes that
-    /// were under way in its second half.
-    fn over(size: u64, rate: f64, late: f64) -> (f64, u64) {
+    /// Sends over a line of so many bytes a second, and so late an answer at a time. Gives the seconds it took, and the most
+    /// bytes that were under way.
+    fn over(size: u64, rate: f64, late: impl Fn(f64) -> f64) -> (f64, u64) {
         let (began, mut pace) = (Instant::now(), Pace::new(0, size));
         let (mut line, mut now, mut most) = (0.0f64, 0.0f64, 0);
         let mut arriving = VecDeque::new();
         loop {
             while let Some(length) = pace.send(began + Duration::from_secs_f64(now)) {
                 line = line.max(now) + length as f64 / rate;
-                arriving.push_back((line + late, pace.sent));
+                arriving.push_back((line + late(now), pace.sent));
             }
-            if pace.sent > size / 2 {
-                most = most.max(pace.sent - pace.received);
-            }
+            most = most.max(pace.sent - pace.received);
             let Some((at, received)) = arriving.pop_front() else { return (now, most) };
             now = at;
             pace.acknowledge(received, began + Duration::from_secs_f64(now));
@@ -170,7 +196,7 @@ mod tests {
     #[test]
     fn a_slow_line_has_about_a_chunk_under_way_and_is_never_idle() {
         for (rate, late) in [(5e5, 0.0), (5e5, 0.001), (5e5, 0.02), (5e5, 0.04), (1e6, 0.04), (5e6, 0.004)] {
-            let (took, most) = over(10_000_000, rate, late);
+            let (took, most) = over(10_000_000, rate, |_| late);
             assert!(most <= 70_000, "{most} bytes with {rate} B/s, {late} s");
             assert!(took < 1.05 * 1e7 / rate + late, "{took} s with {rate} B/s, {late} s");
         }
@@ -179,12 +205,20 @@ mod tests {
     #[test]
     fn a_fast_or_long_line_has_what_it_needs() {
         for (rate, late) in [(1e9, 0.0), (1e8, 0.0005), (12.5e6, 0.01), (1e6, 0.15), (25e6, 0.2)] {
-            let (took, most) = over(50_000_000, rate, late);
+            let (took, most) = over(50_000_000, rate, |_| late);
             let (ideal, held) = (50e6 / rate, MOST_BYTES as f64);
             // A line that holds more than the window waits for answers.
             let ideal = ideal.max(50e6 / held * (late + CHUNK_BYTES as f64 / rate));
             assert!(took < 1.1 * ideal + 10.0 * late, "{took} s, at best {ideal} s, {most} bytes under way");
         }
+    }
+
+    #[test]
+    fn a_line_that_leads_elsewhere_is_known_anew() {
+        let moved = |now: f64| if now < 5.0 { 0.01 } else { 0.06 };
+        let (took, _) = over(500_000_000, 5e6, moved);
+        let (of_such_a_line, _) = over(500_000_000, 5e6, |_| 0.06);
+        assert!(took < 1.3 * of_such_a_line, "{took} s, {of_such_a_line} s on a line that was so from the start");
     }
 
     #[test]

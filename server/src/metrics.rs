@@ -41,6 +41,14 @@ impl Direction {
             Self::Down => "down",
         }
     }
+
+    /// The method of a transfer.
+    pub fn method(self) -> &'static str {
+        match self {
+            Self::Up => "fedtune.v1.Artifacts/Upload",
+            Self::Down => "fedtune.v1.Artifacts/Download",
+        }
+    }
 }
 
 /// What became of the result of a task.

@@ -63,8 +63,10 @@ fn an_upload_survives_outages_and_sends_little_again() {
         let credentials = Credentials::read(&bundle, "site").unwrap();
         let channel = credentials.connect_within(&proxy.address(), SILENCE).await.unwrap();
         let mut site = SyntheticSite::open(channel, version::PROTOCOL).await.unwrap();
+        let _beating = site.beat();
         let task = site.task().await.unwrap();
         // A file of this size without any outage is what the other is compared with.
+        proxy.set(Link { delay: Duration::from_millis(20), up: Some(1_000_000), down: None });
         let before = proxy.sent(Way::Up);
         assert_eq!(send(&site.channel, &artifact(&state), &state).await, 1);
         let undisturbed = proxy.sent(Way::Up) - before;
@@ -75,7 +77,6 @@ fn an_upload_survives_outages_and_sends_little_again() {
         let task = site.task().await.unwrap();
         assert_eq!(task.id.as_ref().unwrap().kind(), TaskKind::Train);
         let (began, before) = (Instant::now(), proxy.sent(Way::Up));
-        proxy.set(Link { delay: Duration::from_millis(20), up: Some(1_000_000), down: None });
         let outage = |after, how| Outage { after, way: Way::Up, how, lasts: Duration::from_secs(2) };
         proxy.plan([outage(3_000_000, Break::Cut), outage(6_000_000, Break::BlackHole)]);
         send(&site.channel, &artifact(&update), &update).await;

@@ -10,6 +10,7 @@ use fedtune_proto::transfer::{self, TransferError};
 use fedtune_proto::v1::report_result_request::Outcome;
 use fedtune_proto::v1::{self, TaskKind};
 use fedtune_tests::{Federation, SyntheticSite, delta_file, last_answer, model_folder, run, state_file, text};
+use tonic::Code;
 
 /// Jobs run one after the other.
 const ONE_JOB: (&str, &str) = ("LIMITS__RUNNING_JOBS", "1");
@@ -215,6 +216,28 @@ fn kills_and_second_clients_in_the_middle_change_no_bit_of_the_result() {
     let undisturbed = digest(Middle::Nothing);
     assert_eq!(digest(Middle::Kills), undisturbed);
     assert_eq!(digest(Middle::SecondClient), undisturbed);
+}
+
+/// A client whose folder another one works in waits for its end, and says so.
+#[test]
+fn a_folder_that_another_client_works_in_is_waited_for() {
+    let mut federation = Federation::start();
+    let train = federation.path("demo/data/train.csv");
+    federation.write_site("north", "site", &format!("train = {train:?}\nper_label = 20"));
+    let work = federation.path("north-work");
+    std::fs::create_dir(&work).unwrap();
+    let lock = std::fs::File::create(work.join("lock")).unwrap();
+    lock.lock().unwrap();
+    federation.start_client("north");
+    let job = federation.submit(&[
+        ("[rounds]\ncount = 6\nquorum = 3", "[evaluation]\nby = \"none\"\n[rounds]\ncount = 1\nquorum = 1"),
+        ("epochs = 2", "steps = 2"),
+    ]);
+    let shown = federation.wait_for(&job, "wait", |_| federation.log_text("north").contains("waiting for its end"));
+    assert_eq!(shown["rounds_done"], 0);
+    assert!(!work.join("models").exists() && !work.join("outbox").exists());
+    drop(lock);
+    federation.ended(&job, "completed");
 }
 
 /// After the first round a site fetches what changed of the state, and the states are those of a job that sends them whole. A
@@ -469,6 +492,13 @@ fn uploads_resume_and_damaged_or_oversized_ones_are_refused() {
                 Some(text) => assert!(answer.unwrap_err().message().contains(text)),
             }
         }
+        let empty = v1::UploadHeader { artifact: Some(v1::Artifact { digest: "ec".repeat(32), size: 9 }), offset: 0 };
+        let parts = vec![
+            part(v1::upload_request::Part::Header(empty)),
+            part(v1::upload_request::Part::Data(Vec::new().into())),
+        ];
+        let status = last_answer(&mut client, tokio_stream::iter(parts)).await.unwrap_err();
+        assert!(status.message().contains("a chunk has 0 bytes"), "{status}");
         let huge = v1::Artifact { digest: "ab".repeat(32), size: u64::MAX };
         let error = transfer::upload(&site.channel, &huge, &synthetic.state).await.unwrap_err();
         assert!(matches!(&error, TransferError::Remote { .. }) && error.to_string().contains("at most"), "{error}");
@@ -502,6 +532,29 @@ fn uploads_resume_and_damaged_or_oversized_ones_are_refused() {
         let error = transfer::download(&site.channel, &artifact, &down).await.unwrap_err();
         assert!(matches!(error, TransferError::Damaged { .. }));
         assert_eq!(transfer::download(&site.channel, &artifact, &down).await.unwrap(), size);
+
+        // Whoever says that more has come than can be hears no more of it, and who says nothing more is not sent more.
+        let ask = |part| v1::DownloadRequest { part: Some(part) };
+        let named = v1::DownloadHeader { digest: artifact.digest.clone(), offset: 0 };
+        let header = || ask(v1::download_request::Part::Header(named.clone()));
+        let too_much = ask(v1::download_request::Part::Received(u64::MAX));
+        for (said, code) in [
+            (vec![header()], Code::Cancelled),
+            (vec![header(), too_much], Code::Cancelled),
+            (vec![header(), header()], Code::InvalidArgument),
+        ] {
+            let mut chunks = client.download(tokio_stream::iter(said)).await.unwrap().into_inner();
+            let mut came = 0;
+            let status = loop {
+                match chunks.message().await {
+                    Ok(chunk) => came += chunk.unwrap().data.len(),
+                    Err(status) => break status,
+                }
+            };
+            assert!(status.code() == code && came <= 2 * CHUNK_BYTES, "{came} bytes, {status}");
+        }
+        let status = client.download(tokio_stream::empty()).await.unwrap_err();
+        assert!(status.message().contains("must name the artifact"), "{status}");
     });
 }
 

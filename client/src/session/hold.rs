@@ -10,8 +10,8 @@ use tracing::{info, warn};
 
 /// Between two looks at whether the other process has ended.
 const PAUSE: Duration = Duration::from_millis(50);
-/// A process whose session was taken over has ended by then, as a rule.
-const USUAL: Duration = Duration::from_secs(5);
+/// A process whose session was taken over has ended long before.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The right, once it is had.
 #[derive(Debug)]
@@ -27,6 +27,9 @@ impl Hold {
     }
 
     /// Waits for it: a process whose session this one has taken over may still be at work.
+    ///
+    /// # Errors
+    /// The folder cannot be used, or the other process does not end.
     pub(super) async fn taken(&self) -> io::Result<()> {
         self.file.get_or_try_init(|| take(&self.path)).await.map(drop)
     }
@@ -37,22 +40,27 @@ async fn take(path: &Path) -> io::Result<File> {
         std::fs::create_dir_all(folder)?;
     }
     let file = File::options().create(true).append(true).open(path)?;
-    let (began, mut warned) = (Instant::now(), false);
-    // Where a file system has no locks there is nobody to wait for.
-    while let Err(TryLockError::WouldBlock) = file.try_lock() {
-        if began.elapsed() > USUAL && !warned {
-            warned = true;
-            let path = path.display();
-            warn!(
-                "another fedtune-client works in this folder and does not end ({path}); stop it, or set storage.work"
-            );
+    let mut began = None;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => {}
+            // Where a file system has no locks there is nobody to wait for.
+            Err(TryLockError::Error(e)) => {
+                warn!("{}: {e}; that no other fedtune-client works in this folder is not known", path.display());
+                return Ok(file);
+            }
+        }
+        let waited = began.get_or_insert_with(|| {
+            info!("another fedtune-client works in this folder, waiting for its end ({})", path.display());
+            Instant::now()
+        });
+        if waited.elapsed() > PATIENCE {
+            let reason = "another fedtune-client works in this folder and does not end; stop it, or set storage.work";
+            return Err(io::Error::new(io::ErrorKind::TimedOut, reason));
         }
         tokio::time::sleep(PAUSE).await;
     }
-    if warned {
-        info!("the other fedtune-client has ended");
-    }
-    Ok(file)
 }
 
 #[cfg(test)]

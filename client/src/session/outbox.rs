@@ -5,8 +5,7 @@
 //! work/models/DIGEST/…                    a base model's folder; the last few
 //! work/residuals/JOB-ROUND.safetensors    what compression lost of the last update that counts
 //! work/own/JOB.safetensors                the tensors of a job that stay at this site
-//! work/outbox/JOB-KIND-ROUND-ATTEMPT-STATE/
-//!                                         checkpoints while it is computed; update, residual, and result.json once it is whole
+//! work/outbox/JOB-KIND-ROUND-ATTEMPT/     checkpoints while it is computed; update, residual, and result.json once it is whole
 //! ```
 
 use std::fs::File;
@@ -32,7 +31,7 @@ const RESIDUAL_ROUNDS: u32 = 5;
 pub(super) struct Finished {
     /// Job, round, attempt and kind of the task.
     pub(super) task: (String, u32, u32, i32),
-    /// The state it started from.
+    /// The state it started from; `None` where an earlier version of this program did not note it.
     #[serde(default)]
     pub(super) state: Option<ArtifactRef>,
     /// The name of the file in the task's folder.
@@ -93,6 +92,8 @@ impl Attempt {
 const RESIDUAL: &str = "residual.safetensors";
 const OWN: &str = "own.safetensors";
 const RESULT: &str = "result.json";
+/// The digest of the state that the task starts from.
+const STATE: &str = "state";
 
 /// The site's folder.
 #[derive(Debug, Clone)]
@@ -121,20 +122,23 @@ impl Outbox {
         Ok(folder)
     }
 
-    /// The folder of a task that starts from a state. An aggregator whose records were put back may offer a task again with
-    /// another state, of which nothing that is here is the result.
-    fn task(&self, id: &TaskId, state: Option<ArtifactRef>) -> PathBuf {
+    fn task(&self, id: &TaskId) -> PathBuf {
         let job = job_name(&id.job);
-        let state = state.map_or_else(|| "none".into(), |state| shortened(state.digest));
-        self.root.join("outbox").join(format!("{job}-{}-{}-{}-{state}", id.kind, id.round, id.attempt))
+        self.root.join("outbox").join(format!("{job}-{}-{}-{}", id.kind, id.round, id.attempt))
     }
 
     /// Where a task's files are written; what an earlier run of this program left of it is still there, what is left of
-    /// other tasks is removed.
+    /// other tasks, or of this one from another state, is removed.
     pub(super) fn begin(&self, id: &TaskId, state: Option<ArtifactRef>) -> io::Result<Attempt> {
-        let folder = self.task(id, state);
+        let folder = self.task(id);
         let outbox = self.root.join("outbox");
+        let (noted, state) = (folder.join(STATE), state.map_or_else(String::new, |state| state.digest.to_string()));
+        // An aggregator whose records were put back may offer a task again with another state.
+        if std::fs::read_to_string(&noted).is_ok_and(|before| before != state) {
+            std::fs::remove_dir_all(&folder)?;
+        }
         std::fs::create_dir_all(&folder)?;
+        std::fs::write(noted, state)?;
         for entry in std::fs::read_dir(&outbox)? {
             let path = entry?.path();
             if path != folder {
@@ -146,7 +150,7 @@ impl Outbox {
 
     /// Notes that a task's result is whole. From here on it is sent, never computed again.
     pub(super) fn finish(&self, finished: &Finished) -> io::Result<()> {
-        let folder = self.task(&finished.id(), finished.state);
+        let folder = self.task(&finished.id());
         let part = folder.join("result.part");
         File::open(folder.join(&finished.file))?.sync_all()?;
         for beside in [RESIDUAL, OWN] {
@@ -160,9 +164,10 @@ impl Outbox {
         File::open(&folder)?.sync_all()
     }
 
-    /// The result of a task, if it is whole, and its file.
+    /// The result of a task that starts from a state, if it is whole, and its file.
     pub(super) fn finished(&self, id: &TaskId, state: Option<ArtifactRef>) -> Option<(Finished, PathBuf)> {
-        whole(&self.task(id, state)).filter(|(finished, _)| finished.id() == *id && finished.state == state)
+        let of_it = |finished: &Finished| finished.id() == *id && (finished.state.is_none() || finished.state == state);
+        whole(&self.task(id)).filter(|(finished, _)| of_it(finished))
     }
 
     /// Results of other tasks, whose answers never came.
@@ -181,8 +186,8 @@ impl Outbox {
 
     /// Forgets a task that has been answered. What was lost of an update that counts, and what stays here, is kept for the
     /// next one.
-    pub(super) fn answered(&self, id: &TaskId, state: Option<ArtifactRef>, accepted: bool) {
-        let folder = self.task(id, state);
+    pub(super) fn answered(&self, id: &TaskId, accepted: bool) {
+        let folder = self.task(id);
         let residual = folder.join(RESIDUAL);
         let kept = if accepted && residual.exists() { self.keep_residual(id, &residual) } else { Ok(()) };
         let own = folder.join(OWN);
@@ -271,11 +276,7 @@ impl Outbox {
 
 /// The job's id comes from the network: its digest is always a plain name.
 fn job_name(job: &str) -> String {
-    shortened(Digest::of(job.as_bytes()))
-}
-
-fn shortened(digest: Digest) -> String {
-    let mut name = digest.to_string();
+    let mut name = Digest::of(job.as_bytes()).to_string();
     name.truncate(16);
     name
 }
@@ -349,12 +350,11 @@ mod tests {
         assert_eq!(again.unanswered(&id(3, 2)).unwrap(), [finished]);
         std::fs::write(attempt.container(), b"123").unwrap();
         assert_eq!(outbox.finished(&id(3, 1), state(0)), None, "truncated");
-        outbox.answered(&id(3, 1), state(0), true);
+        outbox.answered(&id(3, 1), true);
         assert!(!attempt.container().exists());
-        let other = outbox.begin(&id(3, 1), state(1)).unwrap();
-        std::fs::create_dir(other.checkpoint()).unwrap();
-        let attempt = outbox.begin(&id(3, 1), state(0)).unwrap();
-        assert!(!attempt.checkpoint().exists() && !other.checkpoint().exists(), "nor is its checkpoint of use");
+        let begun = |from| outbox.begin(&id(3, 1), state(from)).unwrap().checkpoint();
+        std::fs::create_dir(begun(0)).unwrap();
+        assert!(begun(0).exists() && !begun(1).exists(), "a checkpoint is of no use from another state");
     }
 
     #[test]
@@ -365,7 +365,7 @@ mod tests {
         let answer = |round, accepted| {
             let attempt = outbox.begin(&id(round, 1), state(0)).unwrap();
             std::fs::write(attempt.new_residual(), [round as u8]).unwrap();
-            outbox.answered(&id(round, 1), state(0), accepted);
+            outbox.answered(&id(round, 1), accepted);
         };
         assert_eq!(residual(1), None);
         answer(1, true);
@@ -403,7 +403,7 @@ mod tests {
         let answer = |round, accepted| {
             let attempt = outbox.begin(&id(round, 1), state(0)).unwrap();
             std::fs::write(attempt.new_own(), [round as u8]).unwrap();
-            outbox.answered(&id(round, 1), state(0), accepted);
+            outbox.answered(&id(round, 1), accepted);
             outbox.begin(&id(round + 1, 1), state(0)).unwrap().own.map(|own| std::fs::read(own).unwrap())
         };
         assert_eq!((answer(1, false), answer(1, true), answer(2, false)), (None, Some(vec![1]), Some(vec![1])));

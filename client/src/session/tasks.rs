@@ -41,6 +41,7 @@ pub(super) struct Tasks {
 
 struct Current {
     id: TaskId,
+    state: Option<ArtifactRef>,
     cancelled: Arc<AtomicBool>,
     /// Whether the aggregator has said what becomes of its result.
     answered: Arc<AtomicBool>,
@@ -58,7 +59,9 @@ impl Tasks {
     pub(super) fn begin(&mut self, task: Task) {
         let Some(id) = task.id.clone() else { return };
         let over = |current: &Current| current.task.is_finished() && !current.answered.load(Ordering::Acquire);
-        if self.current.as_ref().is_some_and(|current| current.id == id && !over(current)) {
+        // A malformed one is named when it is fetched.
+        let state = task.state.as_ref().and_then(|state| ArtifactRef::try_from(state).ok());
+        if self.current.as_ref().is_some_and(|current| current.id == id && current.state == state && !over(current)) {
             return;
         }
         self.stop();
@@ -72,12 +75,11 @@ impl Tasks {
             cancelled: cancelled.clone(),
             answered: answered.clone(),
             id: id.clone(),
-            // A malformed one is named when it is fetched.
-            state: task.state.as_ref().and_then(|state| ArtifactRef::try_from(state).ok()),
+            state,
             hold: self.hold.clone(),
             computing: self.computing.clone(),
         };
-        self.current = Some(Current { id, cancelled, answered, task: tokio::spawn(running.run(task)) });
+        self.current = Some(Current { id, state, cancelled, answered, task: tokio::spawn(running.run(task)) });
     }
 
     /// Gives up the task in progress if it is the one that is not wanted any more, or none is.
@@ -171,7 +173,7 @@ impl Running {
                     warn!(round = self.id.round, "the result does not count: {}", answer.reason);
                 }
                 if trained {
-                    self.outbox.answered(&self.id, self.state, answer.accepted);
+                    self.outbox.answered(&self.id, answer.accepted);
                 }
             }
             // The update stays in the outbox; it is sent again when the task is offered again.
@@ -337,11 +339,11 @@ impl Running {
     async fn settle(&self) -> Result<(), WorkError> {
         let unanswered = self.outbox.unanswered(&self.id).map_err(file(&self.site.config.storage.work))?;
         for finished in unanswered {
-            let (id, state, bytes_down) = (finished.id(), finished.state, finished.bytes_down);
+            let (id, bytes_down) = (finished.id(), finished.bytes_down);
             let outcome = Some(trained(&finished));
             let request = ReportResultRequest { task: Some(id.clone()), outcome, bytes_down, bytes_up: 0 };
             let accepted = self.ask(request).await.is_ok_and(|answer| answer.accepted);
-            self.outbox.answered(&id, state, accepted);
+            self.outbox.answered(&id, accepted);
         }
         Ok(())
     }
@@ -449,17 +451,20 @@ mod tests {
         let mut tasks = Tasks::new(site, channel, watch::channel(String::new()).1);
         let id = TaskId { job: "job".into(), round: 1, attempt: 1, kind: TaskKind::Train.into() };
         let task = Task { id: Some(id.clone()), ..Task::default() };
-        let done = tokio::spawn(async {});
-        while !done.is_finished() {
-            tokio::task::yield_now().await;
-        }
-        let answered = Arc::new(AtomicBool::new(true));
-        tasks.current = Some(Current { id, cancelled: Arc::default(), answered: answered.clone(), task: done });
-        tasks.begin(task.clone());
-        assert!(tasks.current.as_ref().unwrap().task.is_finished(), "not begun");
-        // Its answer never came: it is sent again.
-        answered.store(false, Ordering::Release);
-        tasks.begin(task);
-        assert!(!tasks.current.as_ref().unwrap().task.is_finished());
+        let mut offered = async |task: &Task, was_answered: bool| {
+            let done = tokio::spawn(async {});
+            while !done.is_finished() {
+                tokio::task::yield_now().await;
+            }
+            let answered = Arc::new(AtomicBool::new(was_answered));
+            tasks.current =
+                Some(Current { id: id.clone(), state: None, cancelled: Arc::default(), answered, task: done });
+            tasks.begin(task.clone());
+            !tasks.current.as_ref().unwrap().task.is_finished()
+        };
+        assert!(!offered(&task, true).await, "it is not begun again");
+        assert!(offered(&task, false).await, "its answer never came: it is sent again");
+        let state = Some(v1::Artifact { digest: "ab".repeat(32), size: 1 });
+        assert!(offered(&Task { state, ..task }, true).await, "from another state it is another task");
     }
 }

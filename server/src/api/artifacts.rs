@@ -14,7 +14,7 @@ use fedtune_proto::v1::{self, DownloadChunk, UploadResponse, download_request, u
 use futures::stream::{self, Stream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::drain::Drain;
 use super::limits::SiteLimits;
@@ -72,7 +72,7 @@ impl Service {
 }
 
 /// One transfer: counts the bytes of a peer that move, slows them down to its rate, tells the coordinator of them now and
-/// then, and says when it may go on.
+/// then, and says when it may go on. As a call it is counted when it ends, not when it begins to answer.
 struct Transfer {
     coordinator: Handle,
     metrics: Metrics,
@@ -81,6 +81,9 @@ struct Transfer {
     _stream: Option<OwnedSemaphorePermit>,
     identity: Identity,
     direction: Direction,
+    began: Instant,
+    /// How it ended; so if nobody says otherwise: the peer has gone.
+    code: Code,
     told: Instant,
     moving: Arc<Semaphore>,
     drain: Drain,
@@ -98,6 +101,8 @@ impl Transfer {
             _stream: limits.stream(&identity)?,
             identity,
             direction,
+            began: Instant::now(),
+            code: Code::Cancelled,
             told: Instant::now(),
             moving: moving.clone(),
             drain: drain.clone(),
@@ -110,6 +115,12 @@ impl Transfer {
         self.moving.clone().acquire_owned().await.map_err(wire::gone)
     }
 
+    /// Notes how it ends.
+    fn ended<T>(&mut self, answer: Result<T, Status>) -> Result<T, Status> {
+        self.code = answer.as_ref().map_or_else(Status::code, |_| Code::Ok);
+        answer
+    }
+
     async fn moved(&mut self, bytes: usize) {
         self.metrics.moved(&self.identity, self.direction, bytes as u64);
         self.limits.bytes(&self.identity, bytes).await;
@@ -117,6 +128,12 @@ impl Transfer {
             self.told = Instant::now();
             self.coordinator.moving(self.identity.name.clone()).await;
         }
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        self.metrics.call(self.direction.method(), self.code, self.began.elapsed());
     }
 }
 
@@ -174,6 +191,7 @@ impl ArtifactsRpc for Service {
         &self,
         request: Request<Streaming<v1::UploadRequest>>,
     ) -> Result<Response<Self::UploadStream>, Status> {
+        let began = Instant::now();
         let identity = identity::require(&request, ANYBODY)?;
         let mut parts = request.into_inner();
         let first = parts.message().await?.and_then(|request| request.part);
@@ -182,6 +200,7 @@ impl ArtifactsRpc for Service {
         self.permitted(&identity, Permit::Write(artifact)).await?;
         if self.complete(artifact).await? {
             let here = UploadResponse { received: artifact.size, complete: true };
+            self.metrics.call(Direction::Up.method(), Code::Ok, began.elapsed());
             return Ok(Response::new(Box::pin(stream::iter([Ok(here)]))));
         }
         let staged = self.artifacts.stage(&staging_name(&identity, artifact)).await.map_err(wire::storage)?;

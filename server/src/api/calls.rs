@@ -13,7 +13,7 @@ use tracing::{Instrument, error_span};
 use super::drain::Drain;
 use super::identity;
 use super::limits::SiteLimits;
-use crate::metrics::Metrics;
+use crate::metrics::{Direction, Metrics};
 use crate::pki::Role;
 
 /// A service whose calls are counted.
@@ -72,7 +72,11 @@ where
             let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
             // Whoever is let in may ask for any path; one that exists is never answered like this.
             let method = if code == Code::Unimplemented { "other" } else { path.trim_start_matches('/') };
-            metrics.call(method, code, began.elapsed());
+            // Transfers are counted when they end.
+            let begun = code == Code::Ok && [Direction::Up, Direction::Down].map(Direction::method).contains(&method);
+            if !begun {
+                metrics.call(method, code, began.elapsed());
+            }
             Ok(response)
         })
     }

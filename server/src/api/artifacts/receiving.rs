@@ -6,8 +6,10 @@ use fedtune_proto::v1::upload_request::Part;
 use fedtune_proto::v1::{UploadRequest, UploadResponse};
 use fedtune_proto::{CHUNK_BYTES, STREAM_WINDOW_BYTES};
 use futures::{FutureExt, Stream, StreamExt, stream};
+use tokio::sync::{oneshot, watch};
+use tokio_stream::wrappers::WatchStream;
 use tonic::{Status, Streaming};
-use tracing::{Instrument, Span};
+use tracing::Instrument;
 
 use super::super::{drain, wire};
 use super::Transfer;
@@ -53,8 +55,8 @@ impl Batch {
             Some(Ok(UploadRequest { part: Some(Part::Data(data)) })) => data,
             Some(Ok(_)) => return Some(Ended::Broken(Status::invalid_argument("expected bytes after the header"))),
         };
-        if data.len() > CHUNK_BYTES {
-            let reason = format!("a chunk has {} bytes; expected at most {CHUNK_BYTES}", data.len());
+        if data.is_empty() || data.len() > CHUNK_BYTES {
+            let reason = format!("a chunk has {} bytes; expected 1 to {CHUNK_BYTES}", data.len());
             return Some(Ended::Broken(Status::invalid_argument(reason)));
         }
         let Some(left) = self.left.checked_sub(data.len() as u64) else { return Some(Ended::TooLong) };
@@ -71,19 +73,34 @@ impl Batch {
 }
 
 impl Receiving {
-    /// Stores what comes, and says how much has.
+    /// Stores what comes, and says how much has. It goes on in a task of its own, so that what came before a link broke is
+    /// stored and synced although nobody hears of it.
     pub(super) fn answers(self) -> impl Stream<Item = Result<UploadResponse, Status>> {
-        let call = Span::current();
-        stream::try_unfold(Some(self), move |receiving| {
-            let next = async {
-                let Some(mut receiving) = receiving else { return Ok(None) };
-                Ok(Some(match receiving.batch().await? {
-                    None => (UploadResponse { received: receiving.staged.size(), complete: false }, Some(receiving)),
-                    Some(ended) => (receiving.end(ended).await?, None),
-                }))
+        let (told, received) = watch::channel(self.staged.size());
+        let (end, ended) = oneshot::channel();
+        let receive = async move {
+            let answer = self.receive(&told).await;
+            // Whoever sent may be gone.
+            let _ = end.send(answer);
+        };
+        tokio::spawn(receive.in_current_span());
+        let received = WatchStream::from_changes(received);
+        let received = received.map(|received| Ok(UploadResponse { received, complete: false }));
+        let ended = async { ended.await.unwrap_or_else(|_| Err(Status::internal("the upload was broken off"))) };
+        received.chain(stream::once(ended))
+    }
+
+    /// Stores what comes, to its end.
+    async fn receive(mut self, told: &watch::Sender<u64>) -> Result<UploadResponse, Status> {
+        let ended = loop {
+            match self.batch().await {
+                Ok(None) => told.send_replace(self.staged.size()),
+                Ok(Some(ended)) => break ended,
+                Err(status) => return self.transfer.ended(Err(status)),
             };
-            next.instrument(call.clone())
-        })
+        };
+        let Self { artifact, staged, mut transfer, artifacts, .. } = self;
+        transfer.ended(end(artifact, staged, &artifacts, ended).await)
     }
 
     /// Stores the chunks that have come.
@@ -107,31 +124,35 @@ impl Receiving {
         self.transfer.moved(batch.bytes).await;
         Ok(ended)
     }
+}
 
-    /// Publishes the artifact if it is whole.
-    async fn end(mut self, ended: Ended) -> Result<UploadResponse, Status> {
-        match ended {
-            Ended::Complete => {}
-            Ended::Broken(broken) => {
-                // What has arrived stays; the site goes on from there.
-                self.staged.sync().await.map_err(wire::storage)?;
-                return Err(broken);
-            }
-            Ended::TooLong => {
-                self.staged.discard().await.map_err(wire::storage)?;
-                let reason = format!("more than the {} bytes announced came", self.artifact.size);
-                return Err(Status::invalid_argument(reason));
-            }
+/// Publishes the artifact if it is whole.
+async fn end(
+    artifact: ArtifactRef,
+    mut staged: Staged,
+    artifacts: &Artifacts,
+    ended: Ended,
+) -> Result<UploadResponse, Status> {
+    match ended {
+        Ended::Complete => {}
+        Ended::Broken(broken) => {
+            // What has arrived stays; the site goes on from there.
+            staged.sync().await.map_err(wire::storage)?;
+            return Err(broken);
         }
-        let received = self.staged.size();
-        if received < self.artifact.size {
-            self.staged.sync().await.map_err(wire::storage)?;
-            return Ok(UploadResponse { received, complete: false });
+        Ended::TooLong => {
+            staged.discard().await.map_err(wire::storage)?;
+            return Err(Status::invalid_argument(format!("more than the {} bytes announced came", artifact.size)));
         }
-        match self.artifacts.publish(self.staged, self.artifact.digest).await {
-            Ok(_) => Ok(UploadResponse { received, complete: true }),
-            Err(e @ StoreError::Damaged { .. }) => Err(Status::data_loss(e.to_string())),
-            Err(e) => Err(wire::storage(e)),
-        }
+    }
+    let received = staged.size();
+    if received < artifact.size {
+        staged.sync().await.map_err(wire::storage)?;
+        return Ok(UploadResponse { received, complete: false });
+    }
+    match artifacts.publish(staged, artifact.digest).await {
+        Ok(_) => Ok(UploadResponse { received, complete: true }),
+        Err(e @ StoreError::Damaged { .. }) => Err(Status::data_loss(e.to_string())),
+        Err(e) => Err(wire::storage(e)),
     }
 }

@@ -13,6 +13,9 @@ use super::super::{drain, wire};
 use super::Transfer;
 use crate::store::artifacts::Opened;
 
+/// Most that is heard between two chunks.
+const TOLD_MAX: usize = 64;
+
 /// Bytes that go, and where they come from.
 pub(super) struct Sending {
     pub(super) artifact: Opened,
@@ -28,7 +31,13 @@ impl Sending {
     pub(super) fn chunks(self) -> impl Stream<Item = Result<DownloadChunk, Status>> {
         let call = Span::current();
         stream::try_unfold(self, move |mut sending| {
-            let next = async { Ok(sending.chunk().await?.map(|chunk| (chunk, sending))) };
+            let next = async {
+                let chunk = match sending.chunk().await {
+                    Ok(Some(chunk)) => chunk,
+                    end => return sending.transfer.ended(end).map(|_| None),
+                };
+                Ok(Some((chunk, sending)))
+            };
             next.instrument(call.clone())
         })
     }
@@ -40,23 +49,28 @@ impl Sending {
         if self.transfer.drain.is_cut() {
             return Err(drain::stopping());
         }
-        while let Some(told) = self.told.next().now_or_never() {
+        for _ in 0..TOLD_MAX {
+            let Some(told) = self.told.next().now_or_never() else { break };
             self.hear(told)?;
         }
-        let length = loop {
-            if let Some(length) = self.pace.send(Instant::now()) {
-                break length as u64;
+        let (turn, length) = loop {
+            while !self.pace.has_room(Instant::now()) {
+                let told = tokio::select! {
+                    told = self.told.next() => told,
+                    () = self.transfer.drain.cut() => return Err(drain::stopping()),
+                };
+                self.hear(told)?;
             }
-            let told = tokio::select! {
-                told = self.told.next() => told,
-                () = self.transfer.drain.cut() => return Err(drain::stopping()),
-            };
-            self.hear(told)?;
+            let turn = self.transfer.turn().await?;
+            // The time that it travels begins here.
+            if let Some(length) = self.pace.send(Instant::now()) {
+                break (turn, length);
+            }
         };
-        let turn = self.transfer.turn().await?;
-        let data = self.artifact.read(self.offset..self.offset + length).await.map_err(wire::storage)?;
+        let range = self.offset..self.offset + length as u64;
+        let data = self.artifact.read(range.clone()).await.map_err(wire::storage)?;
         drop(turn);
-        self.offset += length;
+        self.offset = range.end;
         self.transfer.moved(data.len()).await;
         Ok(Some(DownloadChunk { data }))
     }
