@@ -134,6 +134,7 @@ fn metrics_count_what_a_job_does() {
         ("fedtune_check_ok{check=\"artifacts\"}", 1.0),
         ("fedtune_calls_total{method=\"fedtune.v1.Operator/SubmitJob\",code=\"Ok\"}", 1.0),
         ("fedtune_call_duration_seconds_count{method=\"fedtune.v1.Operator/SubmitJob\"}", 1.0),
+        ("fedtune_calls_total{method=\"fedtune.v1.Artifacts/Download\",code=\"Ok\"}", 4.0),
     ] {
         assert_eq!(value(series), expected, "{series} in {text}");
     }
