@@ -15,6 +15,9 @@ const LEAST_BYTES: u64 = 6 * PIECE_BYTES;
 /// What a stream's window holds, whatever the line takes.
 const MOST_BYTES: u64 = STREAM_WINDOW_BYTES as u64;
 
+/// A line of more bytes a second is given all of that: it is lost and sent again in no time.
+const FAST: f64 = 10e6;
+
 /// How long pieces may wait on their way behind those before them, so that the line is busy while either side is late: this,
 /// or the shortest time that one takes over [`QUEUE_PART`], if that is longer.
 const QUEUE: Duration = Duration::from_millis(5);
@@ -147,7 +150,9 @@ impl Pace {
         let wait = self.round.shortest.saturating_sub(shortest);
         self.waited |= self.round.longest.saturating_sub(shortest) > queue;
         let window = self.window as f64;
-        let next = if wait > queue {
+        let next = if window > FAST * self.round.shortest.as_secs_f64() {
+            MOST_BYTES as f64
+        } else if wait > queue {
             window * (shortest + queue).div_duration_f64(self.round.shortest)
         } else if !self.round.limited {
             window
