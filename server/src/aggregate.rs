@@ -43,7 +43,7 @@ const WINDOW_BYTES: u64 = 8 << 20;
 
 /// What is taken off for the connection of each site, which holds buffers meanwhile, so that the peak does not grow with
 /// their number.
-const CONNECTION_BYTES: u64 = 64 << 10;
+const CONNECTION_BYTES: u64 = 160 << 10;
 
 /// A window is cut at multiples of this.
 const WINDOW_UNIT: u64 = 4 << 10;
@@ -168,7 +168,9 @@ impl Pass {
         W: Fn(Self, Range<u64>) -> F,
     {
         let (start, end) = (self.layout.data_start, self.layout.file_bytes);
-        let windows = WINDOW_BYTES.saturating_sub(self.sources.len() as u64 * CONNECTION_BYTES);
+        let connections = self.sources.len() as u64 * CONNECTION_BYTES;
+        // Of very many sites windows would have no length.
+        let windows = WINDOW_BYTES - connections.min(WINDOW_BYTES / 2);
         let share = windows / (self.sources.len() + beside) as u64;
         let length = (share / WINDOW_UNIT * WINDOW_UNIT).max(WINDOW_UNIT);
         let in_flight = available_parallelism().map_or(1, usize::from).min(WINDOWS_MAX);
