@@ -444,8 +444,12 @@ mod tests {
 
     #[tokio::test]
     async fn an_offer_that_crossed_the_answer_is_stale() {
-        let text = "[aggregator]\naddress = \"https://localhost:1\"\nbundle = \"b\"\n[data]\ntrain = \"t.csv\"\n";
-        let config = fedtune_config::parse("site.toml".as_ref(), text, std::iter::empty()).unwrap();
+        let work = tempfile::tempdir().unwrap();
+        let text = format!(
+            "[aggregator]\naddress = \"https://localhost:1\"\nbundle = \"b\"\n[data]\ntrain = \"t.csv\"\n[storage]\nwork = {:?}\n",
+            work.path()
+        );
+        let config = fedtune_config::parse("site.toml".as_ref(), &text, std::iter::empty()).unwrap();
         let site = Arc::new(Site { config, device: candle_core::Device::Cpu });
         let channel = tonic::transport::Endpoint::from_static("http://localhost:1").connect_lazy();
         let mut tasks = Tasks::new(site, channel, watch::channel(String::new()).1);
