@@ -26,25 +26,6 @@ impl Digest {
     pub fn of(bytes: &[u8]) -> Self {
         Self(*blake3::hash(bytes).as_bytes())
     }
-
-    /// The digest and the size of a file, read in pieces.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn of_file(path: &Path) -> io::Result<(Self, u64)> {
-        let mut file = std::fs::File::open(path)?;
-        let mut hasher = Hasher::default();
-        let mut buffer = vec![0; 64 << 10];
-        let mut size = 0;
-        loop {
-            let read = file.read(&mut buffer)?;
-            if read == 0 {
-                return Ok((hasher.finish(), size));
-            }
-            hasher.update(&buffer[..read]);
-            size += read as u64;
-        }
-    }
 }
 
 /// Digests bytes as they pass.
@@ -106,6 +87,27 @@ pub struct ArtifactRef {
     pub digest: Digest,
     /// Its size in bytes.
     pub size: u64,
+}
+
+impl ArtifactRef {
+    /// What a file is as an artifact. It is read in pieces.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn of_file(path: &Path) -> io::Result<Self> {
+        let mut file = std::fs::File::open(path)?;
+        let mut hasher = Hasher::default();
+        let mut buffer = vec![0; 64 << 10];
+        let mut size = 0;
+        loop {
+            let read = file.read(&mut buffer)?;
+            if read == 0 {
+                return Ok(Self { digest: hasher.finish(), size });
+            }
+            hasher.update(&buffer[..read]);
+            size += read as u64;
+        }
+    }
 }
 
 impl TryFrom<&crate::v1::Artifact> for ArtifactRef {

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::digest::{Digest, Hasher};
+use crate::digest::{ArtifactRef, Digest, Hasher};
 
 /// Bytes after which the disk is given what has come.
 const SYNC_BYTES: u64 = 16 << 20;
@@ -93,7 +93,7 @@ impl Incoming {
     pub fn finish(&mut self) -> io::Result<Digest> {
         self.sync()?;
         // Bytes from before a break were not seen by this writer.
-        self.hasher.take().map_or_else(|| Ok(Digest::of_file(&self.path)?.0), |hasher| Ok(hasher.finish()))
+        self.hasher.take().map_or_else(|| Ok(ArtifactRef::of_file(&self.path)?.digest), |hasher| Ok(hasher.finish()))
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use fedtune_config::Job;
 use fedtune_config::job::Reads;
 use fedtune_proto::channel::{ChannelError, Credentials};
-use fedtune_proto::digest::{ArtifactRef, Digest};
+use fedtune_proto::digest::ArtifactRef;
 use fedtune_proto::folder::{TOKENIZER_EXTRAS, needed};
 use fedtune_proto::transfer::{self, TransferError};
 use fedtune_proto::v1::operator_client::OperatorClient;
@@ -93,11 +93,11 @@ impl Operator {
                 continue;
             }
             let hashed = path.clone();
-            let digest = tokio::task::spawn_blocking(move || Digest::of_file(&hashed)).await;
+            let named = tokio::task::spawn_blocking(move || ArtifactRef::of_file(&hashed)).await;
             let failed = |source| OperatorError::File { path: path.clone(), source };
-            let (digest, size) = digest.map_err(|e| failed(std::io::Error::other(e)))?.map_err(failed)?;
-            progress(name, size);
-            let artifact = v1::Artifact::from(ArtifactRef { digest, size });
+            let artifact = named.map_err(|e| failed(std::io::Error::other(e)))?.map_err(failed)?;
+            progress(name, artifact.size);
+            let artifact = v1::Artifact::from(artifact);
             transfer::upload(&self.channel, &artifact, &path).await?;
             base_model.push(ModelFile { name: (*name).into(), artifact: Some(artifact) });
         }

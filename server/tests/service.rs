@@ -161,8 +161,7 @@ struct HalfSent {
 impl HalfSent {
     /// Sends the first half and waits until the aggregator has it on its disk.
     async fn begin(federation: &Federation, channel: &Channel, path: &Path) -> Self {
-        let (digest, size) = Digest::of_file(path).unwrap();
-        let artifact = v1::Artifact::from(ArtifactRef { digest, size });
+        let artifact = v1::Artifact::from(ArtifactRef::of_file(path).unwrap());
         let bytes = std::fs::read(path).unwrap();
         let half = bytes.len() / 2;
         let (parts, receiver) = mpsc::channel(1);

@@ -1,9 +1,10 @@
 """Runs a benchmark script inside a Python environment of its own.
 
-The scripts of this folder need PyTorch and transformers. Calling `enter(DIR)`
+Most scripts of this folder need PyTorch and transformers. Calling `enter(DIR)`
 first makes sure that they are installed in the virtual environment DIR, which
-is created when missing, and starts the script anew in it. An environment that
-already holds the packages is used as it is.
+is created when missing, and starts the script anew in it; `enter(DIR, MODULES)`
+asks for no more than MODULES. An environment that already holds them is used
+as it is.
 """
 
 import os
@@ -27,8 +28,8 @@ def add_arguments(parser):
                         help="the client's binary (default: target/release/fedtune-client)")
 
 
-def enter(folder):
-    """Continue in the virtual environment `folder`; returns once inside it."""
+def enter(folder, modules=tuple(PACKAGES)):
+    """Continue in the virtual environment `folder`, which holds `modules`; returns once inside it."""
     folder = Path(folder).resolve()
     if Path(sys.prefix).resolve() == folder:
         return
@@ -36,8 +37,9 @@ def enter(folder):
     if not python.exists():
         print(f"creating {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True)
-    if subprocess.run([python, "-c", "import " + ", ".join(PACKAGES)], capture_output=True).returncode != 0:
-        print(f"installing {' '.join(PACKAGES.values())}", file=sys.stderr)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES.values()], check=True)
+    if subprocess.run([python, "-c", "import " + ", ".join(modules)], capture_output=True).returncode != 0:
+        packages = [PACKAGES[module] for module in modules]
+        print(f"installing {' '.join(packages)}", file=sys.stderr)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
     sys.stdout.flush()
     os.execv(python, [str(python), *sys.argv])

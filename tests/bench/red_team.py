@@ -49,7 +49,7 @@ def main():
     parser.add_argument("--example", type=Path, help="the built example (default: cargo builds it, in release)")
     parser.add_argument("options", nargs="*", help="for the example, after --, such as --seeds 1 2")
     args = parser.parse_args()
-    python_env.enter(args.venv)
+    python_env.enter(args.venv, ("pyarrow", "PIL"))
 
     command = [args.example.resolve()] if args.example else [
         "cargo", "run", "--release", "-p", "fedtune-server", "--example", "red-team", "--"]

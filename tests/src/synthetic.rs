@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use fedtune_proto::channel::Credentials;
-use fedtune_proto::digest::{ArtifactRef, Digest};
+use fedtune_proto::digest::ArtifactRef;
 use fedtune_proto::layout::Layout;
 use fedtune_proto::v1::artifacts_client::ArtifactsClient;
 use fedtune_proto::v1::directive::Kind;
@@ -106,8 +106,7 @@ impl SyntheticSite {
     /// The transfer stopped.
     pub async fn upload(&self, path: &Path) -> anyhow::Result<(v1::Artifact, u64)> {
         let hashed = path.to_path_buf();
-        let (digest, size) = tokio::task::spawn_blocking(move || Digest::of_file(&hashed)).await??;
-        let artifact = v1::Artifact::from(ArtifactRef { digest, size });
+        let artifact = tokio::task::spawn_blocking(move || ArtifactRef::of_file(&hashed)).await??.into();
         let travelled = transfer::upload(&self.channel, &artifact, path).await?;
         Ok((artifact, travelled))
     }

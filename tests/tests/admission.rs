@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use fedtune_proto::digest::Digest;
+use fedtune_proto::digest::{ArtifactRef, Digest};
 use fedtune_proto::layout::Layout;
 use fedtune_proto::v1::report_result_request::Outcome;
 use fedtune_proto::v1::{self, TaskKind};
@@ -190,8 +190,7 @@ fn every_bad_update_is_named_and_the_round_has_the_honest_ones_alone() {
     assert!(!table.send(&sites[at], &tasks[at], &cut, 10).accepted);
     // Who repeats itself is told the same again, and counts once.
     let again = table.delta("again", &values(10));
-    let (digest, size) = Digest::of_file(&again).unwrap();
-    let update = Some(v1::Artifact { digest: digest.to_string(), size });
+    let update = Some(ArtifactRef::of_file(&again).unwrap().into());
     let trained = v1::Trained { update, examples: 10, train_loss: 0.5, train_seconds: 1.0, relative_error: 0.0 };
     let answer = table.runtime.block_on(sites[0].report(&tasks[0], Outcome::Trained(trained))).unwrap();
     assert!(answer.accepted, "{answer:?}");

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use fedtune_proto::channel::Credentials;
-use fedtune_proto::digest::{ArtifactRef, Digest};
+use fedtune_proto::digest::ArtifactRef;
 use fedtune_proto::transfer::{self, TransferError};
 use fedtune_proto::v1::report_result_request::Outcome;
 use fedtune_proto::v1::{self, TaskKind};
@@ -37,8 +37,7 @@ async fn send(channel: &Channel, artifact: &v1::Artifact, path: &Path) -> usize 
 }
 
 fn artifact(path: &Path) -> v1::Artifact {
-    let (digest, size) = Digest::of_file(path).unwrap();
-    ArtifactRef { digest, size }.into()
+    ArtifactRef::of_file(path).unwrap().into()
 }
 
 /// An upload goes through a slow line with a cut and a black hole. It sends again, for each, no more than a chunk; and it

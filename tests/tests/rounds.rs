@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use fedtune_proto::CHUNK_BYTES;
+use fedtune_proto::digest::ArtifactRef;
 use fedtune_proto::layout::Layout;
 use fedtune_proto::transfer::{self, TransferError};
 use fedtune_proto::v1::report_result_request::Outcome;
@@ -211,7 +212,7 @@ fn kills_and_second_clients_in_the_middle_change_no_bit_of_the_result() {
         federation.ended(&job, "completed");
         let model = federation.path("model");
         federation.operator(&["model", "export", &format!("{job}@last"), "--to", text(&model)]).ok();
-        fedtune_proto::digest::Digest::of_file(&model.join("model.safetensors")).unwrap().0
+        ArtifactRef::of_file(&model.join("model.safetensors")).unwrap().digest
     };
     let undisturbed = digest(Middle::Nothing);
     assert_eq!(digest(Middle::Kills), undisturbed);
@@ -374,8 +375,7 @@ fn bad_repeated_and_stale_answers_are_named_and_the_round_goes_on() {
         std::fs::write(&bad, bytes).unwrap();
         let answer = sites[1].send_update(&tasks[1], &bad, 10).await.unwrap();
         assert!(!answer.accepted && answer.reason.contains("NaN"), "{answer:?}");
-        let (digest, size) = fedtune_proto::digest::Digest::of_file(&bad).unwrap();
-        let update = Some(v1::Artifact { digest: digest.to_string(), size });
+        let update = Some(ArtifactRef::of_file(&bad).unwrap().into());
         let trained = v1::Trained { update, examples: 10, train_loss: 0.5, train_seconds: 1.0, relative_error: 0.0 };
         let again = sites[1].report(&tasks[1], Outcome::Trained(trained)).await.unwrap();
         assert!(!again.accepted && again.reason.contains("NaN"), "the same answer again: {again:?}");
@@ -401,10 +401,10 @@ fn bad_repeated_and_stale_answers_are_named_and_the_round_goes_on() {
     assert_eq!(retried[0].id.as_ref().unwrap().attempt, 2);
     assert_eq!(retried[0].state, tasks[0].state);
     synthetic.runtime.block_on(async {
-        let (digest, size) = fedtune_proto::digest::Digest::of_file(&good).unwrap();
+        let update = v1::Artifact::from(ArtifactRef::of_file(&good).unwrap());
         for (site, task) in sites.iter().zip(&retried) {
             assert!(site.send_update(task, &good, 10).await.unwrap().accepted);
-            let update = Some(v1::Artifact { digest: digest.to_string(), size });
+            let update = Some(update.clone());
             let trained =
                 v1::Trained { update, examples: 10, train_loss: 0.5, train_seconds: 1.0, relative_error: 0.0 };
             let again = site.report(task, Outcome::Trained(trained)).await.unwrap();
@@ -448,8 +448,7 @@ fn uploads_resume_and_damaged_or_oversized_ones_are_refused() {
     let mut site = synthetic.connect(0);
     let task = synthetic.task(&mut site, TaskKind::Initialize);
     synthetic.runtime.block_on(async {
-        let (digest, size) = fedtune_proto::digest::Digest::of_file(&synthetic.state).unwrap();
-        let artifact = v1::Artifact { digest: digest.to_string(), size };
+        let artifact = v1::Artifact::from(ArtifactRef::of_file(&synthetic.state).unwrap());
         // A chunk and a half, then the link is cut.
         let bytes = std::fs::read(&synthetic.state).unwrap();
         let mut client = v1::artifacts_client::ArtifactsClient::new(site.channel.clone());

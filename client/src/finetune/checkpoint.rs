@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use fedtune_config::Job;
 use fedtune_config::job::Precision;
 use fedtune_config::job::Reads;
-use fedtune_proto::digest::Digest;
+use fedtune_proto::digest::ArtifactRef;
 use serde::{Deserialize, Serialize};
 
 use super::early_stopping::EarlyStopping;
@@ -50,8 +50,8 @@ impl Identity {
         let mut files = blake3::Hasher::new();
         for name in fedtune_proto::folder::needed(job.task.kind.reads() == Reads::Texts, job.task.kind.reads_images()) {
             let path = model.join(name);
-            let (digest, _) = Digest::of_file(&path).map_err(|e| failed(&path, format!("cannot be read: {e}")))?;
-            files.update(digest.to_string().as_bytes());
+            let artifact = ArtifactRef::of_file(&path).map_err(|e| failed(&path, format!("cannot be read: {e}")))?;
+            files.update(artifact.digest.to_string().as_bytes());
         }
         let validation = match stopping.map(EarlyStopping::rule) {
             Some((rows, rule)) => Some(format!("{}, {rule}", digest(rows)?)),

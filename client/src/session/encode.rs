@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use fedtune_config::job::Updates;
 use fedtune_proto::delta::{Codec, Encoder, Rounding};
-use fedtune_proto::digest::Digest;
+use fedtune_proto::digest::ArtifactRef;
 use fedtune_proto::layout::Layout;
 
 use super::outbox::Attempt;
@@ -34,7 +34,7 @@ pub(super) fn encode(updates: &Updates, attempt: &Attempt) -> Result<Encoded, Wo
     let create = |path: &Path| File::create(path).map(BufWriter::new).map_err(failed(path));
     let layout = Layout::read(&update)?;
     // Of the values themselves, so that no two sites and no two rounds round alike, and the same values always do.
-    let (seed, _) = Digest::of_file(&update).map_err(failed(&update))?;
+    let seed = ArtifactRef::of_file(&update).map_err(failed(&update))?.digest;
     let mut encoder = Encoder::new(&layout, codec, Rounding::Stochastic { seed: *seed.bytes() });
     let feedback = updates.error_feedback == Some(true);
     let mut earlier = match &attempt.residual {

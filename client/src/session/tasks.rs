@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use fedtune_proto::digest::{ArtifactRef, Digest};
+use fedtune_proto::digest::ArtifactRef;
 use fedtune_proto::transfer::{self, TransferError};
 use fedtune_proto::v1::federation_client::FederationClient;
 use fedtune_proto::v1::report_result_request::Outcome;
@@ -432,9 +432,8 @@ fn trained(finished: &Finished) -> Outcome {
 
 async fn digest(path: &Path) -> Result<ArtifactRef, WorkError> {
     let hashed = path.to_path_buf();
-    let digest = tokio::task::spawn_blocking(move || Digest::of_file(&hashed)).await;
-    let (digest, size) = digest.map_err(std::io::Error::other).and_then(|d| d).map_err(file(path))?;
-    Ok(ArtifactRef { digest, size })
+    let named = tokio::task::spawn_blocking(move || ArtifactRef::of_file(&hashed)).await;
+    named.map_err(std::io::Error::other).flatten().map_err(file(path))
 }
 
 #[cfg(test)]

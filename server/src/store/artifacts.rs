@@ -188,8 +188,8 @@ impl Artifacts {
         }
         let path = self.path(name);
         let hashed = path.clone();
-        let hashed = spawn_blocking(move || Digest::of_file(&hashed)).await.map_err(io::Error::other).flatten();
-        hashed.map(|(digest, _)| Some(digest)).map_err(|source| StoreError::File { path, source })
+        let hashed = spawn_blocking(move || ArtifactRef::of_file(&hashed)).await.map_err(io::Error::other).flatten();
+        hashed.map(|artifact| Some(artifact.digest)).map_err(|source| StoreError::File { path, source })
     }
 
     /// Opens an artifact, to read much of it.

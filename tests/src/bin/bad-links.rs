@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use clap::Parser;
 use fedtune_proto::channel::Credentials;
-use fedtune_proto::digest::{ArtifactRef, Digest};
+use fedtune_proto::digest::ArtifactRef;
 use fedtune_proto::v1::report_result_request::Outcome;
 use fedtune_proto::{transfer, v1, version};
 use fedtune_tests::{
@@ -71,8 +71,7 @@ fn main() -> anyhow::Result<()> {
         let after = |i: u64| (i + 1) * megabytes * 1_000_000 / (outages + 1);
         let how = |i: u64| if i.is_multiple_of(2) { Break::Cut } else { Break::BlackHole };
         proxy.plan((0..outages).map(|i| Outage { after: after(i), way: Way::Up, how: how(i), lasts }));
-        let (digest, size) = Digest::of_file(&update)?;
-        let artifact = v1::Artifact::from(ArtifactRef { digest, size });
+        let artifact = v1::Artifact::from(ArtifactRef::of_file(&update)?);
         let (began, before, mut pause) = (Instant::now(), proxy.sent(Way::Up), Duration::from_millis(250));
         while let Err(e) = transfer::upload(&site.channel, &artifact, &update).await {
             ensure!(e.is_transient(), e);
@@ -82,7 +81,7 @@ fn main() -> anyhow::Result<()> {
         }
         let (took, sent) = (began.elapsed().as_secs_f64(), proxy.sent(Way::Up) - before);
         ensure!(site.send_update(&task, &update, 10).await?.accepted, "the update is refused");
-        let ideal = size as f64 / rate + outages as f64 * lasts.as_secs_f64();
+        let ideal = artifact.size as f64 / rate + outages as f64 * lasts.as_secs_f64();
         println!("{took:.1} s for what takes {ideal:.1} s");
         let again = sent.saturating_sub(undisturbed);
         println!("{again} of {undisturbed} bytes again, {:.0} an outage", again as f64 / outages.max(1) as f64);

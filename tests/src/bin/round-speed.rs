@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Parser;
-use fedtune_proto::digest::{ArtifactRef, Digest};
+use fedtune_proto::digest::ArtifactRef;
 use fedtune_proto::transfer;
 use fedtune_proto::v1::report_result_request::Outcome;
 use fedtune_proto::v1::{self, TaskKind};
@@ -124,8 +124,7 @@ async fn phases(
         site.report(&task, Outcome::Initialized(initialized)).await?;
     };
     // A site names an update when it stores it, before it sends it.
-    let (digest, size) = Digest::of_file(update)?;
-    let sent = v1::Artifact::from(ArtifactRef { digest, size });
+    let sent = v1::Artifact::from(ArtifactRef::of_file(update)?);
     let fetched: PathBuf = folder.join("state");
     let artifact = task.state.clone().context("no state")?;
     let mut times = [Duration::ZERO; 3];
