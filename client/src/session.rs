@@ -182,7 +182,7 @@ async fn follow(
                     let said = tokio::time::timeout(FAREWELL, directives.message()).await;
                     return match said {
                         Ok(Ok(Some(Directive { kind: Some(Kind::Close(close)) }))) => closed(close),
-                        _ => Ended::Broken(status.message().into()),
+                        _ => Ended::Broken(channel::told(&status)),
                     };
                 }
             }
@@ -196,9 +196,9 @@ fn closed(close: Close) -> Ended {
 
 fn ended_by(status: &Status) -> Ended {
     let refused = matches!(status.code(), Code::FailedPrecondition | Code::PermissionDenied | Code::Unauthenticated);
-    let reason = fedtune_proto::channel::chain(status);
+    let reason = channel::told(status);
     if refused {
-        Ended::Final(status.message().into())
+        Ended::Final(reason)
     } else if channel::is_refusal(&reason) {
         Ended::Refused(reason)
     } else {

@@ -5,8 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tonic::Code;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Status};
 
 use crate::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 
@@ -163,8 +163,15 @@ pub fn is_transient(code: Code) -> bool {
 
 /// An error with all its causes, in one line.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
+    with_causes(error.to_string(), error.source())
+}
+
+/// What a call was answered, in one line; where the link broke, with the causes.
+pub fn told(status: &Status) -> String {
+    with_causes(status.message().to_owned(), std::error::Error::source(status))
+}
+
+fn with_causes(mut text: String, mut source: Option<&(dyn std::error::Error + 'static)>) -> String {
     while let Some(cause) = source {
         let cause_text = cause.to_string();
         if !text.contains(&cause_text) {

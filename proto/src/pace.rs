@@ -10,7 +10,7 @@ use crate::{CHUNK_BYTES, STREAM_WINDOW_BYTES};
 const PIECE_BYTES: u64 = 8 << 10;
 
 /// What may be under way on any line: some pieces arrive, some travel, some wait.
-const LEAST_BYTES: u64 = 6 * PIECE_BYTES;
+const LEAST_BYTES: u64 = 5 * PIECE_BYTES;
 
 /// What a stream's window holds, whatever the line takes.
 const MOST_BYTES: u64 = STREAM_WINDOW_BYTES as u64;

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use crate::channel::is_transient;
+use crate::channel::{self, is_transient};
 use crate::digest::Digest;
 use crate::incoming::Incoming;
 use crate::pace::Pace;
@@ -41,7 +41,7 @@ pub enum TransferError {
         source: io::Error,
     },
     /// The other side refused, or the link broke.
-    #[error("the transfer of artifact {digest} stopped: {status}", status = status.message())]
+    #[error("the transfer of artifact {digest} stopped: {status}", status = channel::told(status))]
     Remote {
         /// The artifact.
         digest: String,

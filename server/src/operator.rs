@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use fedtune_config::Job;
 use fedtune_config::job::Reads;
-use fedtune_proto::channel::{ChannelError, Credentials};
+use fedtune_proto::channel::{self, ChannelError, Credentials};
 use fedtune_proto::digest::ArtifactRef;
 use fedtune_proto::folder::{TOKENIZER_EXTRAS, needed};
 use fedtune_proto::transfer::{self, TransferError};
@@ -24,7 +24,7 @@ pub enum OperatorError {
     #[error(transparent)]
     Channel(#[from] ChannelError),
     /// It refused, or the link broke.
-    #[error("the aggregator answered: {message}", message = .0.message())]
+    #[error("the aggregator answered: {message}", message = channel::told(.0))]
     Remote(Box<Status>),
     /// A transfer stopped.
     #[error(transparent)]

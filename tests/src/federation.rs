@@ -343,7 +343,8 @@ impl Federation {
     /// # Panics
     /// The call fails.
     pub fn show(&self, job: &str) -> serde_json::Value {
-        let shown = self.operator(&["job", "show", job, "--output", "json"]).ok();
+        let shown = self.operator(&["job", "show", job, "--output", "json"]);
+        assert!(shown.code == 0, "{shown:?}\naggregator:\n{}", self.log_text("aggregator"));
         serde_json::from_str(&shown.stdout).expect("JSON")
     }
 
@@ -369,7 +370,8 @@ impl Federation {
                 return shown;
             }
             assert!(began.elapsed() < patience, "no {what}: {shown}\naggregator:\n{}", self.log_text("aggregator"));
-            std::thread::sleep(Duration::from_millis(100));
+            // What takes long is asked for less often.
+            std::thread::sleep((began.elapsed() / 20).clamp(Duration::from_millis(100), Duration::from_secs(5)));
         }
     }
 

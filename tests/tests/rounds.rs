@@ -463,10 +463,10 @@ fn uploads_resume_and_damaged_or_oversized_ones_are_refused() {
         let answer = last_answer(&mut client, tokio_stream::iter(parts)).await.unwrap();
         assert_eq!((answer.received, answer.complete), (sent as u64, false));
         let travelled = transfer::upload(&site.channel, &artifact, &synthetic.state).await.unwrap();
-        assert_eq!(travelled, size - sent as u64);
+        assert_eq!(travelled, artifact.size - sent as u64);
         assert_eq!(transfer::upload(&site.channel, &artifact, &synthetic.state).await.unwrap(), 0, "it is there");
 
-        let wrong = v1::Artifact { digest: "cd".repeat(32), size };
+        let wrong = v1::Artifact { digest: "cd".repeat(32), size: artifact.size };
         let error = transfer::upload(&site.channel, &wrong, &synthetic.state).await.unwrap_err();
         assert!(error.to_string().contains("have the digest"), "{error}");
         let short = v1::Artifact { digest: "ef".repeat(32), size: 1000 };
@@ -524,13 +524,13 @@ fn uploads_resume_and_damaged_or_oversized_ones_are_refused() {
         let part_file = synthetic.federation.path("down.part");
         std::fs::write(&part_file, &bytes[..3_000_000]).unwrap();
         let down = synthetic.federation.path("down");
-        assert_eq!(transfer::download(&site.channel, &artifact, &down).await.unwrap(), size - 3_000_000);
+        assert_eq!(transfer::download(&site.channel, &artifact, &down).await.unwrap(), artifact.size - 3_000_000);
         assert_eq!(std::fs::read(&down).unwrap(), bytes);
         std::fs::remove_file(&down).unwrap();
         std::fs::write(&part_file, vec![1; 3_000_000]).unwrap();
         let error = transfer::download(&site.channel, &artifact, &down).await.unwrap_err();
         assert!(matches!(error, TransferError::Damaged { .. }));
-        assert_eq!(transfer::download(&site.channel, &artifact, &down).await.unwrap(), size);
+        assert_eq!(transfer::download(&site.channel, &artifact, &down).await.unwrap(), artifact.size);
 
         // Whoever says that more has come than can be hears no more of it, and who says nothing more is not sent more.
         let ask = |part| v1::DownloadRequest { part: Some(part) };

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use fedtune_proto::channel;
 use fedtune_proto::digest::ArtifactRef;
 use fedtune_proto::transfer::{self, TransferError};
 use fedtune_proto::v1::federation_client::FederationClient;
@@ -177,7 +178,7 @@ impl Running {
                 }
             }
             // The update stays in the outbox; it is sent again when the task is offered again.
-            Err(status) => warn!("the aggregator refused the result: {}", status.message()),
+            Err(status) => warn!("the aggregator refused the result: {}", channel::told(&status)),
         }
     }
 
@@ -408,7 +409,7 @@ impl Running {
             examples_per_second: progress.examples_per_second,
         };
         if let Err(status) = FederationClient::new(self.channel.clone()).report_progress(request).await {
-            tracing::debug!("progress was not reported: {}", status.message());
+            tracing::debug!("progress was not reported: {}", channel::told(&status));
         }
     }
 }

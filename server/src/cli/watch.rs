@@ -6,6 +6,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use fedtune_config::job::Metric;
+use fedtune_proto::channel;
 use fedtune_proto::v1::{Measure, RoundSummary, Scores, ShowJobResponse, SiteActivity};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tonic::{Code, Status};
@@ -30,7 +31,7 @@ pub(super) async fn to_the_end(operator: &mut Operator, job: &str) -> Result<Sho
             // The aggregator restarts, say; the job goes on there, and so does the watching.
             Err(OperatorError::Remote(status)) if is_away(&status) && failures < AWAY_MAX => {
                 failures += 1;
-                eprintln!("the aggregator is away ({}); trying again", status.message());
+                eprintln!("the aggregator is away ({}); trying again", channel::told(&status));
                 tokio::time::sleep(AWAY_PAUSE).await;
             }
             Err(error) => return Err(error),
