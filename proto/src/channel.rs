@@ -174,10 +174,27 @@ pub fn told(status: &Status) -> String {
 fn with_causes(mut text: String, mut source: Option<&(dyn std::error::Error + 'static)>) -> String {
     while let Some(cause) = source {
         let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
+        // What tonic calls every one of them.
+        if cause_text != "transport error" && !text.contains(&cause_text) {
             let _ = write!(text, ": {cause_text}");
         }
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("the stream broke")]
+    struct Broke(#[source] io::Error);
+
+    #[test]
+    fn a_broken_link_is_told_of_with_its_causes_and_a_refusal_as_it_is() {
+        let broke = Status::from_error(Box::new(Broke(io::Error::other("the wire was cut"))));
+        assert_eq!(told(&broke), "the stream broke: the wire was cut");
+        assert_eq!(told(&Status::not_found("no job of this name")), "no job of this name");
+    }
 }
